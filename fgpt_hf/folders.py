@@ -1,0 +1,160 @@
+"""What a run writes: folders that are whole or not there, and lines that belong to a step."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from fgpt_hf.runs import Run
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # the ending of a folder that is being written, or replaced
+
+
+class RunFolder:
+    """`run.yaml`, `metrics.jsonl`, `samples.jsonl`, `figures/`, `checkpoints/` and `model/` of one run.
+
+    While it is open no other process can open it. Only the process with rank 0 writes.
+    """
+
+    def __init__(self, run: Run, rank: int = 0) -> None:
+        self.run, self.path, self.is_writer = run, run.folder, rank == 0
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder; a new run makes it, a resumed one finds it.
+
+        Raises:
+            ValueError: it holds a run and none was to be resumed or overwritten; it holds another run than the one to
+                be resumed; another process is writing to it.
+        """
+        if not self.is_writer:
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
+                self._prepare()
+                yield
+        except Timeout as error:
+            raise ValueError(f"{self.path} is being written to by another run: choose another output_dir") from error
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a line to `metrics.jsonl` or `samples.jsonl`; it holds the step that it belongs to."""
+        if self.is_writer:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps, which a resumed run will write again."""
+        for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl") if self.is_writer else ():
+            kept = [line for line in read_lines(path) if line["step"] <= step]
+            replacement = path.with_suffix(PARTIAL)
+            replacement.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), "utf-8")
+            replacement.replace(path)
+
+    def _prepare(self) -> None:
+        record = self.path / "run.yaml"
+        resumed = self.run.resume_from_checkpoint is not None
+        if resumed and not record.is_file():
+            raise ValueError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
+        if resumed:
+            self._compare(yaml.safe_load(record.read_text(encoding="utf-8")))
+        elif record.is_file() and self.run.overwrite_output_dir:
+            shutil.rmtree(self.path)
+        elif record.is_file():
+            raise ValueError(
+                f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
+                "--overwrite_output_dir, or choose another --output_dir"
+            )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        record.write_text(self.run.to_yaml(), encoding="utf-8")
+
+    def _compare(self, recorded: Mapping[str, Any]) -> None:
+        for name in self.run.lasting:
+            if recorded.get(name) != getattr(self.run, name):
+                raise ValueError(
+                    f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot go on with "
+                    f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
+                )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file, of which a killed process may have left the last one unfinished."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into: it becomes `folder` when the block ends well and disappears when it fails.
+
+    It is flushed to the disk first, so a process that is killed at any moment leaves what was there before, or all of
+    the new.
+    """
+    partial, replaced = (folder.with_name(f"{folder.name}{mark}{PARTIAL}") for mark in ("", ".replaced"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in (*_files(partial), *filter(Path.is_dir, partial.rglob("*")), partial):
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the hashes of a folder's files, for `flaw`."""
+    manifest = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a folder that has a manifest, or None if every file is as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or damaged"
+    for name, digest in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no such call for folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,343 @@
+"""FGPT, a GPT-2 network built from the parts of transformers.
+
+Legend: B rows, T tokens of a row, S key slots that a query may see (cache and padding included), H heads, D head size,
+C width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_fgpt import FGPTConfig
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend in plain matrix products: the reference for the fused kernels, and the one that returns its weights.
+
+    `query` is (B, H, T, D), `key` and `value` (B, H, S, D), `attention_mask` is added to the scores (B, 1, T, S).
+    Returns the attended values (B, T, H, D) and the weights (B, H, T, S).
+    """
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class FGPTAttention(nn.Module):
+    """Causal self-attention, computed by whichever function `config._attn_implementation` names."""
+
+    is_causal = True
+
+    def __init__(self, config: FGPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = residual_projection(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        # A module, although only its rate is used: tools that switch dropout off look for modules.
+        self.attention_dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the attention function does."""
+        rows_tokens = hidden_states.shape[:-1]
+        by_head = (*rows_tokens, -1, self.head_dim)  # -1: tensor parallelism leaves a device only some of the heads
+        query = self.q_proj(hidden_states).view(by_head).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(by_head).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout.p if self.training else 0.0
+        attended, weights = attend(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
+        )
+        return self.o_proj(attended.reshape(*rows_tokens, -1)), weights
+
+
+class FGPTMLP(nn.Module):
+    """Two projections with an activation between them, each token for itself."""
+
+    def __init__(self, config: FGPTConfig) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None  # the config derives it
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+def residual_projection(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    """Give a linear layer marked as feeding the residual stream, for `_init_weights`.
+
+    A mark and no subclass, since quantizers look for nn.Linear itself; on the layer and not its parent, since
+    transformers initialises no module of custom code that owns no parameter.
+    """
+    projection = nn.Linear(inputs, outputs, bias=bias)
+    projection.feeds_residual = True  # type: ignore[assignment]
+    return projection
+
+
+class FGPTLayer(GradientCheckpointingLayer):
+    """Attention, then the MLP, each normalised before and added to the residual stream after."""
+
+    def __init__(self, config: FGPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = FGPTAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = FGPTMLP(config)
+        self.residual_dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        normed = self.input_layernorm(hidden_states)
+        attended, _ = self.self_attn(normed, attention_mask, past_key_values, **kwargs)
+        hidden_states = hidden_states + self.residual_dropout(attended)
+        transformed = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.residual_dropout(transformed)
+
+
+class FGPTPreTrainedModel(PreTrainedModel):
+    """What FGPT models tell transformers about themselves, and how their weights start."""
+
+    config: FGPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FGPTLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": FGPTLayer, "attentions": FGPTAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw N(0, initializer_range) weights, divided by sqrt(2 * layers) where they feed the residual stream.
+
+        Each layer adds to the stream twice, and its variance shall not grow with depth (Radford et al. 2019, 2.3).
+        """
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and getattr(module, "feeds_residual", False):
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+            init.normal_(module.weight, mean=0.0, std=std)
+
+
+class FGPTModel(FGPTPreTrainedModel):
+    """The network without its head: token ids to final hidden states."""
+
+    def __init__(self, config: FGPTConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList([FGPTLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Map `input_ids` (B, T), or `inputs_embeds` (B, T, C) in their place, to hidden states (B, T, C).
+
+        `attention_mask` (B, S) is 0 at padding. `position_ids` (B, T) or (1, T) default to counting on from the cache;
+        rows padded on the left need them, as `generate` derives them. Rows that pack several documents say so by
+        `position_ids` that start again at each, with neither mask nor cache given: no token then sees another document.
+        Raises ValueError for a position past the context.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        self._check_context(inputs_embeds.shape[1], position_ids, past_key_values)
+
+        # The mask and the layers get position_ids as given. Default ones say nothing about packing, but would be
+        # searched for it: a wait for the device in each step, a full mask in a compiled one.
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            layer_idx=self._first_layer,
+        )
+        may_pack = attention_mask is None and past_key_values is None and "cu_seq_lens_q" not in kwargs
+        if position_ids is not None and may_pack and is_flash_attention_requested(self.config):
+            kwargs.update(document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)))
+        hidden_states = inputs_embeds
+        if self._first_layer == 0:
+            hidden_states = self._add_positions(inputs_embeds, position_ids, past_key_values)
+        # Only now, because packing is looked for where there is no cache, and a new one is as good as none.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    @property
+    def _first_layer(self) -> int:
+        """The first layer held here: 0, but for a later stage of a pipeline, with nn.Identity for the layers before.
+
+        Such a stage has no cache for those layers, and gets hidden states, with their positions, as `inputs_embeds`.
+        """
+        return next(index for index, layer in enumerate(self.layers) if not isinstance(layer, nn.Identity))
+
+    def _check_context(self, tokens: int, position_ids: torch.Tensor | None, past_key_values: Cache | None) -> None:
+        """Raise ValueError if a position lies past the context, without making an accelerator's steps wait.
+
+        Lengths that the host knows decide: the slots of the cache, all of them for a static one, else the row's tokens.
+        Positions given without a cache may start again within a longer row. They are read where that costs nothing, on
+        the CPU, or where the row is longer than the context; a traced graph cannot read them.
+        """
+        context = self.config.max_position_embeddings
+        length = tokens
+        if past_key_values is not None:
+            length, _ = past_key_values.get_mask_sizes(tokens, self._first_layer)
+        elif position_ids is not None:
+            if is_tracing(position_ids) or (position_ids.device.type != "cpu" and length <= context):
+                return
+            length = int(position_ids.max()) + 1
+        if length > context:
+            raise ValueError(f"a sequence or cache of {length} tokens is longer than the context of {context} tokens")
+
+    def _add_positions(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.Tensor:
+        """Add the learned position embeddings to (B, T, C); positions not given count on from the cache."""
+        if position_ids is None:
+            start = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + start).unsqueeze(0)
+        # The two embeddings may lie on different devices.
+        position_embeds = self.embed_positions(position_ids).to(inputs_embeds.device)
+        return self.embedding_dropout(inputs_embeds + position_embeds)
+
+
+def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
+    """Say where the packed documents of all rows (B, T) lie, since FlashAttention itself only looks in a single row."""
+    (queries, keys), (longest_query, longest_key) = prepare_fa_kwargs_from_position_ids(position_ids)
+    lengths = {"max_length_q": longest_query, "max_length_k": longest_key}
+    return {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys, **lengths}
+
+
+class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
+    """The language model: token ids to next-token logits, the head's weights tied to the token embeddings."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: FGPTConfig) -> None:
+        super().__init__(config)
+        self.model = FGPTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Map what `FGPTModel.forward` takes to logits (B, T, V), and `labels` (B, T) to a loss in nats per token.
+
+        Label t is compared with the logits of token t - 1; -100 is left out. The loss is the mean over the labels, or
+        their sum over `num_items_in_batch`. `logits_to_keep`, a count from the end or the positions themselves, spares
+        the head's work on the other tokens.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+FGPTModel.register_for_auto_class("AutoModel")
+FGPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")

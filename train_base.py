@@ -1,0 +1,71 @@
+"""Train a base model on documents: `python train_base.py --preset quickstart`, or under `torchrun`.
+
+All flags: `python train_base.py --help`.
+"""
+
+from collections.abc import Sequence
+
+from transformers import GenerationConfig
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.batches import RandomRows, pack_documents
+from fgpt_hf.corpora import load_corpus
+from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss, sample
+from fgpt_hf.folders import RunFolder
+from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.report import summary
+from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
+from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer, encode_documents
+from fgpt_hf.training import Check, fit, start
+
+
+def main(arguments: Sequence[str]) -> None:
+    run = parse_run(BaseRun, PRESETS, arguments)
+    accelerator = start(run)
+    folder = RunFolder(run, accelerator.process_index)
+    with folder.opened():
+        tokenizer = build_tokenizer(run.max_position_embeddings)
+        model = new_model(run)
+        corpus = load_corpus(run)
+        rows = pack_documents(encode_documents(corpus.train["text"]), run.max_position_embeddings)
+        held_out_rows = pack_documents(encode_documents(corpus.held_out["text"]), run.max_position_embeddings)
+        accelerator.print(f"{model.num_parameters():,} parameters; {rows}")
+        batches = RandomRows(rows.ids, run.seed, accelerator.process_index, accelerator.num_processes)
+        bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
+        prompts = [run.sample_prompt, " ".join(corpus.held_out[0]["text"].split()[:8])]
+
+        def check_held_out(step: int) -> dict[str, float]:
+            eval_rows = held_out_rows.ids[: run.max_eval_rows]
+            return held_out_loss(accelerator, model, eval_rows, bytes_of_token, run.per_device_train_batch_size)
+
+        def check_samples(step: int) -> dict[str, float]:
+            for line in sample(accelerator, model, tokenizer, prompts, run.seed):
+                folder.append("samples.jsonl", {"step": step} | line)
+            return {}
+
+        checks = [Check(run.eval_steps, check_held_out), Check(run.sample_steps, check_samples)]
+        fit(accelerator, run, folder, LanguageModelObjective(model), tokenizer, batches, checks)
+        accelerator.print(summary(folder.path))
+
+
+def new_model(run: BaseRun) -> FGPTForCausalLM:
+    """A network of the run's shape with GPT-2's initial weights, which ends its texts and its turns."""
+    model = FGPTForCausalLM(
+        FGPTConfig(
+            hidden_size=run.hidden_size,
+            num_hidden_layers=run.num_hidden_layers,
+            num_attention_heads=run.num_attention_heads,
+            max_position_embeddings=run.max_position_embeddings,
+            embedding_dropout=run.dropout,
+            residual_dropout=run.dropout,
+            attention_dropout=run.dropout,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        bos_token_id=END_OF_TEXT_ID, eos_token_id=[END_OF_TEXT_ID, END_OF_TURN_ID], pad_token_id=PAD_ID
+    )
+    return model
+
+
+if __name__ == "__main__":
+    command_line(main)
