@@ -88,7 +88,7 @@ class JointOptimizer:
         for group in self.param_groups:
             group["lr"] = learning_rate
 
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:
         for optimizer in self.optimizers:
             optimizer.step()
 
