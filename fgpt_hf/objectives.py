@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from fgpt_hf.batches import IGNORED
@@ -60,7 +61,7 @@ def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
     scored = (labels != IGNORED).nonzero().squeeze(1)
     dtype = _product_dtype(states)
     for rows, logits in _logit_chunks(states[scored].to(dtype), embeddings.to(dtype)):
-        losses[scored[rows]] = _exponentiate_(logits, labels[scored[rows], None])[0].squeeze(1)
+        losses[scored[rows]] = _to_gradients_(logits, labels[scored[rows]])
     return losses
 
 
@@ -71,32 +72,24 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         total = states.new_zeros((), dtype=torch.float32)
         states_grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(embeddings, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        embeddings_grad = torch.zeros_like(embeddings) if ctx.needs_input_grad[1] else None
         low_states, low_embeddings = states.to(dtype), embeddings.to(dtype)
         for rows, logits in _logit_chunks(low_states, low_embeddings):
-            targets = labels[rows, None]
-            losses, exponentials, sums = _exponentiate_(logits, targets)
-            total += losses.sum()
-            logit_grad = exponentials.div_(sums).scatter_add_(1, targets, torch.full_like(sums, -1.0)).to(dtype)
+            total += _to_gradients_(logits, labels[rows]).sum()
             if states_grad is not None:
-                states_grad[rows] = logit_grad @ low_embeddings
-            if weight_grad is not None and dtype == torch.float32:
-                weight_grad.addmm_(logit_grad.T, low_states[rows])
-            elif weight_grad is not None:
-                weight_grad += logit_grad.T @ low_states[rows]
-        ctx.save_for_backward(states_grad, weight_grad)
-        ctx.embeddings_dtype = embeddings.dtype
+                states_grad[rows] = logits @ low_embeddings
+            if embeddings_grad is not None and dtype == embeddings_grad.dtype:
+                embeddings_grad.addmm_(logits.T, low_states[rows])
+            elif embeddings_grad is not None:
+                embeddings_grad += logits.T @ low_states[rows]
+        ctx.save_for_backward(states_grad, embeddings_grad)
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        states_grad, weight_grad = ctx.saved_tensors
-        return (
-            None if states_grad is None else states_grad * upstream.to(states_grad.dtype),
-            None if weight_grad is None else (weight_grad * upstream).to(ctx.embeddings_dtype),
-            None,
-            None,
-        )
+        # In place: nothing else holds these, and a second matrix of the embeddings' size would double their memory.
+        return *(None if grad is None else grad.mul_(upstream) for grad in ctx.saved_tensors), None, None
 
 
 def _product_dtype(states: Tensor) -> torch.dtype:
@@ -105,22 +98,28 @@ def _product_dtype(states: Tensor) -> torch.dtype:
 
 
 def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with their float32 logits, `(rows, V)`, in a buffer that the next chunk overwrites."""
-    # Large enough for full matrix speed, small enough that the buffer is a fraction of a model's own memory.
+    """Slices of the rows with their logits, `(rows, V)`, in one buffer that every chunk uses again."""
+    # Enough rows for full matrix speed, few enough that the buffer is a fraction of a model's own memory.
     chunk_rows = 512 if states.device.type == "cpu" else 4096
-    product = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
-    logits = product if product.dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
-    for start in range(0, len(states), chunk_rows):
-        rows = slice(start, min(start + chunk_rows, len(states)))
-        count = rows.stop - rows.start
-        torch.mm(states[rows], embeddings.T, out=product[:count])
-        yield rows, logits[:count] if logits is product else logits[:count].copy_(product[:count])
+    buffer = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
+    for rows in _slices(len(states), chunk_rows):
+        yield rows, torch.mm(states[rows], embeddings.T, out=buffer[: rows.stop - rows.start])
 
 
-def _exponentiate_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn logits into exponentials in place; `(losses (N, 1), exponentials (N, V), their sums (N, 1))`."""
-    shifted = logits.sub_(logits.amax(dim=1, keepdim=True))
-    target_logits = shifted.gather(1, targets)
-    exponentials = shifted.exp_()
-    sums = exponentials.sum(dim=1, keepdim=True)
-    return sums.log() - target_logits, exponentials, sums
+def _to_gradients_(logits: Tensor, labels: Tensor) -> Tensor:
+    """Turn logits, `(N, V)`, into the gradients of their losses in place; return the losses, `(N,)` float32."""
+    part_rows = 64 if logits.device.type == "cpu" else len(logits)  # on a CPU what fits the cache
+    losses = []
+    for rows in _slices(len(logits), part_rows):
+        targets = labels[rows, None]
+        shifted = logits[rows].float()
+        shifted -= shifted.amax(dim=1, keepdim=True)
+        target_logits = shifted.gather(1, targets)
+        sums = shifted.exp_().sum(dim=1, keepdim=True)
+        losses.append(sums.log() - target_logits)
+        logits[rows] = shifted.div_(sums).scatter_add_(1, targets, torch.full_like(sums, -1.0))
+    return torch.cat(losses).squeeze(1)
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
