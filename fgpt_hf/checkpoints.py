@@ -6,17 +6,16 @@ weights. It does not depend on how many processes wrote it.
 
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.batches import Batches
 from fgpt_hf.folders import PARTIAL, flaw, whole_folder, write_manifest
+from fgpt_hf.objectives import Objective
 from fgpt_hf.optim import JointOptimizer
 from fgpt_hf.runs import Run
 
@@ -51,16 +51,6 @@ class Progress:
     skipped_in_a_row: int = 0
 
 
-class Objective(Protocol):
-    """A module around `model` that turns a batch into the sum of its losses, and says what to divide it by."""
-
-    model: PreTrainedModel
-
-    def weight(self, batch: Mapping[str, Tensor]) -> Tensor: ...
-
-    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor: ...
-
-
 @dataclass
 class TrainingState:
     """What a checkpoint holds, as it lives in the loop."""
@@ -77,8 +67,9 @@ class TrainingState:
         return self.objective.model
 
     def weights(self) -> dict[str, Any]:
-        """All weights, on the main process; every process must call it."""
-        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        """Every weight once, on the main process; every process must call it."""
+        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        return {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
 
     def save(self, folder: Path, keep: int) -> None:
         """Write the checkpoint of this step and delete all but the `keep` newest; every process must call it.

@@ -1,7 +1,7 @@
 """What a run minimises: sums of token losses with their weights, never means, so that any split of a batch adds up."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +11,36 @@ from transformers import PreTrainedModel
 from fgpt_hf.batches import IGNORED
 
 Batch = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
-class LanguageModelObjective(nn.Module):
-    """The next-token loss of a causal language model on batches of `input_ids`, `position_ids` and `labels`, `(B, T)`.
-
-    As everywhere in transformers, `labels[:, t]` is the token at `t`, predicted from the state at `t - 1`.
-    """
+class Objective(nn.Module):
+    """A model with what it is trained for: `forward(batch)` is the sum of the batch's losses, a float32 scalar."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    @staticmethod
-    def weight(batch: Batch) -> Tensor:
-        """How many tokens of the batch are scored: what the sum of their losses is to be divided by."""
+    def weight(self, batch: Batch) -> Tensor:
+        """What the sum of the batch's losses is to be divided by, together with the other batches of the step."""
+        raise NotImplementedError
+
+    def examine(self, check: Callable[[], T]) -> T:
+        """Call `check`, which looks at `model`; parameters that are sharded here are whole meanwhile."""
+        return check()
+
+
+class LanguageModelObjective(Objective):
+    """The next-token loss in nats on batches of `input_ids`, `position_ids` and `labels`, `(B, T)`.
+
+    As everywhere in transformers, `labels[:, t]` is the token at `t`, predicted from the state at `t - 1`.
+    """
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The number of scored tokens."""
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def forward(self, batch: Batch) -> Tensor:
-        """The sum of the batch's token losses in nats, a float32 scalar."""
         return summed_cross_entropy(*next_token_prediction(self.model, batch))
 
 
@@ -78,10 +89,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
             total += _to_gradients_(logits, labels[rows]).sum()
             if states_grad is not None:
                 states_grad[rows] = logits @ low_embeddings
-            if embeddings_grad is not None and dtype == embeddings_grad.dtype:
-                embeddings_grad.addmm_(logits.T, low_states[rows])
-            elif embeddings_grad is not None:
-                embeddings_grad += logits.T @ low_states[rows]
+            if embeddings_grad is not None:
+                for tokens in _slices(len(embeddings), 8192):  # so that no product of the embeddings' size exists
+                    embeddings_grad[tokens] += logits[:, tokens].T @ low_states[rows]
         ctx.save_for_backward(states_grad, embeddings_grad)
         return total
 
@@ -100,7 +110,7 @@ def _product_dtype(states: Tensor) -> torch.dtype:
 def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the rows with their logits, `(rows, V)`, in one buffer that every chunk uses again."""
     # Enough rows for full matrix speed, few enough that the buffer is a fraction of a model's own memory.
-    chunk_rows = 512 if states.device.type == "cpu" else 4096
+    chunk_rows = 256 if states.device.type == "cpu" else 4096
     buffer = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
     for rows in _slices(len(states), chunk_rows):
         yield rows, torch.mm(states[rows], embeddings.T, out=buffer[: rows.stop - rows.start])

@@ -52,6 +52,7 @@ class Run:
     bf16: bool | None = option(None, "bfloat16 products (default: where the hardware has them)")
     fp16: bool = option(False, "float16 products with loss scaling, for GPUs without bfloat16")
     torch_compile: bool = option(False, "compile the network")
+    fsdp: bool = option(False, "share weights, gradients and optimizer state among the processes (FSDP2)")
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, a third more work")
     attn_implementation: Attention = option("auto", "auto: flash attention where installed, else sdpa")
 

@@ -4,8 +4,9 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -13,14 +14,17 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from fgpt_hf.batches import Batches
-from fgpt_hf.checkpoints import Objective, Progress, TrainingState, checkpoint_to_resume, save_model
+from fgpt_hf.checkpoints import Progress, TrainingState, checkpoint_to_resume, save_model
 from fgpt_hf.folders import RunFolder, whole_folder
 from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16
+from fgpt_hf.objectives import Objective
 from fgpt_hf.optim import build_optimizer, learning_rate_factor
 from fgpt_hf.runs import Run
 
@@ -38,13 +42,14 @@ def start(run: Run) -> Accelerator:
     Raises:
         ValueError: the device lacks that precision.
     """
-    device = PartialState(timeout=timedelta(minutes=10)).device
+    cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when told
+    device = PartialState(cpu, timeout=timedelta(minutes=10)).device
     if run.bf16 and not supports_bf16(device):
         raise ValueError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
     if run.fp16 and device.type != "cuda":
         raise ValueError(f"fp16=true needs a CUDA GPU and this is a {device.type}; leave the flag out")
     bf16 = supports_bf16(device) and not run.fp16 if run.bf16 is None else run.bf16
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "fp16" if run.fp16 else "no")
+    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "fp16" if run.fp16 else "no")
     if device.type == "cpu":
         keep_freed_memory()
     set_seed(run.seed)
@@ -80,8 +85,8 @@ def fit(
     else:
         weights = state.weights()
         if accelerator.is_main_process:
-            with whole_folder(folder.model) as partial:
-                save_model(state.model, tokenizer, partial, weights)
+            with whole_folder(folder.model) as new_folder:
+                save_model(state.model, tokenizer, new_folder, weights)
     accelerator.wait_for_everyone()
     return state
 
@@ -100,9 +105,20 @@ def _prepare(
         model.gradient_checkpointing_enable()
     if run.torch_compile:
         model.get_decoder().compile()  # in place, so that names and classes stay as they are
-    forward = accelerator.prepare_model(objective)
+    forward = _shard(objective, accelerator) if run.fsdp else accelerator.prepare_model(objective)
     optimizer = build_optimizer(model, run)
     return forward, TrainingState(accelerator, objective, tokenizer, optimizer, batches, Progress())
+
+
+def _shard(objective: Objective, accelerator: Accelerator) -> nn.Module:
+    """Share the objective's parameters, gradients and optimizer state among all processes, layer by layer (FSDP2)."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    objective.to(accelerator.device)
+    for layer in objective.model.get_decoder().layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+    register_fsdp_forward_method(objective, "examine")
+    return objective
 
 
 def _attention(run: Run, accelerator: Accelerator) -> str:
@@ -191,10 +207,9 @@ class _Loop:
         )
         loss = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(micro_batches, start=1):
-            synchronised = number == len(micro_batches)
-            with nullcontext() if synchronised else accelerator.no_sync(self.forward):
-                # DDP takes the mean over processes, and the sum is wanted.
-                share = self.forward(send_to_device(batch, accelerator.device)) * (1 / max(weight, 1.0))
+            with self._synchronised(number == len(micro_batches)), accelerator.autocast():
+                share = self.forward(send_to_device(batch, accelerator.device)) / max(weight, 1.0)
+                # Gradients are averaged over the processes, and their sum is wanted.
                 accelerator.backward(share * accelerator.num_processes)
             loss += share.detach()
         grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
@@ -204,6 +219,12 @@ class _Loop:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return step
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Exchange gradients among processes after the last micro-batch only."""
+        if isinstance(self.forward, FSDPModule):
+            self.forward.set_requires_gradient_sync(last)
+        return nullcontext() if last else self.accelerator.no_sync(self.forward)
 
     def _summed(self, *values: float) -> list[float]:
         """Each value summed over all processes."""
@@ -250,8 +271,9 @@ class _Loop:
         self.state.model.eval()
         for check in self.checks:
             if self.progress.step == 0 or self._is_due(check.every_steps):
-                with torch.random.fork_rng():  # so that a check changes nothing in the run
-                    results |= check.run(self.progress.step)
+                # A check changes nothing in the run, not even its random numbers.
+                with torch.random.fork_rng():
+                    results |= self.state.objective.examine(partial(check.run, self.progress.step))
         self.state.model.train()
         return results
 

@@ -1,0 +1,10 @@
+"""What all tests share: no network, no telemetry, and two threads at most for each process."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tests.loopback_hub import hub_server  # noqa: E402, F401

@@ -1,0 +1,97 @@
+"""A run of the training loop on invented rows, for tests that need it in processes of its own.
+
+`python tests/loop_run.py --any_run_flag …`: the flags of `TinyRun`.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.batches import RandomRows
+from fgpt_hf.evaluation import held_out_loss
+from fgpt_hf.folders import RunFolder
+from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.runs import Run, command_line, option, parse_run
+from fgpt_hf.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
+from fgpt_hf.training import Check, fit, start
+
+
+@dataclass(kw_only=True)
+class TinyRun(Run):
+    dropout: float = option(0.0, "of the residuals")
+
+
+TINY = TinyRun(
+    preset="tiny",
+    max_steps=8,
+    per_device_train_batch_size=8,
+    gradient_accumulation_steps=1,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    bf16=False,
+    logging_steps=1,
+    eval_steps=4,
+    save_steps=3,
+)
+
+
+def ragged_rows(count: int = 40, length: int = 16) -> np.ndarray:
+    """Rows of one or two documents of every length, padded: no two have equally many scored tokens."""
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 90, (count, length)).astype(np.uint16)
+    rows[:, 0] = END_OF_TEXT_ID
+    for row in rows:
+        row[random.integers(1, length)] = END_OF_TEXT_ID
+        row[random.integers(2, length + 1) :] = PAD_ID
+    return rows
+
+
+def main(arguments: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    run = parse_run(TinyRun, {"tiny": TINY}, ["--preset=tiny", *arguments])
+    accelerator = start(run)
+    folder = RunFolder(run, accelerator.process_index)
+    with folder.opened():
+        model = FGPTForCausalLM(
+            FGPTConfig(
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                residual_dropout=run.dropout,
+            )
+        )
+        rows = RandomRows(ragged_rows(), run.seed, accelerator.process_index, accelerator.num_processes)
+        lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
+
+        def check(step: int) -> dict[str, float]:
+            return held_out_loss(accelerator, model, ragged_rows(8), lengths, batch_size=4)
+
+        fit(
+            accelerator,
+            run,
+            folder,
+            LanguageModelObjective(model),
+            build_tokenizer(),
+            rows,
+            [Check(run.eval_steps, check)],
+        )
+
+
+def in_child(arguments: Sequence[str], environment: dict[str, str], output: Path, errors: Path) -> None:
+    """The same in a process that is forked for it, with what it prints in two files."""
+    os.environ.update(environment)
+    for descriptor, path in ((1, output), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.argv = [__file__, *arguments]
+    command_line(main)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,70 @@
+"""Folders are whole or not there, whatever happens while they are written."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from fgpt_hf.checkpoints import checkpoints, rotate
+from fgpt_hf.folders import flaw, read_lines, whole_folder, write_manifest
+
+
+def write(folder: Path, content: str = "new") -> None:
+    with whole_folder(folder) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text(content)
+        write_manifest(partial)
+
+
+def test_a_folder_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    write(tmp_path / "folder")
+    assert flaw(tmp_path / "folder") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_what_fails_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+    write(tmp_path / "folder", "old")
+    with pytest.raises(type(error)), whole_folder(tmp_path / "folder") as partial:
+        (partial / "file").write_text("new")
+        raise error
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    write(tmp_path / "folder", "old")
+    write(tmp_path / "folder", "new")
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "answer"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing or damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is missing or damaged"),
+        (lambda folder: (folder / "inner" / "file").unlink(), "inner/file is missing"),
+        (lambda folder: (folder / "inner" / "file").write_text("nev"), "inner/file is damaged"),
+    ],
+)
+def test_every_damage_is_named(tmp_path: Path, damage, answer: str) -> None:
+    write(tmp_path / "folder")
+    damage(tmp_path / "folder")
+    assert flaw(tmp_path / "folder") == answer
+
+
+def test_rotation_keeps_the_newest_and_sweeps_what_was_left_unfinished(tmp_path: Path) -> None:
+    for step in (5, 100, 20, 3):
+        write(tmp_path / f"step_{step:08d}")
+    (tmp_path / "step_00000200.partial").mkdir()
+    (tmp_path / "notes").mkdir()
+    rotate(tmp_path, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000100", "step_00000020"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step_00000020", "step_00000100"]
+
+
+def test_an_unfinished_last_line_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_lines(tmp_path / "lines.jsonl") == [{"step": 1}, {"step": 2}]
+    assert read_lines(tmp_path / "nowhere.jsonl") == []

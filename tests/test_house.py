@@ -1,0 +1,53 @@
+"""The house rules that a machine can check."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "fgpt_hf"
+# A module may import only modules of an earlier line; `cli` may import any.
+ORDER = [
+    {"configuration_fgpt"},
+    {"modeling_fgpt"},
+    {"tokenizer"},
+    {"runs"},
+    {"pydocs"},
+    {"corpora"},
+    {"batches"},
+    {"objectives"},
+    {"optim"},
+    {"hardware"},
+    {"folders"},
+    {"checkpoints"},
+    {"training"},
+    {"evaluation"},
+    {"report"},
+    {"cli"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fgpt_hf"):
+            found.add(node.module.partition(".")[2].split(".")[0] or "__init__")
+    return found
+
+
+def test_every_module_imports_only_modules_above_it() -> None:
+    above: set[str] = set()
+    for line in ORDER:
+        for module in line:
+            assert imports(PACKAGE / f"{module}.py") <= above, module
+        above |= line
+
+
+def test_every_module_has_its_place() -> None:
+    placed = set().union(*ORDER) | {"__init__"}
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= placed
+
+
+def test_training_knows_no_corpus_and_no_metric() -> None:
+    assert not imports(PACKAGE / "training.py") & {"corpora", "pydocs", "evaluation"}
