@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         checks = [Check(run.eval_steps, check_held_out), Check(run.sample_steps, check_samples)]
         fit(accelerator, run, folder, LanguageModelObjective(model), tokenizer, batches, checks)
         accelerator.print(summary(folder.path))
+    accelerator.end_training()
 
 
 def new_model(run: BaseRun) -> FGPTForCausalLM:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -169,7 +168,7 @@ def save_model(
     try:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
         tokenizer.save_pretrained(folder)
-    except SafetensorError as error:
+    except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
         raise OSError(f"could not write {folder}: {error}") from error
 
 

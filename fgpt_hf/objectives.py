@@ -99,7 +99,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         # In place: nothing else holds these, and a second matrix of the embeddings' size would double their memory.
-        return *(None if grad is None else grad.mul_(upstream) for grad in ctx.saved_tensors), None, None
+        states_grad, embeddings_grad = (None if grad is None else grad.mul_(upstream) for grad in ctx.saved_tensors)
+        return states_grad, embeddings_grad, None, None
 
 
 def _product_dtype(states: Tensor) -> torch.dtype:

@@ -13,9 +13,8 @@ from transformers.hf_argparser import HfArg, HfArgumentParser, string_to_bool
 
 Schedule = Literal["cosine", "linear", "warmup_stable_decay", "constant"]
 Optimizer = Literal["muon", "adamw"]
+Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
 Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
-
-MAY_BE_ZERO = {"seed", "warmup_steps", "min_lr_ratio", "weight_decay", "adam_beta1", "adam_beta2", "dropout"}
 
 
 def option(default: Any, help: str) -> Any:
@@ -61,18 +60,20 @@ class Run:
     sample_steps: int = option(1000, "period of the sample outputs")
     save_steps: int = option(1000, "period of the checkpoints")
     save_total_limit: int = option(3, "checkpoints that are kept")
+    report_to: Tracker = option("none", "a tracker that gets every line of metrics.jsonl too")
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = "zero or more" if name in MAY_BE_ZERO else "above zero"
+            least = "zero or more" if name in self.may_be_zero else "above zero"
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if is_number and (value < 0 or (value == 0 and name not in MAY_BE_ZERO)):
+            if is_number and (value < 0 or (value == 0 and name not in self.may_be_zero)):
                 raise ValueError(f"{name}={value} must be {least}")
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other: give one of them")
         if self.output_dir is None:
             self.output_dir = f"runs/{self.preset}"
 
+    may_be_zero: ClassVar[Sequence[str]] = ("seed", "warmup_steps", "min_lr_ratio", "weight_decay")
     # What a resumed run must have as it was, because weights, data or optimizer state depend on it.
     lasting: ClassVar[Sequence[str]] = ("preset", "seed", "optim")
 
@@ -93,6 +94,7 @@ class BaseRun(Run):
     20 for each parameter (Hoffmann et al. 2022).
     """
 
+    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "dropout")
     lasting: ClassVar[Sequence[str]] = (
         *Run.lasting,
         "hidden_size",
@@ -153,7 +155,7 @@ PRESETS: Mapping[str, BaseRun] = {
             gradient_accumulation_steps=1,
             learning_rate=2e-3,
             warmup_steps=20,
-            max_steps=400,
+            max_steps=300,
             logging_steps=10,
             eval_steps=100,
             sample_steps=100,

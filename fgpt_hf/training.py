@@ -5,8 +5,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import psutil
@@ -49,7 +51,14 @@ def start(run: Run) -> Accelerator:
     if run.fp16 and device.type != "cuda":
         raise ValueError(f"fp16=true needs a CUDA GPU and this is a {device.type}; leave the flag out")
     bf16 = supports_bf16(device) and not run.fp16 if run.bf16 is None else run.bf16
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "fp16" if run.fp16 else "no")
+    if run.report_to != "none" and find_spec(run.report_to) is None:
+        raise ValueError(f"report_to={run.report_to} is not installed: pip install {run.report_to}, or leave it out")
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="bf16" if bf16 else "fp16" if run.fp16 else "no",
+        log_with=None if run.report_to == "none" else run.report_to,
+        project_dir=run.folder,
+    )
     if device.type == "cpu":
         keep_freed_memory()
     set_seed(run.seed)
@@ -78,6 +87,8 @@ def fit(
     if run.resume_from_checkpoint:
         state.restore(checkpoint_to_resume(run, folder.checkpoints, accelerator.print))
         folder.forget_after(state.progress.step)
+    if run.report_to != "none":
+        accelerator.init_trackers(run.preset, {name: value for name, value in asdict(run).items() if value is not None})
     with _stop_signals() as stop_requested:
         _Loop(run, folder, forward, state, checks).go(stop_requested)
     if state.progress.step < run.max_steps:
@@ -87,6 +98,8 @@ def fit(
         if accelerator.is_main_process:
             with whole_folder(folder.model) as new_folder:
                 save_model(state.model, tokenizer, new_folder, weights)
+        memory = peak_memory_bytes(accelerator.device) / 2**30
+        accelerator.print(f"done in {state.progress.seconds:,.0f} s of training; peak memory {memory:.2f} GiB")
     accelerator.wait_for_everyone()
     return state
 
@@ -285,6 +298,7 @@ class _Loop:
             progress = self.progress
             place = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
             self.folder.append("metrics.jsonl", {**place, **measured})
+            self.accelerator.log({**place, **measured}, step=progress.step)
 
     def _save(self) -> None:
         try:

@@ -4,16 +4,19 @@
 """
 
 import os
+import resource
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.batches import RandomRows
+from fgpt_hf.batches import IGNORED, RandomRows
 from fgpt_hf.evaluation import held_out_loss
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
@@ -24,7 +27,12 @@ from fgpt_hf.training import Check, fit, start
 
 @dataclass(kw_only=True)
 class TinyRun(Run):
+    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "dropout", "infinite_from", "unscored")
+
     dropout: float = option(0.0, "of the residuals")
+    infinite_from: int = option(0, "the first step whose loss is infinite, or 0")
+    infinite_steps: int = option(1, "how many of them there are")
+    unscored: int = option(0, "a step whose labels are all ignored, or 0")
 
 
 TINY = TinyRun(
@@ -52,6 +60,28 @@ def ragged_rows(count: int = 40, length: int = 16) -> np.ndarray:
     return rows
 
 
+class FaultyRows(RandomRows):
+    """Rows of which those of one step are not scored."""
+
+    unscored = 0
+
+    def take(self, count: int) -> dict[str, torch.Tensor]:
+        step = self.position // TINY.per_device_train_batch_size + 1
+        batch = super().take(count)
+        return batch | {"labels": torch.full_like(batch["labels"], IGNORED)} if step == self.unscored else batch
+
+
+class FaultyObjective(LanguageModelObjective):
+    """The loss of a language model, which some steps make infinite."""
+
+    infinite: range = range(0)
+    step = 0
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.step += 1
+        return super().forward(batch) * (float("inf") if self.step in self.infinite else 1.0)
+
+
 def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     run = parse_run(TinyRun, {"tiny": TINY}, ["--preset=tiny", *arguments])
@@ -67,28 +97,28 @@ def main(arguments: Sequence[str]) -> None:
                 residual_dropout=run.dropout,
             )
         )
-        rows = RandomRows(ragged_rows(), run.seed, accelerator.process_index, accelerator.num_processes)
+        objective = FaultyObjective(model)
+        objective.infinite = range(run.infinite_from, run.infinite_from + run.infinite_steps)
+        rows = FaultyRows(ragged_rows(), run.seed, accelerator.process_index, accelerator.num_processes)
+        rows.unscored = run.unscored
         lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
 
         def check(step: int) -> dict[str, float]:
             return held_out_loss(accelerator, model, ragged_rows(8), lengths, batch_size=4)
 
-        fit(
-            accelerator,
-            run,
-            folder,
-            LanguageModelObjective(model),
-            build_tokenizer(),
-            rows,
-            [Check(run.eval_steps, check)],
-        )
+        fit(accelerator, run, folder, objective, build_tokenizer(), rows, [Check(run.eval_steps, check)])
 
 
-def in_child(arguments: Sequence[str], environment: dict[str, str], output: Path, errors: Path) -> None:
+def in_child(
+    arguments: Sequence[str], environment: dict[str, str], output: Path, errors: Path, file_size_limit: int | None
+) -> None:
     """The same in a process that is forked for it, with what it prints in two files."""
     os.environ.update(environment)
     for descriptor, path in ((1, output), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    if file_size_limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
     sys.argv = [__file__, *arguments]
     command_line(main)
 

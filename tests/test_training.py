@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from fgpt_hf.checkpoints import checkpoints
-from fgpt_hf.folders import read_lines
+from fgpt_hf.folders import flaw, read_lines
+from fgpt_hf.hardware import supports_bf16
 from tests.loop_run import in_child
 
 ROOT = Path(__file__).parent.parent
@@ -31,14 +33,14 @@ SERVER.set_forkserver_preload(["tests.loop_run"])
 class Launched:
     """A run in one or several processes, as a launcher would start them."""
 
-    def __init__(self, folder: Path, *flags: object, processes: int = 1) -> None:
+    def __init__(self, folder: Path, *flags: object, processes: int = 1, file_size_limit: int | None = None) -> None:
         self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
         arguments = [f"--output_dir={folder}", *map(str, flags)]
         group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.processes = []
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **group} if processes > 1 else {}
-            child = (arguments, place, self.logs / f"{rank}.out", self.logs / f"{rank}.err")
+            child = (arguments, place, self.logs / f"{rank}.out", self.logs / f"{rank}.err", file_size_limit)
             process = SERVER.Process(target=in_child, args=child, daemon=True)
             process.start()
             self.processes.append(process)
@@ -216,6 +218,73 @@ def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
     if folder.exists() and checkpoints(folder / "checkpoints"):
         succeed(folder, *flags, "--resume_from_checkpoint=latest")
         assert_equal_runs(folder, tmp_path / "expected")
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path) -> None:
+    output = succeed(tmp_path / "run", "--infinite_from=4", "--infinite_steps=2")
+    assert "step 4 is skipped: its gradient is not finite" in output
+    assert [line["skipped_steps"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")[1:]] == [
+        0,
+        0,
+        0,
+        1,
+        2,
+        2,
+        2,
+        2,
+    ]
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+
+
+def test_too_many_such_steps_stop_the_run_with_its_checkpoints(tmp_path: Path) -> None:
+    flags = ["--infinite_from=5", "--infinite_steps=9", "--max_bad_steps=3"]
+    launched = Launched(tmp_path / "run", *flags).wait()
+    assert launched.exit_codes == [2]
+    assert "no step of the last 3 could be used" in launched.errors.splitlines()[-1]
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000006", "step_00000003"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_step_without_a_scored_token_is_skipped_and_said(tmp_path: Path) -> None:
+    output = succeed(tmp_path / "run", "--unscored=4")
+    assert "step 4 is skipped: no token of it is scored" in output
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[4]["loss"] == 0
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] - 0.5
+
+
+@pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--attn_implementation=eager", "--torch_compile"])
+def test_how_the_network_is_computed_does_not_change_what_it_learns(whole: Path, tmp_path: Path, flag: str) -> None:
+    succeed(tmp_path / "run", flag)
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=3e-5)
+
+
+def test_bfloat16_learns_as_float32_does(whole: Path, tmp_path: Path) -> None:
+    if not supports_bf16(torch.device("cpu")):
+        assert "has no bfloat16 arithmetic" in refusal(tmp_path / "run", "--bf16")
+        return
+    succeed(tmp_path / "run", "--bf16")
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=0.01)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path) -> None:
+    """The limit on the size of a file is what a process can be given in place of a full disk."""
+    folder = tmp_path / "run"
+    succeed(folder, "--max_steps=4")
+    largest = (folder / "checkpoints" / "step_00000004" / "training.pt").stat().st_size
+    launched = Launched(folder, "--resume_from_checkpoint=latest", "--max_steps=8", file_size_limit=largest // 2).wait()
+    assert "no checkpoint of step 6, the earlier ones are whole" in launched.output
+    assert launched.exit_codes == [2]
+    assert "could not write" in launched.errors.splitlines()[-1]
+    assert [flaw(path) for path in checkpoints(folder / "checkpoints")] == [None, None]
+    assert not list(folder.rglob("*.partial"))
+    succeed(folder, "--resume_from_checkpoint=latest")
+    assert trajectory(folder)[-1][0] == 8
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    if find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    assert "report_to=wandb is not installed: pip install wandb" in refusal(tmp_path / "run", "--report_to=wandb")
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(whole: Path, tmp_path: Path) -> None:
