@@ -28,10 +28,11 @@ class RunFolder:
         self.run, self.path, self.is_writer = run, run.folder, rank == 0
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.record = self.path / "run.yaml"
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the folder; a new run makes it, a resumed one finds it.
+        """Hold the folder for this run; nothing in it changes before `begin`.
 
         Raises:
             ValueError: it holds a run and none was to be resumed or overwritten; it holds another run than the one to
@@ -43,10 +44,18 @@ class RunFolder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
-                self._prepare()
+                self._check()
                 yield
         except Timeout as error:
             raise ValueError(f"{self.path} is being written to by another run: choose another output_dir") from error
+
+    def begin(self) -> None:
+        """Make the folder of a new run, in place of the one that was to be overwritten; record the run."""
+        if self.is_writer:
+            if self.run.resume_from_checkpoint is None and self.record.is_file():
+                shutil.rmtree(self.path)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.record.write_text(self.run.to_yaml(), encoding="utf-8")
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `samples.jsonl`; it holds the step that it belongs to."""
@@ -62,22 +71,16 @@ class RunFolder:
             replacement.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), "utf-8")
             replacement.replace(path)
 
-    def _prepare(self) -> None:
-        record = self.path / "run.yaml"
-        resumed = self.run.resume_from_checkpoint is not None
-        if resumed and not record.is_file():
-            raise ValueError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
-        if resumed:
-            self._compare(yaml.safe_load(record.read_text(encoding="utf-8")))
-        elif record.is_file() and self.run.overwrite_output_dir:
-            shutil.rmtree(self.path)
-        elif record.is_file():
+    def _check(self) -> None:
+        if self.run.resume_from_checkpoint is not None:
+            if not self.record.is_file():
+                raise ValueError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
+            self._compare(yaml.safe_load(self.record.read_text(encoding="utf-8")))
+        elif self.record.is_file() and not self.run.overwrite_output_dir:
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
                 "--overwrite_output_dir, or choose another --output_dir"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        record.write_text(self.run.to_yaml(), encoding="utf-8")
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
         for name in self.run.lasting:

@@ -87,6 +87,7 @@ def fit(
     if run.resume_from_checkpoint:
         state.restore(checkpoint_to_resume(run, folder.checkpoints, accelerator.print))
         folder.forget_after(state.progress.step)
+    folder.begin()
     if run.report_to != "none":
         accelerator.init_trackers(run.preset, {name: value for name, value in asdict(run).items() if value is not None})
     with _stop_signals() as stop_requested:
