@@ -1,0 +1,76 @@
+"""The lean loss against the plain one: time and peak memory of head and loss, forward and backward.
+
+`python benchmarks/loss.py [--tokens 8192] [--width 384]` prints a ratio for float32 and one for bfloat16. Each
+measurement is a process of its own, and the two losses take turns.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch.nn import functional as F
+
+from fgpt_hf.hardware import peak_memory_bytes
+from fgpt_hf.objectives import summed_cross_entropy
+
+VOCABULARY = 50304
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", nargs=2, metavar=("LOSS", "DTYPE"), help="one measurement, in this process")
+    options = parser.parse_args()
+    if options.measure:
+        print(*measure(*options.measure, options.tokens, options.width))
+        return
+    for dtype in ("float32", "bfloat16"):
+        seconds: dict[str, list[float]] = {"plain": [], "lean": []}
+        memory: dict[str, float] = {}
+        for _ in range(options.repeats):
+            for loss in seconds:
+                measured, memory[loss] = in_a_process(loss, dtype, options.tokens, options.width)
+                seconds[loss].append(measured)
+        medians = {loss: statistics.median(values) for loss, values in seconds.items()}
+        print(
+            f"{dtype}: plain {medians['plain']:.2f} s, {memory['plain'] / 2**20:,.0f} MiB; "
+            f"lean {medians['lean']:.2f} s, {memory['lean'] / 2**20:,.0f} MiB; "
+            f"{medians['plain'] / medians['lean']:.2f} times as fast, "
+            f"1/{memory['plain'] / memory['lean']:.1f} of the memory"
+        )
+
+
+def in_a_process(loss: str, dtype: str, tokens: int, width: int) -> tuple[float, float]:
+    command = [sys.executable, __file__, "--measure", loss, dtype, "--tokens", str(tokens), "--width", str(width)]
+    seconds, memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(seconds), float(memory)
+
+
+def measure(loss: str, dtype: str, tokens: int, width: int) -> tuple[float, int]:
+    """Seconds of the second call, and the peak memory above what there was before the first."""
+    torch.manual_seed(0)
+    states = torch.randn(tokens, width, requires_grad=True)
+    embeddings = (torch.randn(VOCABULARY, width) * 0.02).requires_grad_()
+    labels = torch.randint(0, VOCABULARY, (tokens,))
+    device = torch.device("cpu")
+    before = peak_memory_bytes(device)
+    for _ in range(2):
+        states.grad = embeddings.grad = None
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            if loss == "lean":
+                total = summed_cross_entropy(states, embeddings, labels)
+            else:
+                total = F.cross_entropy(F.linear(states, embeddings), labels, reduction="sum")
+        (total / tokens).backward()
+        seconds = time.perf_counter() - began
+    return seconds, peak_memory_bytes(device) - before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A training step of FGPT against one of `GPT2LMHeadModel` with its own loss, at the same shape and precision.
+
+`python benchmarks/training.py` prints tokens per second and peak memory of each, and the ratios. Every measurement is a
+process of its own; they take turns, and medians are compared. Both have AdamW; FGPT's step is the loop's own.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.batches import as_batch
+from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes
+from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.optim import build_optimizer
+from fgpt_hf.runs import PRESETS
+from fgpt_hf.tokenizer import END_OF_TEXT_ID
+
+LAYERS, WIDTH, HEADS, ROWS, LENGTH, VOCABULARY = 6, 384, 6, 8, 256, 50304
+CONTENDERS = ("gpt2", "gpt2-compiled", "fgpt", "fgpt-compiled", "fgpt-muon")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", choices=CONTENDERS, help="one measurement, in this process")
+    options = parser.parse_args()
+    if options.measure:
+        print(*measure(options.measure, options.dtype, options.steps))
+        return
+    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    memory: dict[str, float] = {}
+    for _ in range(options.repeats):
+        for name in CONTENDERS:
+            command = [sys.executable, __file__, "--measure", name, "--dtype", options.dtype]
+            done = subprocess.run([*command, "--steps", str(options.steps)], check=True, capture_output=True, text=True)
+            speed, memory[name] = map(float, done.stdout.split())
+            speeds[name].append(speed)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name in CONTENDERS:
+        print(
+            f"{name:14} {medians[name]:7,.0f} tokens/s, {medians[name] / medians['gpt2']:.2f} of gpt2's speed, "
+            f"{medians[name] / medians['gpt2-compiled']:.2f} of gpt2-compiled's; "
+            f"{memory[name] / 2**20:,.0f} MiB, {memory[name] / memory['gpt2']:.2f} of gpt2's memory"
+        )
+
+
+def measure(name: str, dtype: str, steps: int) -> tuple[float, int]:
+    """Tokens per second of the median step, and the peak memory of the process."""
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(0, 50_000, (ROWS, LENGTH)).astype(np.uint16)
+    ids[:, 0] = END_OF_TEXT_ID
+    batch = as_batch(ids)
+    run = replace(PRESETS["quickstart"], optim="muon" if name == "fgpt-muon" else "adamw")
+    if name.startswith("gpt2"):
+        shape = GPT2Config(n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, n_positions=LENGTH, vocab_size=VOCABULARY)
+        shape.resid_pdrop = shape.embd_pdrop = shape.attn_pdrop = 0.0
+        model = GPT2LMHeadModel(shape)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        if name == "gpt2-compiled":
+            model.compile()
+    else:
+        keep_freed_memory()
+        model = FGPTForCausalLM(
+            FGPTConfig(
+                num_hidden_layers=LAYERS,
+                hidden_size=WIDTH,
+                num_attention_heads=HEADS,
+                max_position_embeddings=LENGTH,
+            )
+        )
+        optimizer = build_optimizer(model, run)
+        if name == "fgpt-compiled":
+            model.get_decoder().compile()
+    objective = LanguageModelObjective(model)
+    seconds = []
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            if name.startswith("gpt2"):
+                loss = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+            else:
+                loss = objective(batch) / objective.weight(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+    return ROWS * LENGTH / statistics.median(seconds[2:]), peak_memory_bytes(torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    main()
