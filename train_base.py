@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from transformers import GenerationConfig
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.batches import RandomRows, pack_documents
-from fgpt_hf.corpora import load_corpus
+from fgpt_hf.data import open_data
 from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss, sample
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.report import summary
 from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
-from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer, encode_documents
+from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
 from fgpt_hf.training import Check, fit, start
 
 
@@ -26,17 +25,17 @@ def main(arguments: Sequence[str]) -> None:
     with folder.opened():
         tokenizer = build_tokenizer(run.max_position_embeddings)
         model = new_model(run)
-        corpus = load_corpus(run)
-        rows = pack_documents(encode_documents(corpus.train["text"]), run.max_position_embeddings)
-        held_out_rows = pack_documents(encode_documents(corpus.held_out["text"]), run.max_position_embeddings)
-        accelerator.print(f"{model.num_parameters():,} parameters; {rows}")
-        batches = RandomRows(rows.ids, run.seed, accelerator.process_index, accelerator.num_processes)
+        data = open_data(run, accelerator.print)
+        accelerator.print(f"{model.num_parameters():,} parameters; {data.description}")
+        batches = data.batches(accelerator.process_index, accelerator.num_processes)
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
-        prompts = [run.sample_prompt, " ".join(corpus.held_out[0]["text"].split()[:8])]
+        prompts = [
+            run.sample_prompt,
+            " ".join(tokenizer.decode(data.held_out[0], skip_special_tokens=True).split()[:8]),
+        ]
 
         def check_held_out(step: int) -> dict[str, float]:
-            eval_rows = held_out_rows.ids[: run.max_eval_rows]
-            return held_out_loss(accelerator, model, eval_rows, bytes_of_token, run.per_device_train_batch_size)
+            return held_out_loss(accelerator, model, data.held_out, bytes_of_token, run.per_device_train_batch_size)
 
         def check_samples(step: int) -> dict[str, float]:
             for line in sample(accelerator, model, tokenizer, prompts, run.seed):

@@ -1,24 +1,22 @@
-"""From token ids to the tensors of a step: documents packed into rows, rows in an order, an order with a position.
+"""From rows of token ids to the tensors of a step: rows in an order, an order with a position.
 
-Every document in a row begins with `<|endoftext|>`: the row alone says where attention must stop, and the last token
-of a document learns that the document ends. What no document fills is `<|pad|>`.
+Rows are numbered along the whole run. A call of `take(n)` on all of P processes draws the next n·P numbers, n for each
+in order of rank: so the rows of a step are the same however they are divided into micro-batches and processes.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fgpt_hf.packing import Ids
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, PAD_ID
 
 IGNORED = -100  # the label of a token that is not scored, as in torch and transformers
-
-Ids = npt.NDArray[np.uint16]
 
 
 class Batches(Protocol):
@@ -27,79 +25,26 @@ class Batches(Protocol):
     def take(self, count: int) -> dict[str, Tensor]:
         """The next `count` rows of this process: tensors `(count, T)` by name."""
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The position, the same on every process."""
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position, on any number of processes."""
 
 
-class PackedRows(NamedTuple):
-    """`ids`, `(rows, row_length)`, and what packing made of the documents' tokens."""
+class Rows(Protocol):
+    """Rows in memory or on a disk."""
 
-    ids: Ids
-    tokens: int
-    padding: int
+    def __len__(self) -> int: ...
 
-    def __str__(self) -> str:
-        rows, length = self.ids.shape
-        share = self.padding / max(1, self.ids.size)
-        return f"{self.tokens:,} tokens in {rows:,} rows of {length}: none lost, {share:.2%} padding"
-
-
-def pack_documents(documents: Iterable[Ids], row_length: int) -> PackedRows:
-    """Pack documents into rows, each document behind an `<|endoftext|>`, losing no token.
-
-    A document longer than a row is cut into pieces, which are packed like documents of their own.
-    """
-    pieces = [piece for document in documents for piece in _pieces(document, row_length - 1)]
-    plan = best_fit_decreasing([len(piece) + 1 for piece in pieces], row_length)
-    ids = np.full((len(plan), row_length), PAD_ID, dtype=np.uint16)
-    for row, members in zip(ids, plan, strict=True):
-        start = 0
-        for piece in (pieces[member] for member in members):
-            row[start] = END_OF_TEXT_ID
-            row[start + 1 : start + 1 + len(piece)] = piece
-            start += 1 + len(piece)
-    tokens = sum(len(piece) for piece in pieces)
-    return PackedRows(ids, tokens, ids.size - tokens - len(pieces))
-
-
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Assign items to rows of `capacity`: longest first, each to the fullest row that still has room for it.
-
-    At most 11/9 of the fewest possible rows (Johnson 1973). Returns the item numbers of each row.
-    """
-    rows: list[list[int]] = []
-    rows_with_room: dict[int, list[int]] = defaultdict(list)
-    rooms = 0  # a bit for every room that some row has, so that the least room that suffices is the lowest bit
-    for item in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
-        length = lengths[item]
-        if not 0 < length <= capacity:
-            raise ValueError(f"an item of length {length} does not fit a row of {capacity}")
-        sufficient = rooms >> length
-        if sufficient:
-            room = length + (sufficient & -sufficient).bit_length() - 1
-            row = rows_with_room[room].pop()
-            if not rows_with_room[room]:
-                rooms ^= 1 << room
-        else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(item)
-        rows_with_room[room - length].append(row)
-        rooms |= 1 << (room - length)
-    return rows
+    def __getitem__(self, numbers: Sequence[int]) -> Ids:
+        """The rows of these numbers, `(len(numbers), T)`."""
 
 
 class RandomRows:
-    """Packed rows in a new random order each epoch, of which every process takes its own part.
+    """Rows in a new random order each epoch, of which every process takes its own part."""
 
-    Rows are numbered along the whole run. A call of `take(n)` on all of P processes draws the next n·P numbers, n for
-    each in order of rank: so the rows of a step are the same however they are divided into micro-batches and processes.
-    """
-
-    def __init__(self, rows: Ids, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(self, rows: Rows, seed: int, rank: int = 0, processes: int = 1) -> None:
         if not len(rows):
             raise ValueError("the corpus gives no training rows: it holds no documents outside the held-out share")
         self.rows, self.seed, self.rank, self.processes = rows, seed, rank, processes
@@ -109,12 +54,17 @@ class RandomRows:
     def take(self, count: int) -> dict[str, Tensor]:
         first = self.position + self.rank * count
         self.position += count * self.processes
-        return as_batch(np.stack([self.rows[self._row(number)] for number in range(first, first + count)]))
+        return as_batch(self.rows[[self._row(number) for number in range(first, first + count)]])
 
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "rows": len(self.rows)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["rows"] != len(self.rows):
+            raise ValueError(
+                f"the corpus has {len(self.rows)} rows and had {state['rows']} when the checkpoint was written: its "
+                "documents have changed, so the run cannot go on exactly"
+            )
         self.position = state["position"]
 
     def _row(self, number: int) -> int:
@@ -123,6 +73,51 @@ class RandomRows:
 
     def _order_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+
+
+class Stretch(NamedTuple):
+    """Some rows in the order in which they are to be taken, and the place that leads to them again."""
+
+    rows: Ids
+    place: dict[str, Any]
+
+
+class StreamedRows:
+    """Rows that come in stretches, of which every process takes its own part.
+
+    Every process makes all of the rows: how many a stretch holds is known only when it is made, and the number of a row
+    must not depend on who makes it. A worker makes over a million tokens a second, which several GPUs do not use up;
+    where it matters, prepared rows cost nothing.
+    """
+
+    def __init__(
+        self,
+        stretches_from: Callable[[dict[str, Any]], Iterator[Stretch]],
+        place: dict[str, Any],
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.stretches_from, self.rank, self.processes = stretches_from, rank, processes
+        self.load_state_dict({"place": place, "row": 0})
+
+    def take(self, count: int) -> dict[str, Tensor]:
+        missing, taken = count * self.processes, []
+        while missing:
+            while self._row >= len(self._stretch.rows):
+                self._row -= len(self._stretch.rows)
+                self._stretch = next(self._stretches)
+            taken.append(self._stretch.rows[self._row : self._row + missing])
+            self._row += len(taken[-1])
+            missing -= len(taken[-1])
+        return as_batch(np.concatenate(taken)[self.rank * count : (self.rank + 1) * count])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self._stretch.place, "row": self._row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stretches = self.stretches_from(state["place"])
+        self._stretch: Stretch = Stretch(np.empty((0, 0), dtype=np.uint16), state["place"])
+        self._row: int = state["row"]
 
 
 def as_batch(ids: Ids) -> dict[str, Tensor]:
@@ -136,7 +131,3 @@ def as_batch(ids: Ids) -> dict[str, Tensor]:
         "position_ids": places - start_of_document,
         "labels": input_ids.masked_fill(input_ids == PAD_ID, IGNORED),
     }
-
-
-def _pieces(document: Ids, length: int) -> Iterator[Ids]:
-    return (document[start : start + length] for start in range(0, len(document), length))

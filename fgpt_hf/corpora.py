@@ -1,84 +1,191 @@
-"""Which text: a name becomes documents, and a hash of each document says whether it is trained on or held out."""
+"""Which text: a name becomes shards of documents, and a hash of each document says whether it is held out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
-import numpy as np
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+import fsspec
+import pyarrow
+from datasets import Dataset, DatasetBuilder, IterableDataset, load_dataset_builder
+from datasets.data_files import DataFilesDict, EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+from datasets.packaged_modules.parquet.parquet import Parquet
+from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.pydocs import load_pydocs
-from fgpt_hf.runs import BaseRun
+from fgpt_hf.retries import patiently
+from fgpt_hf.runs import TextSource
 
 CORPORA: Mapping[str, Callable[[], Dataset]] = {"pydocs": load_pydocs}
 
 HUB_NAMES = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT")}
 
 FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COMPRESSIONS = {".gz", ".xz", ".bz2", ".zst"}
+
+DOCUMENTS_AT_ONCE = 1000
+
+Mark: TypeAlias = tuple[int, int]  # a place in a shard: a part of it, and documents of that part that come before
 
 
-class Corpus(NamedTuple):
-    """Documents as data sets with a column `text`."""
+class Shard(Protocol):
+    """Documents in an order. `name` says which ones: it differs where they do."""
 
-    train: Dataset
-    held_out: Dataset
+    @property
+    def name(self) -> str: ...
+
+    def read(self, mark: Mark) -> Iterator[tuple[Sequence[str | None], Mark]]:
+        """Texts of one part, from a place on, a thousand at most at once, each time with the place after them.
+
+        Raises:
+            ValueError: the shard has no such column, or the column holds no text.
+        """
 
 
-def load_corpus(run: BaseRun) -> Corpus:
-    """The documents of `run.dataset_name`, split by `is_held_out`; the held-out ones in the order of their hashes.
+class ParquetShard(NamedTuple):
+    """A parquet file anywhere that fsspec reaches; its parts are row groups, so no place in it is far."""
+
+    name: str
+    url: str
+    column: str
+
+    def read(self, mark: Mark) -> Iterator[tuple[Sequence[str | None], Mark]]:
+        first, skipped = mark
+        with fsspec.open(self.url) as file, ParquetFile(file) as parquet:
+            _require_text(self, parquet.schema_arrow)
+            if skipped and skipped >= parquet.metadata.row_group(first).num_rows:
+                first, skipped = first + 1, 0
+            for part in range(first, parquet.num_row_groups):
+                place = 0
+                for batch in parquet.iter_batches(DOCUMENTS_AT_ONCE, row_groups=[part], columns=[self.column]):
+                    texts = batch.column(0).to_pylist()[max(0, skipped - place) :]
+                    place += len(batch)
+                    if texts:
+                        yield texts, (part, place)
+                skipped = 0
+
+
+class StreamedShard(NamedTuple):
+    """A file of any other format that `datasets` reads. To find a place in it, it is read up to there."""
+
+    name: str
+    stream: IterableDataset
+    column: str
+
+    def read(self, mark: Mark) -> Iterator[tuple[Sequence[str | None], Mark]]:
+        place = 0
+        for table in self.stream.with_format("arrow").iter(DOCUMENTS_AT_ONCE):
+            _require_text(self, table.schema)
+            texts = table.column(self.column).to_pylist()[max(0, mark[1] - place) :]
+            place += len(table)
+            if texts:
+                yield texts, (0, place)
+
+
+class DatasetShard(NamedTuple):
+    """A data set on this machine, in a random order that is always the same."""
+
+    name: str
+    dataset: Dataset
+    column: str
+
+    def read(self, mark: Mark) -> Iterator[tuple[Sequence[str | None], Mark]]:
+        _require_text(self, self.dataset.features.arrow_schema)
+        texts = self.dataset.select_columns([self.column]).shuffle(seed=0)
+        for place in range(mark[1], len(texts), DOCUMENTS_AT_ONCE):
+            stop = min(place + DOCUMENTS_AT_ONCE, len(texts))
+            yield texts[place:stop][self.column], (0, stop)
+
+
+def open_corpus(source: TextSource) -> Sequence[Shard]:
+    """The shards of `source.dataset_name`, in the order of their names, on whatever machine.
 
     Raises:
-        ValueError: no such corpus, configuration or column; no documents; a share that leaves a split empty.
+        ValueError: there is no such corpus or configuration, or this user may not read it, or it has no `train` split.
     """
-    documents = _documents(run)
-    hashes = np.array([document_hash(text) for text in documents["text"]], dtype=np.float64)
-    held_out = np.flatnonzero(hashes < run.held_out_share)
-    train = np.flatnonzero(hashes >= run.held_out_share)
-    for name, members in (("trained on", train), ("held out", held_out)):
-        if not len(members):
-            raise ValueError(
-                f"held_out_share={run.held_out_share} leaves none of the {len(documents)} documents of "
-                f"{run.dataset_name!r} to be {name}: choose another share"
-            )
-    return Corpus(documents.select(train), documents.select(held_out[np.argsort(hashes[held_out], kind="stable")]))
+    name, column = source.dataset_name, source.text_column_name
+    if name in CORPORA:
+        dataset = CORPORA[name]()
+        return [DatasetShard(str(dataset.cache_files), dataset, column)]
+    builder = _builder(source)
+    files = _train_files(builder, name)
+    if isinstance(builder, Parquet):
+        return [ParquetShard(_version(file), file, column) for file in files]
+    stream = builder.as_streaming_dataset(split="train")
+    shards = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
+    names = [_version(file) for file in files] if len(files) == len(shards) else [str(files)] * len(shards)
+    return [StreamedShard(name, shard, column) for name, shard in zip(names, shards, strict=True)]
+
+
+def is_held_out(text: str, held_out_share: float) -> bool:
+    """Whether a document is never trained on: the same on any machine, in any order and process."""
+    return document_hash(text) < held_out_share
 
 
 def document_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone: the same on any machine, in any order and process."""
+    """A number in [0, 1) that depends on the text alone."""
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 
 
-def _documents(run: BaseRun) -> Dataset:
-    documents = CORPORA[run.dataset_name]() if run.dataset_name in CORPORA else _load(run)
-    column = run.text_column_name
-    if column not in documents.column_names:
-        columns = ", ".join(documents.column_names)
-        raise ValueError(f"{run.dataset_name!r} has no column {column!r}: text_column_name can be one of {columns}")
-    documents = documents.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
-    documents = documents.filter(lambda texts: [isinstance(text, str) and bool(text) for text in texts], **_BY_TEXT)
-    if not len(documents):
-        raise ValueError(f"{run.dataset_name!r} holds no text in its column {column!r}")
-    return documents
-
-
-def _load(run: BaseRun) -> Dataset:
-    path = Path(run.dataset_name)
-    name, configuration = HUB_NAMES.get(run.dataset_name, (run.dataset_name, None))
-    if path.suffix in FILE_FORMATS:
+def _builder(source: TextSource) -> DatasetBuilder:
+    path = Path(source.dataset_name)
+    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
+    if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir():
         if not path.is_file():
-            raise ValueError(f"dataset_name={run.dataset_name}: there is no such file")
-        paragraphs = {"sample_by": "paragraph"} if FILE_FORMATS[path.suffix] == "text" else {}
-        return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", **paragraphs)
+            raise ValueError(f"dataset_name={path}: there is no such file")
+        file_format = FILE_FORMATS[suffixes[-1]]
+        paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
+        return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)
+    return _builder_by_name(source)
+
+
+def _builder_by_name(source: TextSource) -> DatasetBuilder:
+    given = source.dataset_name
+    name, configuration = HUB_NAMES.get(given, (given, None))
+    configuration = source.dataset_config_name or configuration
     try:
-        return load_dataset(name, run.dataset_config_name or configuration, split="train")
-    except (DatasetNotFoundError, FileNotFoundError) as error:
+        return patiently(name, lambda: load_dataset_builder(name, configuration, revision=source.dataset_revision))
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise ValueError(
+                f"{name} is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with "
+                "`hf auth login`, or set HF_TOKEN"
+            ) from error
+        raise ValueError(_no_corpus(given)) from error
+    except (EmptyDatasetError, DataFilesNotFoundError) as error:
+        raise ValueError(f"{given!r} holds no data files in a format that `datasets` reads") from error
+    except ValueError as error:  # what `datasets` says of a configuration names those that exist
+        raise ValueError(f"dataset_name={given}, dataset_config_name={configuration}: {error}") from error
+
+
+def _no_corpus(name: str) -> str:
+    return (
+        f"no corpus {name!r}, or none that you may read: give one of {', '.join([*CORPORA, *HUB_NAMES])}, the id of a "
+        f"data set on the Hub, a folder of data files, or a file ending in {', '.join(FILE_FORMATS)}"
+    )
+
+
+def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
+    files = builder.config.data_files
+    if not isinstance(files, DataFilesDict) or "train" not in files:
+        raise ValueError(f"{name!r} has no split 'train', only {', '.join(map(str, files or ())) or 'none at all'}")
+    return sorted(files["train"])
+
+
+def _version(file: str) -> str:
+    """A file's name and, unless it is the name of a commit's file, how large it is and when it was written."""
+    if not (path := Path(file)).is_file():
+        return file
+    return f"{file} ({path.stat().st_size} bytes, {path.stat().st_mtime_ns})"
+
+
+def _require_text(shard: ParquetShard | StreamedShard | DatasetShard, schema: pyarrow.Schema) -> None:
+    if shard.column not in schema.names:
         raise ValueError(
-            f"no corpus {run.dataset_name!r}: give one of {', '.join([*CORPORA, *HUB_NAMES])}, the id of a data set on "
-            f"the Hub, or a file ending in {', '.join(FILE_FORMATS)}"
-        ) from error
-
-
-_BY_TEXT = {"input_columns": "text", "batched": True}
+            f"{shard.name} has no column {shard.column!r}: text_column_name can be one of {', '.join(schema.names)}"
+        )
+    kind = schema.field(shard.column).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_null(kind)):
+        raise ValueError(f"{shard.name} holds {kind} in its column {shard.column!r}, and documents are text")

@@ -10,23 +10,20 @@ import gc
 import logging
 import os
 import platform
-import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from importlib.util import decode_source
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from filelock import FileLock
 from tqdm.auto import tqdm
+
+from fgpt_hf.workers import process_pool
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -179,23 +176,9 @@ def _read_all(sources: list[tuple[str, Path]]) -> list[list[Member] | None]:
     progress = partial(tqdm, total=len(sources), desc="Reading docstrings", unit=" files", mininterval=1)
     if workers < 2:
         return list(progress(map(_read, sources)))
-    # Spawned, because a forked child of a process that already runs torch's threads may hang; without garbage
-    # collection, because it walks the syntax trees again and again and finds no cycles.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=gc.disable) as pool:
-        with _hidden_main():
-            members = pool.map(_read, sources, chunksize=32)  # starts every worker
-        return list(progress(members))
-
-
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep spawned workers from running the caller's script again, whose import of torch would take them seconds."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    # Without garbage collection, because it walks the syntax trees again and again and finds no cycles.
+    with process_pool(workers, initializer=gc.disable) as pool:
+        return list(progress(pool.map(_read, sources, chunksize=32)))
 
 
 def _read(source: tuple[str, Path]) -> list[Member] | None:

@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +21,15 @@ Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_
 def option(default: Any, help: str) -> Any:
     """A field of a run: its default and the sentence that `--help` says of it."""
     return HfArg(default=default, help=help)
+
+
+def require_amounts(values: Mapping[str, Any], may_be_zero: Sequence[str] = ()) -> None:
+    """Raise ValueError for the first number that is not above zero, or not zero where that has a meaning."""
+    for name, value in values.items():
+        least = "zero or more" if name in may_be_zero else "above zero"
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and (value < 0 or (value == 0 and name not in may_be_zero)):
+            raise ValueError(f"{name}={value} must be {least}")
 
 
 @dataclass(kw_only=True)
@@ -63,11 +73,7 @@ class Run:
     report_to: Tracker = option("none", "a tracker that gets every line of metrics.jsonl too")
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            least = "zero or more" if name in self.may_be_zero else "above zero"
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if is_number and (value < 0 or (value == 0 and name not in self.may_be_zero)):
-                raise ValueError(f"{name}={value} must be {least}")
+        require_amounts(asdict(self), self.may_be_zero)
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other: give one of them")
         if self.output_dir is None:
@@ -87,7 +93,36 @@ class Run:
 
 
 @dataclass(kw_only=True)
-class BaseRun(Run):
+class TextSource:
+    """Which documents, which of them are held out, and how they become rows of tokens."""
+
+    dataset_name: str = option(
+        "fineweb-edu", "a known corpus, a Hub data set, a prepared folder, or a text, JSON lines or parquet file"
+    )
+    dataset_config_name: str | None = option(None, "configuration of a Hub data set, such as sample-100BT")
+    dataset_revision: str | None = option(None, "commit of a Hub data set (default: the newest)")
+    text_column_name: str = option("text", "the column that holds the documents")
+    held_out_share: float = option(0.01, "share of the documents that is never trained on")
+    max_position_embeddings: int = option(1024, "context, and length of a training row, in tokens")
+    preprocessing_num_workers: int | None = option(
+        None, "processes that tokenise (default: one a core to prepare, two to stream)"
+    )
+
+
+@dataclass(kw_only=True)
+class Preparation(TextSource):
+    """What `fgpt prepare` does."""
+
+    output_dir: str = option("runs/prepared", "the folder of the prepared rows; an unfinished one is continued")
+    max_train_tokens: int | None = option(None, "stop after about so many tokens (default: all of the documents)")
+    hub_dataset_id: str | None = option(None, "also push the rows to this data set on the Hub")
+
+    def __post_init__(self) -> None:
+        require_amounts(asdict(self))
+
+
+@dataclass(kw_only=True)
+class BaseRun(TextSource, Run):
     """Base training: the network's shape and the text. The defaults are the published run.
 
     0.5M tokens a step and the learning rate are GPT-3's for this size (Brown et al. 2020, table 2.1); 14.2B tokens are
@@ -103,6 +138,8 @@ class BaseRun(Run):
         "max_position_embeddings",
         "dataset_name",
         "dataset_config_name",
+        "dataset_revision",
+        "streaming",
         "text_column_name",
         "held_out_share",
     )
@@ -110,13 +147,9 @@ class BaseRun(Run):
     hidden_size: int = option(1296, "width of the network")
     num_hidden_layers: int = option(32, "layers")
     num_attention_heads: int = option(24, "attention heads; they divide the width")
-    max_position_embeddings: int = option(1024, "context, and length of a training row, in tokens")
     dropout: float = option(0.0, "of embeddings, attention and residuals")
 
-    dataset_name: str = option("fineweb-edu", "a known corpus, a Hub data set, or a text, JSON lines or parquet file")
-    dataset_config_name: str | None = option(None, "configuration of a Hub data set")
-    text_column_name: str = option("text", "the column that holds the documents")
-    held_out_share: float = option(0.01, "share of the documents that is never trained on")
+    streaming: bool = option(True, "read documents as training goes, instead of preparing all of them first")
     max_eval_rows: int = option(512, "rows of the fixed held-out set")
     sample_prompt: str = option("Once upon a time", "continued as training goes, with one of the corpus")
 
@@ -150,6 +183,7 @@ PRESETS: Mapping[str, BaseRun] = {
             hidden_size=256,
             max_position_embeddings=256,
             dataset_name="pydocs",
+            streaming=False,
             max_eval_rows=64,
             per_device_train_batch_size=8,
             gradient_accumulation_steps=1,
@@ -166,6 +200,7 @@ PRESETS: Mapping[str, BaseRun] = {
 }
 
 SomeRun = TypeVar("SomeRun", bound=Run)
+Described = TypeVar("Described", bound=TextSource)
 
 
 def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Sequence[str]) -> SomeRun:
@@ -191,6 +226,16 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     if unknown:
         raise ValueError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
     return run
+
+
+def flags(kind: type[Any]) -> ArgumentParser:
+    """A parser of the flags of such a description, to be the parent of a subcommand's."""
+    return _Parser(kind, add_help=False)
+
+
+def from_flags(kind: type[Described], options: Namespace) -> Described:
+    """The description that these flags make."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
 
 
 def command_line(main: Callable[[Sequence[str]], None]) -> None:

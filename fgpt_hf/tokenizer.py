@@ -73,15 +73,20 @@ def build_tokenizer(max_length: int = 1024) -> GPT2Tokenizer:
     return tokenizer
 
 
-def encode_documents(texts: Iterable[str]) -> list[npt.NDArray[np.uint16]]:
-    """Return one array of ids per text, equal to the tokenizer's own, on all cores; no special token is added.
+def tokenizer_fingerprint() -> str:
+    """Return what tells this tokenizer's ids from another's: a hash of its vocabulary, merges and control tokens."""
+    return hashlib.sha256(json.dumps([_VOCABULARY_SHA256, CONTROL_TOKENS]).encode()).hexdigest()
+
+
+def encode_documents(texts: Iterable[str], threads: int | None = None) -> list[npt.NDArray[np.uint16]]:
+    """Return one array of ids per text, equal to the tokenizer's own; no special token is added. All cores by default.
 
     Text that spells a control token stays text. A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD.
     """
     texts = list(texts)
     tasks = [texts[start : start + _DOCUMENTS_PER_TASK] for start in range(0, len(texts), _DOCUMENTS_PER_TASK)]
     encoding = _plain_encoding()
-    with ThreadPoolExecutor() as pool:  # tiktoken works outside Python's lock, so threads are enough
+    with ThreadPoolExecutor(threads) as pool:  # tiktoken works outside Python's lock, so threads are enough
         encoded = pool.map(lambda task: [_encode_document(encoding, text) for text in task], tasks)
         return [ids for task in encoded for ids in task]
 

@@ -1,0 +1,123 @@
+"""What a base run trains on: rows that were prepared before, rows prepared now, or rows that stream in."""
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import load_dataset
+from filelock import FileLock
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.constants import HF_HOME
+from huggingface_hub.errors import HFValidationError
+
+from fgpt_hf.batches import Batches, RandomRows, StreamedRows, Stretch
+from fgpt_hf.corpora import CORPORA, HUB_NAMES, Shard, open_corpus
+from fgpt_hf.packing import Ids
+from fgpt_hf.preparation import (
+    PREPARED,
+    PreparedRows,
+    describe,
+    is_prepared,
+    load_prepared,
+    prepared_once,
+    require_fitting,
+)
+from fgpt_hf.retries import patiently
+from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, Tokenising, held_out_rows, training_windows
+from fgpt_hf.runs import BaseRun
+from fgpt_hf.windows import epoch_start
+from fgpt_hf.workers import in_background
+
+STREAMING_WORKERS = 2
+
+
+class TrainingData(NamedTuple):
+    """The batches of a process, given its rank and the number of processes, and the fixed held-out rows, `(N, T)`."""
+
+    batches: Callable[[int, int], Batches]
+    held_out: Ids
+    description: str
+
+
+def open_data(run: BaseRun, say: Callable[[str], None]) -> TrainingData:
+    """The rows of `run.dataset_name`, which may itself be prepared rows in a folder or on the Hub.
+
+    Raises:
+        ValueError: what it names cannot be read or does not fit the run, or a split of it is empty.
+    """
+    if (prepared := _prepared(run)) is not None:
+        return _in_random_order(run, prepared, f"rows of {run.dataset_name}")
+    if run.streaming:
+        return _streamed(run)
+    folder = prepared_once(run, say)
+    return _in_random_order(run, load_prepared(folder, run.max_position_embeddings), f"rows in {folder}")
+
+
+def _prepared(run: BaseRun) -> dict[str, PreparedRows] | None:
+    """The rows that the data set's name stands for, or None if it stands for documents."""
+    name, row_length = run.dataset_name, run.max_position_embeddings
+    if is_prepared(Path(name)):
+        return load_prepared(Path(name), row_length)
+    if name in CORPORA or name in HUB_NAMES or Path(name).exists() or not _is_prepared_on_hub(run):
+        return None
+    recipe = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
+    require_fitting(name, json.loads(Path(recipe).read_text(encoding="utf-8")), row_length)
+    rows = patiently(name, lambda: load_dataset(name, revision=run.dataset_revision))
+    return {split: PreparedRows(rows[split]) for split in SPLITS}
+
+
+def _is_prepared_on_hub(run: BaseRun) -> bool:
+    def ask() -> bool:
+        return HfApi().file_exists(run.dataset_name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
+
+    try:
+        return patiently(run.dataset_name, ask)
+    except HFValidationError:
+        return False
+
+
+def _in_random_order(run: BaseRun, rows: dict[str, PreparedRows], description: str) -> TrainingData:
+    def batches(rank: int, processes: int) -> Batches:
+        return RandomRows(rows[TRAIN], run.seed, rank, processes)
+
+    held_out = rows[HELD_OUT][list(range(min(run.max_eval_rows, len(rows[HELD_OUT]))))]
+    return TrainingData(batches, held_out, f"{len(rows[TRAIN]):,} {description}")
+
+
+def _streamed(run: BaseRun) -> TrainingData:
+    shards = open_corpus(run)
+    version = describe(run, shards)["shards"]
+
+    def stretches(place: dict[str, Any]) -> Generator[Stretch, None, None]:
+        if place["shards"] != version:
+            raise ValueError(
+                f"{run.dataset_name} has changed since the checkpoint was written, so the run cannot go on exactly: "
+                "give the commit of that time as --dataset_revision"
+            )
+        with closing(Tokenising(run, run.preprocessing_num_workers or STREAMING_WORKERS)) as tokenising:
+            for epoch, window in training_windows(tokenising, shards, run.seed, place["epoch"], place["begin"]):
+                yield Stretch(window.rows[TRAIN].ids, {"shards": version, "epoch": epoch, "begin": window.begin})
+
+    def batches(rank: int, processes: int) -> Batches:
+        start = {"shards": version, "epoch": 0, "begin": epoch_start()}
+        return StreamedRows(lambda place: in_background(stretches(place), ahead=1), start, rank, processes)
+
+    return TrainingData(batches, _held_out_once(run, shards), f"{len(shards)} shards of {run.dataset_name}")
+
+
+def _held_out_once(run: BaseRun, shards: Sequence[Shard]) -> Ids:
+    """The held-out rows of a stream, found once and then kept in the cache (`fgpt/held_out` in `HF_HOME`)."""
+    recipe = json.dumps([describe(run, shards), run.max_eval_rows])
+    path = Path(HF_HOME, "fgpt", "held_out", hashlib.sha256(recipe.encode()).hexdigest()[:16]).with_suffix(".npy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            with closing(Tokenising(run, workers=1)) as tokenising:
+                rows = held_out_rows(tokenising, shards, run.max_eval_rows)
+            np.save(path.with_suffix(".partial.npy"), rows)
+            path.with_suffix(".partial.npy").replace(path)
+        return np.load(path)
