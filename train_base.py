@@ -29,10 +29,8 @@ def main(arguments: Sequence[str]) -> None:
         accelerator.print(f"{model.num_parameters():,} parameters; {data.description}")
         batches = data.batches(accelerator.process_index, accelerator.num_processes)
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
-        prompts = [
-            run.sample_prompt,
-            " ".join(tokenizer.decode(data.held_out[0], skip_special_tokens=True).split()[:8]),
-        ]
+        held_out_words = str(tokenizer.decode(data.held_out[0], skip_special_tokens=True)).split()
+        prompts = [run.sample_prompt, " ".join(held_out_words[:8])]
 
         def check_held_out(step: int) -> dict[str, float]:
             return held_out_loss(accelerator, model, data.held_out, bytes_of_token, run.per_device_train_batch_size)

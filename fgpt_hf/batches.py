@@ -98,10 +98,12 @@ class StreamedRows:
         processes: int = 1,
     ) -> None:
         self.stretches_from, self.rank, self.processes = stretches_from, rank, processes
-        self.load_state_dict({"place": place, "row": 0})
+        self._stretch, self._row = _nothing_at(place), 0
+        self._stretches = stretches_from(place)
 
     def take(self, count: int) -> dict[str, Tensor]:
-        missing, taken = count * self.processes, []
+        missing = count * self.processes
+        taken: list[Ids] = []
         while missing:
             while self._row >= len(self._stretch.rows):
                 self._row -= len(self._stretch.rows)
@@ -115,9 +117,8 @@ class StreamedRows:
         return {"place": self._stretch.place, "row": self._row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stretch, self._row = _nothing_at(state["place"]), state["row"]
         self._stretches = self.stretches_from(state["place"])
-        self._stretch: Stretch = Stretch(np.empty((0, 0), dtype=np.uint16), state["place"])
-        self._row: int = state["row"]
 
 
 def as_batch(ids: Ids) -> dict[str, Tensor]:
@@ -131,3 +132,8 @@ def as_batch(ids: Ids) -> dict[str, Tensor]:
         "position_ids": places - start_of_document,
         "labels": input_ids.masked_fill(input_ids == PAD_ID, IGNORED),
     }
+
+
+def _nothing_at(place: dict[str, Any]) -> Stretch:
+    """The empty stretch before the one that a place leads to."""
+    return Stretch(np.empty((0, 0), dtype=np.uint16), place)

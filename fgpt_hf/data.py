@@ -30,7 +30,7 @@ from fgpt_hf.retries import patiently
 from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, Tokenising, held_out_rows, training_windows
 from fgpt_hf.runs import BaseRun
 from fgpt_hf.windows import epoch_start
-from fgpt_hf.workers import in_background
+from fgpt_hf.workers import InBackground
 
 STREAMING_WORKERS = 2
 
@@ -104,7 +104,7 @@ def _streamed(run: BaseRun) -> TrainingData:
 
     def batches(rank: int, processes: int) -> Batches:
         start = {"shards": version, "epoch": 0, "begin": epoch_start()}
-        return StreamedRows(lambda place: in_background(stretches(place), ahead=1), start, rank, processes)
+        return StreamedRows(lambda place: InBackground(stretches(place), ahead=1), start, rank, processes)
 
     return TrainingData(batches, _held_out_once(run, shards), f"{len(shards)} shards of {run.dataset_name}")
 

@@ -11,7 +11,7 @@ from fgpt_hf.packing import Ids, PackedRows, pack_documents
 from fgpt_hf.runs import TextSource
 from fgpt_hf.tokenizer import encode_documents
 from fgpt_hf.windows import BLOCKS, Position, Window, epoch_start, read_windows, shard_order
-from fgpt_hf.workers import in_background, process_pool
+from fgpt_hf.workers import InBackground, process_pool
 
 TRAIN, HELD_OUT = SPLITS = ("train", "validation")  # as they are called on the Hub
 
@@ -45,7 +45,7 @@ class Tokenising:
     ) -> Generator[PackedWindow, None, None]:
         """The windows of an epoch from `start` on; the order of their rows follows from `seeds`."""
         submitted = self._submitted(read_windows(shards, start), splits)
-        for window, blocks in in_background(submitted, ahead=1 + self.workers // BLOCKS):
+        for window, blocks in InBackground(submitted, ahead=1 + self.workers // BLOCKS):
             documents = {split: [ids for block in blocks for ids in block.result()[split]] for split in splits}
             rows = {
                 split: _shuffled(

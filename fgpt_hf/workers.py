@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from multiprocessing import get_context, parent_process
 from queue import Full, Queue
 from threading import Event, Thread
 from types import ModuleType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Item = TypeVar("Item")
 
@@ -28,41 +29,50 @@ def process_pool(workers: int, initializer: Callable[[], object] | None = None) 
     return pool
 
 
-def in_background(items: Generator[Item, None, None], ahead: int) -> Iterator[Item]:
-    """The same items, up to `ahead` of them made by a thread before they are asked for; its errors are raised here."""
-    ready: Queue[tuple[bool, Item | BaseException | None]] = Queue(ahead)
-    abandoned = Event()
+class InBackground(Iterator[Item]):
+    """The same items, made by a thread that runs up to `ahead` of them ahead; its errors are raised here.
 
-    def hand_over(last: bool, value: Item | BaseException | None) -> None:
-        while not abandoned.is_set():
+    The thread begins at once, and stops when nobody holds this any more.
+    """
+
+    def __init__(self, items: Generator[Item, None, None], ahead: int) -> None:
+        self._ready: Queue[Callable[[], Item]] = Queue(ahead)
+        self._abandoned = Event()
+        Thread(target=_make, args=(items, self._ready, self._abandoned), daemon=True).start()
+
+    def __next__(self) -> Item:
+        return self._ready.get()()
+
+    def __del__(self) -> None:
+        self._abandoned.set()
+
+
+def _make(items: Generator[Item, None, None], ready: Queue[Callable[[], Item]], abandoned: Event) -> None:
+    """Put each item, and then the error or the end, as a call that returns or raises it."""
+    with closing(items):
+        last = False
+        while not (last or abandoned.is_set()):
             try:
-                return ready.put((last, value), timeout=0.1)
-            except Full:
-                continue
+                result: Callable[[], Item] = partial(_return, next(items))
+            except BaseException as error:
+                last, result = True, partial(_raise, error)
+            _put(result, ready, abandoned)
 
-    def make() -> None:
+
+def _put(result: Callable[[], Item], ready: Queue[Callable[[], Item]], abandoned: Event) -> None:
+    while not abandoned.is_set():
         try:
-            for item in items:
-                hand_over(False, item)
-                if abandoned.is_set():
-                    return
-            hand_over(True, None)
-        except BaseException as error:
-            hand_over(True, error)
-        finally:
-            items.close()
+            return ready.put(result, timeout=0.1)
+        except Full:
+            continue
 
-    Thread(target=make, daemon=True).start()
-    try:
-        while True:
-            last, value = ready.get()
-            if isinstance(value, BaseException):
-                raise value
-            if last:
-                return
-            yield value  # type: ignore[misc]
-    finally:
-        abandoned.set()
+
+def _return(item: Item) -> Item:
+    return item
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 @contextmanager
