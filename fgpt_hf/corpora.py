@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetBuilder, IterableDataset, load_dataset_buil
 from datasets.data_files import DataFilesDict, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from datasets.packaged_modules.parquet.parquet import Parquet
+from huggingface_hub.errors import HFValidationError
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.pydocs import load_pydocs
@@ -37,6 +38,8 @@ class Shard(Protocol):
 
     def read(self, mark: Mark) -> Iterator[tuple[Sequence[str | None], Mark]]:
         """Texts of one part, from a place on, a thousand at most at once, each time with the place after them.
+
+        Where one reading pauses does not depend on where it began.
 
         Raises:
             ValueError: the shard has no such column, or the column holds no text.
@@ -93,9 +96,11 @@ class DatasetShard(NamedTuple):
     def read(self, mark: Mark) -> Iterator[tuple[Sequence[str | None], Mark]]:
         _require_text(self, self.dataset.features.arrow_schema)
         texts = self.dataset.select_columns([self.column]).shuffle(seed=0)
-        for place in range(mark[1], len(texts), DOCUMENTS_AT_ONCE):
-            stop = min(place + DOCUMENTS_AT_ONCE, len(texts))
-            yield texts[place:stop][self.column], (0, stop)
+        start = mark[1]
+        while start < len(texts):
+            stop = min(start - start % DOCUMENTS_AT_ONCE + DOCUMENTS_AT_ONCE, len(texts))
+            yield texts[start:stop][self.column], (0, stop)
+            start = stop
 
 
 def open_corpus(source: TextSource) -> Sequence[Shard]:
@@ -111,11 +116,16 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
     builder = _builder(source)
     files = _train_files(builder, name)
     if isinstance(builder, Parquet):
-        return [ParquetShard(_version(file), file, column) for file in files]
+        return in_order([ParquetShard(_version(file), file, column) for file in files])
     stream = builder.as_streaming_dataset(split="train")
     shards = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
     names = [_version(file) for file in files] if len(files) == len(shards) else [str(files)] * len(shards)
-    return [StreamedShard(name, shard, column) for name, shard in zip(names, shards, strict=True)]
+    return in_order([StreamedShard(name, shard, column) for name, shard in zip(names, shards, strict=True)])
+
+
+def in_order(shards: Sequence[Shard]) -> Sequence[Shard]:
+    """The shards in the order of their names, however they were listed."""
+    return sorted(shards, key=lambda shard: shard.name)
 
 
 def is_held_out(text: str, held_out_share: float) -> bool:
@@ -154,6 +164,8 @@ def _builder_by_name(source: TextSource) -> DatasetBuilder:
                 "`hf auth login`, or set HF_TOKEN"
             ) from error
         raise ValueError(_no_corpus(given)) from error
+    except HFValidationError as error:
+        raise ValueError(_no_corpus(given)) from error
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise ValueError(f"{given!r} holds no data files in a format that `datasets` reads") from error
     except ValueError as error:  # what `datasets` says of a configuration names those that exist
@@ -171,7 +183,7 @@ def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
     files = builder.config.data_files
     if not isinstance(files, DataFilesDict) or "train" not in files:
         raise ValueError(f"{name!r} has no split 'train', only {', '.join(map(str, files or ())) or 'none at all'}")
-    return sorted(files["train"])
+    return files["train"]
 
 
 def _version(file: str) -> str:

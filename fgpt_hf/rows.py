@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fgpt_hf.corpora import Shard, is_held_out
+from fgpt_hf.corpora import Shard, in_order, is_held_out
 from fgpt_hf.packing import Ids, PackedRows, pack_documents
 from fgpt_hf.runs import TextSource
 from fgpt_hf.tokenizer import encode_documents
@@ -87,8 +87,9 @@ def training_windows(
         rows = 0
         ordered = shard_order(shards, seed, epoch)
         for window in tokenising.windows(ordered, start, (TRAIN,), (seed, epoch)):
-            rows += len(window.rows[TRAIN].ids)
-            yield epoch, window
+            if len(window.rows[TRAIN].ids):
+                rows += len(window.rows[TRAIN].ids)
+                yield epoch, window
         if rows == 0 and start == epoch_start():
             raise no_rows(tokenising.held_out_share, TRAIN)
         epoch, start = epoch + 1, epoch_start()
@@ -101,7 +102,7 @@ def held_out_rows(tokenising: Tokenising, shards: Sequence[Shard], count: int) -
         ValueError: there is none.
     """
     rows: list[Ids] = []
-    for window in tokenising.windows(shards, epoch_start(), (HELD_OUT,)):
+    for window in tokenising.windows(in_order(shards), epoch_start(), (HELD_OUT,)):
         rows.append(window.rows[HELD_OUT].ids)
         if sum(map(len, rows)) >= count:
             break
@@ -114,7 +115,8 @@ def no_rows(held_out_share: float, split: str) -> ValueError:
     """The error to raise when a split is empty."""
     purpose = "train on" if split == TRAIN else "hold out"
     return ValueError(
-        f"held_out_share={held_out_share} leaves no document of the corpus to {purpose}: choose another share"
+        f"no document to {purpose}: held_out_share={held_out_share} leaves none, so choose another share, or the "
+        "corpus holds no text"
     )
 
 

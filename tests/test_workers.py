@@ -1,0 +1,91 @@
+"""Work beside the main thread ends with what started it, and tells of its errors."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from fgpt_hf.workers import InBackground
+
+POOL = """
+import time
+from fgpt_hf.workers import process_pool
+if __name__ == "__main__":
+    pool = process_pool(2)
+    pool.submit(time.sleep, 1000)
+    print("ready", flush=True)
+    time.sleep(1000)
+"""
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_process_that_started_them_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+        process = psutil.Process(parent.pid)
+        assert until(lambda: len(process.children()) >= 2)
+        children = process.children()
+        parent.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def test_items_come_in_order_and_then_the_end() -> None:
+    assert list(InBackground((n * n for n in range(100)), ahead=3)) == [n * n for n in range(100)]
+
+
+def test_only_so_many_items_are_made_ahead() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(100):
+            made.append(n)
+            yield n
+
+    ahead = InBackground(items(), ahead=3)
+    assert next(ahead) == 0
+    assert until(lambda: len(made) == 5)  # one taken, three ready, one in the hand
+    time.sleep(0.1)
+    assert len(made) == 5
+
+
+def test_an_error_is_raised_where_the_items_are_used() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("no more")
+
+    ahead = InBackground(items(), ahead=1)
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="no more"):
+        next(ahead)
+
+
+def test_the_thread_ends_when_nobody_wants_its_items() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            while True:
+                yield os.getpid()
+        finally:
+            closed.set()
+
+    ahead = InBackground(items(), ahead=1)
+    next(ahead)
+    del ahead
+    gc.collect()
+    assert closed.wait(30)
