@@ -29,8 +29,7 @@ def main(arguments: Sequence[str]) -> None:
         accelerator.print(f"{model.num_parameters():,} parameters; {data.description}")
         batches = data.batches(accelerator.process_index, accelerator.num_processes)
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
-        held_out_words = str(tokenizer.decode(data.held_out[0], skip_special_tokens=True)).split()
-        prompts = [run.sample_prompt, " ".join(held_out_words[:8])]
+        prompts = [run.sample_prompt, str(tokenizer.decode(data.held_out[0, 1:9], skip_special_tokens=True))]
 
         def check_held_out(step: int) -> dict[str, float]:
             return held_out_loss(accelerator, model, data.held_out, bytes_of_token, run.per_device_train_batch_size)

@@ -18,11 +18,13 @@ import numpy as np
 import pyarrow
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from filelock import FileLock
+from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HOME
 
 from fgpt_hf.corpora import Shard, open_corpus
 from fgpt_hf.folders import whole_folder
 from fgpt_hf.packing import Account, Ids, accounts
+from fgpt_hf.retries import patiently
 from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, PackedWindow, Tokenising, no_rows
 from fgpt_hf.runs import Preparation, TextSource
 from fgpt_hf.tokenizer import tokenizer_fingerprint
@@ -102,10 +104,13 @@ def prepare(
         records = _whole_shards(folder)
         if not _is_finished(records, max_train_tokens):
             _write_json(folder / PREPARED, {**recipe, "finished": False})
-            with closing(Tokenising(source, source.preprocessing_num_workers or os.cpu_count() or 1)) as tokenising:
-                for record in _new_shards(folder, records, tokenising, shards, max_train_tokens):
-                    records.append(record)
-                    say(f"{folder}: {len(records)} shards, {_total(records, 'tokens', TRAIN):,} tokens")
+            try:
+                with closing(Tokenising(source, source.preprocessing_num_workers or os.cpu_count() or 1)) as tokenising:
+                    for record in _new_shards(folder, records, tokenising, shards, max_train_tokens):
+                        records.append(record)
+                        say(f"{folder}: {len(records)} shards, {_total(records, 'tokens', TRAIN):,} tokens")
+            except OSError as error:
+                raise OSError(_interrupted(folder, records, error)) from error
         for split in SPLITS:
             if not _total(records, "rows", split):
                 raise no_rows(source.held_out_share, split)
@@ -176,11 +181,11 @@ def push(folder: Path, repo_id: str) -> None:
     Raises:
         OSError: the Hub refuses it, or cannot be reached.
     """
-    from huggingface_hub import HfApi
-
-    records = _whole_shards(folder)
-    DatasetDict({split: _split(folder, len(records), split) for split in SPLITS}).push_to_hub(repo_id)
-    HfApi().upload_file(path_or_fileobj=folder / PREPARED, path_in_repo=PREPARED, repo_id=repo_id, repo_type="dataset")
+    count = len(_whole_shards(folder))
+    rows = DatasetDict({split: _split(folder, count, split) for split in SPLITS})
+    patiently(repo_id, lambda: rows.push_to_hub(repo_id))
+    recipe = {"path_or_fileobj": folder / PREPARED, "path_in_repo": PREPARED}
+    patiently(repo_id, lambda: HfApi().upload_file(**recipe, repo_id=repo_id, repo_type="dataset"))
 
 
 def report(records: Sequence[ShardRecord]) -> str:
@@ -250,6 +255,12 @@ def _whole_shards(folder: Path) -> list[ShardRecord]:
         if records[-1].end is None:
             break
     return records
+
+
+def _interrupted(folder: Path, records: Sequence[ShardRecord], error: OSError) -> str:
+    said = f"{folder} could not be written: {error}; free some space and run the same command again to go on"
+    tokens = _total(records, "tokens", TRAIN)
+    return f"{said}, or with --max_train_tokens {tokens} to keep what is there" if tokens else said
 
 
 def _is_finished(records: Sequence[ShardRecord], max_train_tokens: int | None) -> bool:
