@@ -184,8 +184,13 @@ def push(folder: Path, repo_id: str) -> None:
     count = len(_whole_shards(folder))
     rows = DatasetDict({split: _split(folder, count, split) for split in SPLITS})
     patiently(repo_id, lambda: rows.push_to_hub(repo_id))
-    recipe = {"path_or_fileobj": folder / PREPARED, "path_in_repo": PREPARED}
-    patiently(repo_id, lambda: HfApi().upload_file(**recipe, repo_id=repo_id, repo_type="dataset"))
+    recipe = (folder / PREPARED).read_bytes()
+    patiently(
+        repo_id,
+        lambda: HfApi().upload_file(
+            path_or_fileobj=recipe, path_in_repo=PREPARED, repo_id=repo_id, repo_type="dataset"
+        ),
+    )
 
 
 def report(records: Sequence[ShardRecord]) -> str:
