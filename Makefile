@@ -23,5 +23,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: install
+	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
+
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +14,10 @@ from datasets import Dataset
 from fgpt_hf import corpora
 from fgpt_hf.corpora import Shard, document_hash, is_held_out, open_corpus
 from fgpt_hf.runs import TextSource
-from tests.fineweb import documents, write_shard, write_shards
+from tests.fineweb import CARD, documents, write_shard, write_shards
+from tests.loopback_hub import LoopbackHub, hub_environment
+
+ROOT = Path(__file__).parents[1]
 
 
 def source(name: object, **settings: object) -> TextSource:
@@ -139,3 +144,55 @@ def test_a_folder_without_a_train_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(ValueError, match="no split 'train', only test"):
         open_corpus(source(tmp_path))
+
+
+# a Hub
+
+MESSAGES = """
+import json, sys
+from fgpt_hf.corpora import open_corpus
+from fgpt_hf.runs import TextSource
+
+def message(settings):
+    try:
+        shards = open_corpus(TextSource(**settings))
+        return [text for shard in shards for texts, _ in shard.read((0, 0)) for text in texts]
+    except ValueError as error:
+        return str(error)
+
+print(json.dumps([message(settings) for settings in json.loads(sys.argv[1])]))
+"""
+
+
+def test_names_on_a_hub_give_their_documents_or_say_what_is_wrong(hub_server: LoopbackHub, tmp_path: Path) -> None:
+    texts = documents(5)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    sample = {"sample/10BT/0.parquet": write_shard(tmp_path / "0.parquet", texts)}
+    dump = {"data/CC-MAIN-2024-10/0.parquet": write_shard(tmp_path / "1.parquet", texts[:2])}
+    hub_server.add_repo("dataset", "HuggingFaceFW/fineweb-edu", {"README.md": CARD, **sample, **dump})
+    hub_server.add_repo("dataset", "somebody/lines", {"train.jsonl": lines})
+    hub_server.add_repo("dataset", "somebody/gated", {"train.jsonl": lines}, gated=True)
+    hub_server.add_repo("dataset", "somebody/secret", {"train.jsonl": lines}, private=True)
+    hub_server.add_repo("dataset", "somebody/tests", {"test.jsonl": lines})
+    hub_server.add_repo("dataset", "somebody/empty", {"README.md": "nothing"})
+    first = hub_server.repo("dataset", "somebody/lines").at("main").oid
+    hub_server.repo("dataset", "somebody/lines").add({"train.jsonl": lines + lines})
+    expected: list[tuple[dict[str, str], list[str] | str]] = [
+        ({"dataset_name": "fineweb-edu"}, texts),
+        ({"dataset_name": "fineweb-edu", "dataset_config_name": "default"}, texts[:2]),
+        ({"dataset_name": "somebody/lines"}, texts + texts),
+        ({"dataset_name": "somebody/lines", "dataset_revision": first}, texts),
+        ({"dataset_name": "fineweb-edu", "dataset_config_name": "sample-1BT"}, "Available: ['default', 'sample-10BT']"),
+        ({"dataset_name": "fineweb-edu", "text_column_name": "body"}, "can be one of text, id, dump"),
+        ({"dataset_name": "fineweb-edu", "text_column_name": "score"}, "holds double in its column 'score'"),
+        ({"dataset_name": "somebody/none"}, "no corpus 'somebody/none', or none that you may read"),
+        ({"dataset_name": "somebody/secret"}, "no corpus 'somebody/secret', or none that you may read"),
+        ({"dataset_name": "somebody/gated"}, "is gated: accept its conditions at https://huggingface.co/datasets/"),
+        ({"dataset_name": "somebody/tests"}, "has no split 'train', only test"),
+        ({"dataset_name": "somebody/empty"}, "holds no data files"),
+    ]
+    command = [sys.executable, "-c", MESSAGES, json.dumps([settings for settings, _ in expected])]
+    environment = hub_environment(hub_server, tmp_path, token=None)
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    for (settings, wanted), found in zip(expected, json.loads(done.stdout), strict=True):
+        assert wanted in found if isinstance(wanted, str) else wanted == found, settings

@@ -1,0 +1,91 @@
+"""Tokens per second of preparing text, against a plain `multiprocessing.Pool` over tiktoken, on the same cores.
+
+The peer is how nanoGPT and the original FGPT prepare FineWeb-Edu: documents are handed to workers, each encodes one and
+returns an array, and the parent writes them one after the other. Here the same documents are also split by hash, packed
+into rows and shuffled. Both pools have started before the clock does. Run by `make bench`.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from fgpt_hf import tokenizer
+from fgpt_hf.corpora import open_corpus
+from fgpt_hf.pydocs import load_pydocs
+from fgpt_hf.rows import SPLITS, Tokenising
+from fgpt_hf.runs import TextSource
+from fgpt_hf.windows import epoch_start
+
+ROUNDS = 5
+WORKERS = os.cpu_count() or 1
+
+
+def main() -> None:
+    source = TextSource(dataset_name="pydocs")
+    texts = list(load_pydocs()["text"])
+    with (
+        get_context("spawn").Pool(WORKERS, initializer=_start_peer) as peer,
+        closing(Tokenising(source, WORKERS)) as tokenising,
+    ):
+        peer.map(_encode, texts[:WORKERS], chunksize=1)
+        list(tokenising.pool.map(abs, range(WORKERS)))
+        rates: dict[str, list[float]] = {"peer": [], "fgpt": []}
+        for _ in range(ROUNDS):  # in turn, so that a busy machine is busy for both
+            rates["peer"].append(_rate(lambda file: _write_with_peer(peer, texts, file)))
+            rates["fgpt"].append(_rate(lambda file: _write_rows(tokenising, source, file)))
+    for name, found in rates.items():
+        print(f"{name}: {median(found) / 1e6:.2f}M tokens/s, rounds {', '.join(f'{rate / 1e6:.2f}' for rate in found)}")
+    ratio = median(ours / theirs for ours, theirs in zip(rates["fgpt"], rates["peer"], strict=True))
+    print(f"preparing text with {WORKERS} workers: {ratio:.2f} times as fast as a plain Pool over tiktoken")
+
+
+def _rate(write: Callable[[Path], int]) -> float:
+    with TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        tokens = write(Path(folder, "tokens.bin"))
+        return tokens / (time.perf_counter() - began)
+
+
+def _write_with_peer(pool: Pool, texts: list[str], path: Path) -> int:
+    tokens = 0
+    with path.open("wb") as file:
+        for ids in pool.imap(_encode, texts, chunksize=16):
+            file.write(ids.tobytes())
+            tokens += len(ids)
+    return tokens
+
+
+def _write_rows(tokenising: Tokenising, source: TextSource, path: Path) -> int:
+    tokens = 0
+    with path.open("wb") as file:
+        for window in tokenising.windows(open_corpus(source), epoch_start()):
+            for split in SPLITS:
+                file.write(window.rows[split].ids.tobytes())
+                tokens += window.rows[split].tokens
+    return tokens
+
+
+def _start_peer() -> None:
+    """tiktoken's `gpt2`, whose vocabulary is the project's; its own loader would need a network."""
+    global encoding
+    ranks = tokenizer._plain_encoding()._mergeable_ranks
+    encoding = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+
+
+def _encode(text: str) -> npt.NDArray[np.uint16]:
+    return np.array(encoding.encode_ordinary(text), dtype=np.uint16)
+
+
+if __name__ == "__main__":
+    main()
