@@ -31,6 +31,9 @@ ROUNDS = 5
 WORKERS = os.cpu_count() or 1
 
 
+encoding: tiktoken.Encoding  # of a worker of the peer
+
+
 def main() -> None:
     source = TextSource(dataset_name="pydocs")
     texts = list(load_pydocs()["text"])
