@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("LOSS", "DTYPE"), help="one measurement, in this process")
     options = parser.parse_args()
     if options.measure:
-        print(*measure(*options.measure, options.tokens, options.width))
+        loss, dtype = options.measure
+        print(*measure(loss, dtype, options.tokens, options.width))
         return
     for dtype in ("float32", "bfloat16"):
         seconds: dict[str, list[float]] = {"plain": [], "lean": []}

@@ -9,21 +9,25 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.batches import as_batch
 from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes
-from fgpt_hf.objectives import LanguageModelObjective
-from fgpt_hf.optim import build_optimizer
+from fgpt_hf.objectives import Batch, LanguageModelObjective
+from fgpt_hf.optim import JointOptimizer, build_optimizer
 from fgpt_hf.runs import PRESETS
 from fgpt_hf.tokenizer import END_OF_TEXT_ID
 
 LAYERS, WIDTH, HEADS, ROWS, LENGTH, VOCABULARY = 6, 384, 6, 8, 256, 50304
+Contender: TypeAlias = tuple[Callable[[Batch], Tensor], nn.Module, torch.optim.Optimizer | JointOptimizer]
 CONTENDERS = ("gpt2", "gpt2-compiled", "fgpt", "fgpt-compiled", "fgpt-muon")
 
 
@@ -57,45 +61,49 @@ def main() -> None:
 def measure(name: str, dtype: str, steps: int) -> tuple[float, int]:
     """Tokens per second of the median step, and the peak memory of the process."""
     torch.manual_seed(0)
+    loss_of, model, optimizer = gpt2(name) if name.startswith("gpt2") else fgpt(name)
     ids = np.random.default_rng(0).integers(0, 50_000, (ROWS, LENGTH)).astype(np.uint16)
     ids[:, 0] = END_OF_TEXT_ID
     batch = as_batch(ids)
-    run = replace(PRESETS["quickstart"], optim="muon" if name == "fgpt-muon" else "adamw")
-    if name.startswith("gpt2"):
-        shape = GPT2Config(n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, n_positions=LENGTH, vocab_size=VOCABULARY)
-        shape.resid_pdrop = shape.embd_pdrop = shape.attn_pdrop = 0.0
-        model = GPT2LMHeadModel(shape)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        if name == "gpt2-compiled":
-            model.compile()
-    else:
-        keep_freed_memory()
-        model = FGPTForCausalLM(
-            FGPTConfig(
-                num_hidden_layers=LAYERS,
-                hidden_size=WIDTH,
-                num_attention_heads=HEADS,
-                max_position_embeddings=LENGTH,
-            )
-        )
-        optimizer = build_optimizer(model, run)
-        if name == "fgpt-compiled":
-            model.get_decoder().compile()
-    objective = LanguageModelObjective(model)
     seconds = []
     for _ in range(steps + 2):
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            if name.startswith("gpt2"):
-                loss = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
-            else:
-                loss = objective(batch) / objective.weight(batch)
+            loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
     return ROWS * LENGTH / statistics.median(seconds[2:]), peak_memory_bytes(torch.device("cpu"))
+
+
+def gpt2(name: str) -> Contender:
+    config = GPT2Config(n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, n_positions=LENGTH, vocab_size=VOCABULARY)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    model = GPT2LMHeadModel(config)
+    if name == "gpt2-compiled":
+        model.compile()
+
+    def loss_of(batch: Batch) -> Tensor:
+        return model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+
+    return loss_of, model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+
+def fgpt(name: str) -> Contender:
+    keep_freed_memory()
+    shape = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS}
+    model = FGPTForCausalLM(FGPTConfig(**shape, max_position_embeddings=LENGTH))
+    if name == "fgpt-compiled":
+        model.get_decoder().compile()
+    objective = LanguageModelObjective(model)
+
+    def loss_of(batch: Batch) -> Tensor:
+        return objective(batch) / objective.weight(batch)
+
+    run = replace(PRESETS["quickstart"], optim="muon" if name == "fgpt-muon" else "adamw")
+    return loss_of, model, build_optimizer(model, run)
 
 
 if __name__ == "__main__":
