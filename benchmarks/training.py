@@ -93,8 +93,10 @@ def gpt2(name: str) -> Contender:
 
 def fgpt(name: str) -> Contender:
     keep_freed_memory()
-    shape = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS}
-    model = FGPTForCausalLM(FGPTConfig(**shape, max_position_embeddings=LENGTH))
+    config = FGPTConfig(
+        num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, max_position_embeddings=LENGTH
+    )
+    model = FGPTForCausalLM(config)
     if name == "fgpt-compiled":
         model.get_decoder().compile()
     objective = LanguageModelObjective(model)
