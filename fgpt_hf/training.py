@@ -1,6 +1,7 @@
 """The one loop: it is handed a model, an objective, batches and checks, and knows no corpus and no metric."""
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
+from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from tqdm.auto import tqdm
@@ -42,10 +44,17 @@ def start(run: Run) -> Accelerator:
     """The processes and the device of a run, in the precision that it asks for, with its seed set.
 
     Raises:
-        ValueError: the device lacks that precision.
+        ValueError: the device lacks that precision, a tracker is not installed, the processes do not find each other.
     """
     cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when told
-    device = PartialState(cpu, timeout=timedelta(minutes=10)).device
+    try:
+        device = PartialState(cpu, timeout=timedelta(minutes=10)).device
+    except DistError as error:
+        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        raise ValueError(
+            f"the processes cannot meet at {address}:{port}: is the port in use? Give another one "
+            "(accelerate launch --main_process_port, torchrun --master_port)"
+        ) from error
     if run.bf16 and not supports_bf16(device):
         raise ValueError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
     if run.fp16 and device.type != "cuda":

@@ -33,10 +33,17 @@ SERVER.set_forkserver_preload(["tests.loop_run"])
 class Launched:
     """A run in one or several processes, as a launcher would start them."""
 
-    def __init__(self, folder: Path, *flags: object, processes: int = 1, file_size_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: object,
+        processes: int = 1,
+        port: int | None = None,
+        file_size_limit: int | None = None,
+    ) -> None:
         self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
         arguments = [f"--output_dir={folder}", *map(str, flags)]
-        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
         self.processes = []
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **group} if processes > 1 else {}
@@ -333,6 +340,19 @@ def test_a_precision_that_the_device_lacks_is_refused(tmp_path: Path) -> None:
     if torch.accelerator.is_available():
         pytest.skip("this device may have it")
     assert "fp16=true needs a CUDA GPU" in refusal(tmp_path / "run", "--fp16")
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        launched = Launched(tmp_path / "run", processes=2, port=port)
+        launched.processes[0].join(timeout=120)
+        launched.processes[1].kill()
+    assert launched.processes[0].exitcode == 2
+    assert f"cannot meet at 127.0.0.1:{port}: is the port in use?" in launched.errors.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
