@@ -3,7 +3,9 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from fgpt_hf.interop import FORMATS, convert, export
 from fgpt_hf.preparation import prepare_documents
 from fgpt_hf.report import summary
 from fgpt_hf.runs import Preparation, command_line, flags, from_flags
@@ -25,5 +27,33 @@ def run(arguments: Sequence[str]) -> None:
         help="tokenise documents once: fgpt prepare --dataset_name fineweb-edu --output_dir data/fineweb-edu-10bt",
     )
     prepare.set_defaults(function=lambda options: print(prepare_documents(from_flags(Preparation, options))))
+    _add_convert(commands)
+    _add_export(commands)
     options = parser.parse_args(arguments)
     options.function(options)
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert", help="others' weights as an FGPT model: fgpt convert weights.pth models/old"
+    )
+    parser.add_argument("source", help="a .pth of the original FGPT, nanoGPT's ckpt.pt, or a GPT-2: folder or Hub name")
+    parser.add_argument("folder", type=Path, help="the model's new folder")
+    parser.add_argument("--vocab_size", type=int, help="tokens (default: as many as there are, or 50304 if too few)")
+    parser.add_argument("--num_attention_heads", type=int, help="heads, if they are not the original's 24 or recorded")
+    parser.set_defaults(function=_convert)
+
+
+def _convert(options: Any) -> None:
+    layout, model = convert(options.source, options.folder, options.vocab_size, options.num_attention_heads)
+    print(f"{options.folder}: {model.num_parameters():,} parameters from the layout {layout}")
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export", help="for other programs: fgpt export runs/quickstart/base OUT --format gpt2"
+    )
+    parser.add_argument("model", help="a model's or a run's folder, or a name on the Hub")
+    parser.add_argument("target", type=Path, help="a new folder, or for gguf a new file")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="gpt2 needs no remote code")
+    parser.set_defaults(function=lambda options: export(options.model, options.target, options.format))

@@ -172,10 +172,12 @@ def _config(source: str) -> Any:
 def _check_tokenizer(source: str) -> None:
     """Refuse a model whose ids mean something else; one that comes without a tokenizer is taken for a GPT-2."""
     try:
-        vocabulary = AutoTokenizer.from_pretrained(source).get_vocab()
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError):
         return
-    ours = build_tokenizer().get_vocab()
+    vocabulary, ours = tokenizer.get_vocab(), build_tokenizer().get_vocab()
+    if vocabulary.keys() <= set(tokenizer.all_special_tokens):  # what transformers gives where there are no files
+        return
     differing = [token for token, index in ours.items() if index < GPT2_TOKENS and vocabulary.get(token) != index]
     if differing:
         raise ValueError(f"{source} has another tokenizer than GPT-2's: they differ in {len(differing):,} tokens")

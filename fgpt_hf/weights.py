@@ -101,10 +101,8 @@ def to_gpt2(model: FGPTForCausalLM) -> tuple[GPT2Config, dict[str, Tensor]]:
         name: tensor.T.contiguous() if name.endswith(".weight") and name[:-7].endswith(LINEAR) else tensor
         for name, tensor in gpt2_names(model.state_dict()).items()
     }
-    width, inner = config.hidden_size, config.intermediate_size
-    for layer in range(config.num_hidden_layers):
-        for module, size in zip(LINEAR, (3 * width, width, inner, width), strict=True):
-            state.setdefault(f"transformer.h.{layer}.{module}.bias", torch.zeros(size, dtype=model.dtype))
+    for name in [name for name in state if name.endswith(tuple(f"{module}.weight" for module in LINEAR))]:
+        state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(state[name].shape[1], dtype=model.dtype))
     return gpt2, state
 
 

@@ -159,7 +159,9 @@ def test_gpt2_in_and_out_are_inverse_with_equal_logits() -> None:
     original = theirs.state_dict()
     assert state.keys() == original.keys()
     assert all(torch.equal(state[name], original[name]) for name in original)
-    assert {name: getattr(config, name) for name in (*shape, "n_inner", "layer_norm_epsilon", "activation_function")} == {
+    assert {
+        name: getattr(config, name) for name in (*shape, "n_inner", "layer_norm_epsilon", "activation_function")
+    } == {
         **shape,
         "n_inner": 100,
         "layer_norm_epsilon": 1e-6,
@@ -208,8 +210,14 @@ def test_a_gpt2_that_fgpt_cannot_express_is_refused_by_its_field(field: str, val
         ({}, "found nothing"),
         ({"conv.weight": torch.ones(1)}, "found conv.weight"),
         ({"epoch": 3}, "found epoch"),
-        (checkpoint("original-2026") | {"transformer.h.0.attn.k.weight": torch.ones(1)}, "transformer.h.N.attn.k.weight"),
-        ({k: v for k, v in checkpoint("original-2026").items() if "h.1.ln_2" not in k}, "not every one of them in every"),
+        (
+            checkpoint("original-2026") | {"transformer.h.0.attn.k.weight": torch.ones(1)},
+            "transformer.h.N.attn.k.weight",
+        ),
+        (
+            {k: v for k, v in checkpoint("original-2026").items() if "h.1.ln_2" not in k},
+            "not every one of them in every",
+        ),
     ],
 )
 def test_an_unknown_layout_is_refused_with_the_keys_expected_and_found(state: dict, found: str) -> None:
