@@ -12,6 +12,8 @@ from fgpt_hf.data import open_data
 from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss, sample
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.provenance import Split, record_provenance
+from fgpt_hf.publish import check_delivery, deliver
 from fgpt_hf.report import summary
 from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     accelerator = start(run)
     folder = RunFolder(run, accelerator.process_index)
     with folder.opened():
+        check_delivery(run, folder)
         tokenizer = build_tokenizer(run.max_position_embeddings)
         model = new_model(run)
         data = open_data(run, accelerator.print)

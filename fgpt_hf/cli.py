@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgpt_hf.card_sections import Told
+from fgpt_hf.hub import Destination
 from fgpt_hf.interop import FORMATS, convert, export
 from fgpt_hf.preparation import prepare_documents
+from fgpt_hf.publish import files_to_publish, listing, publish
 from fgpt_hf.report import summary
 from fgpt_hf.runs import Preparation, command_line, flags, from_flags
 
@@ -29,6 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     prepare.set_defaults(function=lambda options: print(prepare_documents(from_flags(Preparation, options))))
     _add_convert(commands)
     _add_export(commands)
+    _add_publish(commands)
     options = parser.parse_args(arguments)
     options.function(options)
 
@@ -57,3 +61,33 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("target", type=Path, help="a new folder, or for gguf a new file")
     parser.add_argument("--format", required=True, choices=FORMATS, help="gpt2 needs no remote code")
     parser.set_defaults(function=lambda options: export(options.model, options.target, options.format))
+
+
+def _add_publish(commands: Any) -> None:
+    parser = commands.add_parser("publish", help="to the Hub, with a card: fgpt publish runs/quickstart/base user/name")
+    parser.add_argument("model", type=Path, help="a model's or a run's folder")
+    parser.add_argument("repo_id", help="user/name or organisation/name")
+    parser.add_argument("--dry_run", action="store_true", help="show what would go, and how large it is")
+    parser.add_argument("--private", action="store_true", help="make a new repo private")
+    parser.add_argument("--revision", help="a branch (default: main), made if need be")
+    parser.add_argument("--tag", help="a name for the commit, such as v1.0")
+    parser.add_argument("--as", dest="variant", choices=("fgpt", "gpt2"), default="fgpt", help="gpt2: no remote code")
+    parser.add_argument("--license", help="for the card: the weights' licence, such as mit")
+    parser.add_argument("--language", help="for the card: the language of the data, such as en")
+    parser.add_argument("--base_model", help="for the card: the model on the Hub that this one was trained from")
+    parser.add_argument("--space", help="for the card: a Space that shows the model, user/name")
+    parser.add_argument("--dollars_per_hour", type=float, help="for the card: what one device costs")
+    parser.add_argument("--watts", type=float, help="for the card: what one device draws")
+    parser.set_defaults(function=_publish)
+
+
+def _publish(options: Any) -> None:
+    said = ("license", "language", "base_model", "space", "dollars_per_hour", "watts")
+    told = Told(stock=options.variant == "gpt2", **{name: getattr(options, name) for name in said})
+    where = ("repo_id", "private", "revision", "tag")
+    destination = Destination(**{name: getattr(options, name) for name in where})
+    if options.dry_run:
+        with files_to_publish(options.model, destination, told) as files:
+            print(listing(files))
+    else:
+        print(f"published: {publish(options.model, destination, told)}")

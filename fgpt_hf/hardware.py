@@ -1,6 +1,8 @@
 """What the machine can do: number formats, memory, and how it is best used."""
 
 import ctypes
+import os
+import platform
 import sys
 from pathlib import Path
 
@@ -40,3 +42,15 @@ def keep_freed_memory() -> None:
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, -1)
     mallopt(m_top_pad, 64 << 20)
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls the device that a process computes on, with the number of cores for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

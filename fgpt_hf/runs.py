@@ -72,10 +72,16 @@ class Run:
     save_total_limit: int = option(3, "checkpoints that are kept")
     report_to: Tracker = option("none", "a tracker that gets every line of metrics.jsonl too")
 
+    push_to_hub: bool = option(False, "publish the finished model")
+    hub_model_id: str | None = option(None, "where on the Hub: user/name")
+    hub_private_repo: bool = option(False, "make a new repo private")
+
     def __post_init__(self) -> None:
         require_amounts(asdict(self), self.may_be_zero)
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other: give one of them")
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("push_to_hub=true needs hub_model_id=user/name")
         if self.output_dir is None:
             self.output_dir = f"runs/{self.preset}"
 

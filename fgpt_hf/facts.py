@@ -1,0 +1,127 @@
+"""All that a finished model's folder and its run's folder say about it, read back for the model card."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+from fgpt_hf.corpora import CORPORA, FILE_FORMATS, HUB_NAMES
+from fgpt_hf.folders import read_lines
+from fgpt_hf.provenance import PROVENANCE
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known; whatever a run did not record is empty.
+
+    Attributes:
+        model: the model's folder.
+        run_folder: the folder of the run that trained it, if it is known.
+        config: `config.json`.
+        run: `run.yaml`.
+        metrics: the lines of `metrics.jsonl`.
+        samples: those of `samples.jsonl`.
+        provenance: `provenance.json`.
+        results: `results.json`: `tasks` maps a task to its metrics, `{"acc": 0.44, "acc_stderr": 0.005}`. Optional:
+            `datasets` maps a task to `{"id", "task_id", "split", "revision"}` of the Hub, `conventions` a metric to
+            what it means, `versions` a package to its version, and `harness` says what computed it.
+    """
+
+    model: Path
+    run_folder: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the weight files hold; a tied head counts once."""
+        try:
+            return sum(get_local_safetensors_metadata(self.model).parameter_count.values())
+        except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
+            raise ValueError(f"{self.model} holds no weights that can be read: {error}") from error
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Every measurement at its last value, `step`, `tokens` and `seconds` included."""
+        return {name: value for line in self.metrics for name, value in line.items()}
+
+    @property
+    def last_samples(self) -> list[dict[str, Any]]:
+        """All samples of the last step that has any."""
+        last = self.samples[-1]["step"] if self.samples else None
+        return [line for line in self.samples if line["step"] == last]
+
+    @property
+    def training_flops(self) -> float | None:
+        """Floating-point operations of the training: 6 N + 12 L C T a token (Chowdhery et al. 2022, appendix B)."""
+        tokens, names = self.last.get("tokens"), ("num_hidden_layers", "hidden_size", "max_position_embeddings")
+        if not tokens or not all(name in self.config for name in names):
+            return None
+        layers, width, context = (self.config[name] for name in names)
+        return float(tokens * (6 * self.parameters + 12 * layers * width * context))
+
+    @property
+    def dataset(self) -> str | None:
+        """What the data is called: its name on the Hub, a file without its folders, or a corpus of this project."""
+        name = self.run.get("dataset_name")
+        if name is None:
+            return None
+        return Path(name).name if Path(name).suffix in FILE_FORMATS else HUB_NAMES.get(name, (name,))[0]
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data's name, if it is on the Hub."""
+        name = self.run.get("dataset_name")
+        is_elsewhere = name is None or name in CORPORA or Path(name).suffix in FILE_FORMATS
+        return None if is_elsewhere else self.dataset
+
+    @property
+    def base_model(self) -> str | None:
+        """The model on the Hub that the training began from; a folder of this machine is nobody else's business."""
+        name = self.run.get("model_name_or_path")
+        return name if name and name.count("/") <= 1 and name[0] not in "./~" and not Path(name).exists() else None
+
+    @property
+    def is_chat_model(self) -> bool:
+        """Whether it was trained on conversations: its run began from another model."""
+        return self.run.get("model_name_or_path") is not None
+
+
+def read_facts(model: Path) -> Facts:
+    """The facts of a model's folder, and of the run's folder that it lies in, if it does.
+
+    Raises:
+        ValueError: one of the files is damaged.
+    """
+    run = next((folder for folder in model.resolve().parents[:2] if (folder / "run.yaml").is_file()), None)
+    config = _read_json(model / "config.json")
+    if run is None:
+        return Facts(model, config=config)
+    return Facts(
+        model=model,
+        run_folder=run,
+        config=config,
+        run=yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")),
+        metrics=read_lines(run / "metrics.jsonl"),
+        samples=read_lines(run / "samples.jsonl"),
+        provenance=_read_json(run / PROVENANCE),
+        results=_read_json(run / RESULTS),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error

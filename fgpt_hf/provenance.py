@@ -1,0 +1,63 @@
+"""Where a run's model comes from: what a model card says of data, machine and software, recorded while it is known."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import Accelerator
+
+from fgpt_hf.folders import RunFolder
+from fgpt_hf.hardware import device_name
+
+PROVENANCE = "provenance.json"
+PACKAGES = ("fgpt-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+
+
+class Split(NamedTuple):
+    """A part of the data: how many documents, or conversations or pairs, and how many tokens."""
+
+    documents: int
+    tokens: int
+
+
+def record_provenance(folder: RunFolder, accelerator: Accelerator, splits: Mapping[str, Split]) -> None:
+    """Write `provenance.json` into the run's folder: data, device, processes, versions, and the code's commit."""
+    if not folder.is_writer:
+        return
+    provenance = {
+        "data": {name: split._asdict() for name, split in splits.items()},
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "versions": {"Python": platform.python_version(), **_versions()},
+        "commit": _commit(),
+    }
+    known = {name: value for name, value in provenance.items() if value is not None}
+    (folder.path / PROVENANCE).write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # the project itself, where it runs from its folder
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, or None where it is installed or has been changed."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        )
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:  # no git
+        return None
+    return commit.stdout.strip() if commit.returncode == 0 and changed.stdout == "" else None
