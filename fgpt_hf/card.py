@@ -63,11 +63,14 @@ def merged(card: str, published: str) -> str:
     """A new card with what people wrote around its generated part and around that of the `published` one.
 
     Of the two texts, that one stands which was edited since the last publish. In the front matter the new card's values
-    win; fields that only the published one has stay, and so do its tags and data sets.
+    win; fields that only the published one has stay, and so do its tags and data sets. A new card without a generated
+    part is a person's own, and replaces the published one.
 
     Raises:
         ValueError: people edited both, differently.
     """
+    if not _GENERATED.search(card):
+        return card
     new, old = _Parts(card), _Parts(published)
     ours, theirs = (new.before, new.after), (old.before, old.after)
     edited_there = old.digest != _digest(*theirs)

@@ -146,10 +146,10 @@ def _training(facts: Facts, told: Told) -> str:
         "tokens read": last.get("tokens"),
         "hardware": f"{devices} × {provenance['device']}" if devices and "device" in provenance else None,
         "precision": {"no": "float32"}.get(provenance.get("precision", ""), provenance.get("precision")),
-        "hours": f"{hours:.3g}" if hours is not None else None,
+        "hours": _short(hours) if hours is not None else None,
         "floating-point operations": f"{facts.training_flops:.2e}" if facts.training_flops else None,
-        "estimated cost": _product(device_hours, told.dollars_per_hour, "${:.3g}"),
-        "estimated energy": _product(device_hours, told.watts and told.watts / 1000, "{:.3g} kWh"),
+        "estimated cost": _product(device_hours, told.dollars_per_hour, "${}"),
+        "estimated energy": _product(device_hours, told.watts and told.watts / 1000, "{} kWh"),
     }
     known = [(name, f"{v:,}" if isinstance(v, int) else v) for name, v in effort.items() if v is not None]
     options = [
@@ -165,7 +165,11 @@ def _training(facts: Facts, told: Told) -> str:
 
 
 def _product(hours: float | None, rate: float | None, form: str) -> str | None:
-    return None if hours is None or rate is None else form.format(hours * rate)
+    return None if hours is None or rate is None else form.format(_short(hours * rate))
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def _is_about_training(name: str, value: Any) -> bool:

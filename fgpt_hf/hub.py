@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fgpt_hf.card import CARD, merged
@@ -214,7 +220,7 @@ def _plain_errors(repo_id: str) -> Iterator[None]:
             raise OSError(f"{repo_id}: the Hub answered {status} ({problem}); {GO_ON}") from error
         meaning = REFUSALS.get(status, f"{repo_id}: the Hub refuses with {status}")
         raise ValueError(f"{meaning} (the Hub says: {problem})") from error
-    except HTTPError as error:
+    except (HTTPError, LocalEntryNotFoundError) as error:  # the second from a download, after its own attempts
         raise OSError(f"{repo_id}: the Hub cannot be reached ({_one_line(error)}); {GO_ON}") from error
 
 

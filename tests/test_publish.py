@@ -1,0 +1,207 @@
+"""From a run's folder to a stranger who loads the model by its name."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from fgpt_hf import cli
+from fgpt_hf.card_sections import Told
+from fgpt_hf.facts import read_facts
+from fgpt_hf.hub import Destination
+from fgpt_hf.interop import load
+from fgpt_hf.publish import commit_message, files_to_publish, listing
+from fgpt_hf.runs import PRESETS, BaseRun, parse_run
+from tests.loopback_hub import LoopbackHub, hub_environment
+from tests.run_folders import write_run
+
+ROOT = Path(__file__).parent.parent
+HERE = Destination(repo_id="tester/tiny")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as server:
+        yield server
+
+
+def python(server: LoopbackHub, folder: Path, *arguments: str) -> str:
+    """What Python prints, in a process that takes `server` for the Hub and finds this project."""
+    environment = hub_environment(server, folder) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FGPT = ("-c", "from fgpt_hf.cli import main; main()")
+
+STRANGER = """
+    import json, sys
+    sys.modules["fgpt_hf"] = None  # any import of it is now an ImportError
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    name, trust, revision = sys.argv[1], sys.argv[2] == "trust", sys.argv[3]
+    options = dict(trust_remote_code=trust, revision=revision)
+    model = AutoModelForCausalLM.from_pretrained(name, **options)
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    AutoModel.from_pretrained(name, **options)
+    chat = pipeline("text-generation", model=name, **options)
+    answer = chat([{"role": "user", "content": "Hi"}], max_new_tokens=5, do_sample=False)
+    print(json.dumps({
+        "type": type(model).__name__,
+        "logits": model(torch.tensor([[5, 6, 7]])).logits.tolist(),
+        "prompt": tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False),
+        "answer": answer[0]["generated_text"][-1],
+    }))
+"""
+
+
+def loaded_by_a_stranger(server: LoopbackHub, folder: Path, trust: str, revision: str = "main") -> dict[str, Any]:
+    """What a process without this project gets of tester/tiny."""
+    script = dedent(STRANGER)
+    environment = hub_environment(server, folder) | {"OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", script, "tester/tiny", trust, revision]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["fgpt", "gpt2"])
+def test_a_stranger_gets_the_published_model_by_its_name(
+    run: Path, variant: str, server: LoopbackHub, tmp_path: Path
+) -> None:
+    options = ["--as", variant, "--license", "mit", "--revision", "next", "--tag", "v1"]
+    printed = python(server, tmp_path, *FGPT, "publish", str(run), "tester/tiny", *options)
+    repo = server.repo("model", "tester/tiny")
+    assert repo.at("next").oid in printed and repo.tags["v1"] == repo.at("next").oid
+    files = repo.files("next")
+    assert not any(b"secret of" in content or str(run).encode() in content for content in files.values())
+    assert any(name.endswith(".py") for name in files) == (variant == "fgpt")
+    assert ModelCard(files["README.md"].decode()).data.license == "mit"
+    assert files["figures/held_out_loss.png"] and files[".eval_results/hellaswag.yaml"]
+
+    found = loaded_by_a_stranger(server, tmp_path, "trust" if variant == "fgpt" else "stock", revision="v1")
+    model, tokenizer = load(str(run))
+    assert found["type"] == {"fgpt": "FGPTForCausalLM", "gpt2": "GPT2LMHeadModel"}[variant]
+    torch.testing.assert_close(
+        torch.tensor(found["logits"]), model(torch.tensor([[5, 6, 7]])).logits, rtol=0, atol=1e-5
+    )
+    chat = [{"role": "user", "content": "Hi"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert found["prompt"] == tokenizer.apply_chat_template(chat, tokenize=False)
+    assert found["answer"] == {"role": "assistant", "content": tokenizer.decode(output, skip_special_tokens=True)}
+
+
+@pytest.mark.slow
+def test_a_run_pushes_itself_with_its_card_when_it_ends(server: LoopbackHub, tmp_path: Path) -> None:
+    text = "\n\n".join(f"Document {number} tells of {number * 7} tokens." for number in range(80))
+    (tmp_path / "text.txt").write_text(text)
+    shape = ["--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--max_position_embeddings=96"]
+    steps = ["--max_steps=4", "--per_device_train_batch_size=2", "--held_out_share=0.1", "--dataset_name=text.txt"]
+    push = ["--push_to_hub", "--hub_model_id=tester/tiny", "--hub_private_repo", "--output_dir=run"]
+    python(server, tmp_path, str(ROOT / "train_base.py"), "--preset=quickstart", *shape, *steps, *push)
+    repo = server.repo("model", "tester/tiny")
+    last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert repo.private
+    assert repo.history()[0].title == f"Step 4: {last['tokens']:,} tokens, held-out loss {last['eval_loss']:.3f}"
+    card = ModelCard(repo.files()["README.md"].decode())
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {"loss": last["eval_loss"], "bits_per_byte": last["eval_bits_per_byte"]}
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())["data"]
+    assert sum(split["documents"] for split in provenance.values()) == 80
+    assert "`text.txt`" in card.text and str(tmp_path) not in card.text
+    assert (tmp_path / "run" / "model" / "README.md").is_file()
+
+
+def test_a_dry_run_shows_every_file_and_its_size_and_touches_nothing(run: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    before = sorted(run.rglob("*"))
+    cli.run(["publish", str(run), "tester/tiny", "--dry_run"])
+    *lines, total = capsys.readouterr().out.splitlines()
+    shown = {name: int(size.replace(",", "")) for size, name in (line.split() for line in lines)}
+    assert shown.keys() == {
+        *("README.md", "config.json", "generation_config.json", "model.safetensors"),
+        *(
+            "configuration_fgpt.py",
+            "modeling_fgpt.py",
+            "chat_template.jinja",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
+        *("figures/held_out_loss.png", ".eval_results/hellaswag.yaml"),
+    }
+    assert shown["model.safetensors"] == (run / "model" / "model.safetensors").stat().st_size
+    assert total.split() == [f"{sum(shown.values()):,}", "bytes", "in", str(len(shown)), "files"]
+    assert sorted(run.rglob("*")) == before
+
+
+def test_the_stock_variant_goes_without_code(run: Path) -> None:
+    with files_to_publish(run, HERE, Told(stock=True)) as files:
+        assert not any(name.endswith(".py") for name in files)
+        assert json.loads(Path(str(files["config.json"])).read_text())["architectures"] == ["GPT2LMHeadModel"]
+        assert b"trust_remote_code" not in bytes(files["README.md"])
+        assert "model.safetensors" in listing(files)
+
+
+def test_an_exported_gpt2_is_published_as_it_is(run: Path, tmp_path: Path) -> None:
+    cli.run(["export", str(run), str(tmp_path / "gpt2"), "--format", "gpt2"])
+    with files_to_publish(tmp_path / "gpt2", HERE, Told()) as files:
+        assert files["config.json"] == tmp_path / "gpt2" / "config.json"
+        assert b"trust_remote_code" not in bytes(files["README.md"])
+
+
+def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path) -> None:
+    facts = read_facts(run / "model")
+    assert commit_message(facts) == "Step 400: 819,200 tokens, held-out loss 4.700"
+    in_training = replace(facts, metrics=[{"step": 3, "tokens": 60, "seconds": 1.0, "loss": 9.5}])
+    assert commit_message(in_training) == "Step 3: 60 tokens, training loss 9.500"
+    assert commit_message(replace(facts, metrics=[])) == "Publish the model"
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["{run}", "tiny"], "'tiny' cannot be a repo's name: it is user/name"),
+        (["{empty}", "tester/tiny"], "is not a model's folder: neither it nor its model/ holds config.json and"),
+        (["{empty}/none", "tester/tiny"], "is not a model's folder"),
+        (["{run}", "tester/tiny"], "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
+        (["{run}", "tester/tiny", "--as", "llama"], "invalid choice: 'llama'"),
+        (["{run}", "tester/tiny", "--watts", "many"], "invalid float value: 'many'"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(arguments, problem, run, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    places = {"run": run, "empty": tmp_path}
+    monkeypatch.setattr("sys.argv", ["fgpt", "publish", *(argument.format(**places) for argument in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert problem in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_cannot_be_pushed_is_refused_before_it_begins() -> None:
+    with pytest.raises(ValueError, match="push_to_hub=true needs hub_model_id=user/name"):
+        parse_run(BaseRun, PRESETS, ["--push_to_hub"])
