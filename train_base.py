@@ -24,8 +24,8 @@ def main(arguments: Sequence[str]) -> None:
     run = parse_run(BaseRun, PRESETS, arguments)
     accelerator = start(run)
     folder = RunFolder(run, accelerator.process_index)
+    check_delivery(run, folder)
     with folder.opened():
-        check_delivery(run, folder)
         tokenizer = build_tokenizer(run.max_position_embeddings)
         model = new_model(run)
         data = open_data(run, accelerator.print)

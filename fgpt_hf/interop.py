@@ -97,10 +97,10 @@ def write_gpt2(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folde
 def write_gguf(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
     """Write a file that llama.cpp loads, tokenizer and chat template included."""
     try:
-        from fgpt_hf import llamacpp
+        from fgpt_hf.llamacpp import write
     except ImportError as error:
         raise _missing(error) from error
-    llamacpp.write(stock_gpt2(model), tokenizer, file)
+    write(stock_gpt2(model), tokenizer, file)
 
 
 def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

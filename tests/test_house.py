@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "fgpt_hf"
 ORDER = [
     {"configuration_fgpt"},
     {"modeling_fgpt"},
+    {"weights"},
     {"tokenizer"},
     {"runs"},
     {"workers", "retries", "packing"},
@@ -22,10 +23,19 @@ ORDER = [
     {"folders"},
     {"preparation"},
     {"data"},
+    {"provenance"},
     {"checkpoints"},
     {"training"},
     {"evaluation"},
     {"report"},
+    {"llamacpp"},
+    {"interop"},
+    {"facts"},
+    {"results"},
+    {"card_sections"},
+    {"card"},
+    {"hub"},
+    {"publish"},
     {"cli"},
 ]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+import train_base
 from fgpt_hf import cli
 from fgpt_hf.card_sections import Told
 from fgpt_hf.facts import read_facts
@@ -205,3 +206,12 @@ def test_the_command_line_refuses_in_one_line(arguments, problem, run, tmp_path,
 def test_a_run_that_cannot_be_pushed_is_refused_before_it_begins() -> None:
     with pytest.raises(ValueError, match="push_to_hub=true needs hub_model_id=user/name"):
         parse_run(BaseRun, PRESETS, ["--push_to_hub"])
+
+
+def test_a_run_without_a_token_is_refused_before_it_makes_its_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    push = ["--push_to_hub", "--hub_model_id", "tester/tiny", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="no token for the Hub"):
+        train_base.main(["--preset", "quickstart", *push])
+    assert not (tmp_path / "run").exists()
