@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from fgpt_hf.card_results import joined, model_index
 from fgpt_hf.card_sections import Told, sections
-from fgpt_hf.facts import Facts, read_facts
-from fgpt_hf.results import evaluation_results, metric_names
+from fgpt_hf.facts import Facts, read_facts, results_of_card
 
 CARD = "README.md"
 _BEGIN = "<!-- fgpt: written from the run; edits up to the end mark are lost, edits outside stay ({digest}) -->"
@@ -44,7 +44,7 @@ def build_card(facts: Facts, told: Told) -> str:
 def front_matter(facts: Facts, told: Told) -> dict[str, Any]:
     """What the Hub reads of a card; a field that is not known is left out."""
     dataset, base_model = facts.hub_dataset, told.base_model or facts.base_model
-    results = evaluation_results(facts)
+    index = model_index(facts, told.title(facts))
     fields = {
         "language": told.language,
         "license": told.license,
@@ -53,8 +53,8 @@ def front_matter(facts: Facts, told: Told) -> dict[str, Any]:
         "tags": ["fgpt", "gpt2", *(["conversational"] if facts.is_chat_model else [])],
         "datasets": [dataset] if dataset else None,
         "base_model": base_model,
-        "metrics": metric_names(results) or None,
-        "model-index": [{"name": told.title(facts), "results": results}] if results else None,
+        "metrics": _metric_names(index) if index else None,
+        "model-index": index or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -63,14 +63,15 @@ def merged(card: str, published: str) -> str:
     """A new card with what people wrote around its generated part and around that of the `published` one.
 
     Of the two texts, that one stands which was edited since the last publish. In the front matter the new card's values
-    win; fields that only the published one has stay, and so do its tags and data sets. A new card without a generated
-    part is a person's own, and replaces the published one.
+    win; fields that only the published one has stay, and so do its tags, data sets and other results. A new card
+    without a generated part is a person's own, and replaces the published one.
 
     Raises:
         ValueError: people edited both, differently.
     """
     if not _GENERATED.search(card):
         return card
+    earlier = results_of_card(published)
     new, old = _Parts(card), _Parts(published)
     ours, theirs = (new.before, new.after), (old.before, old.after)
     edited_there = old.digest != _digest(*theirs)
@@ -85,6 +86,9 @@ def merged(card: str, published: str) -> str:
     for name in _JOINED:
         entries = [*_as_list(new.fields.get(name)), *_as_list(old.fields.get(name))]
         fields |= {name: list(dict.fromkeys(entries))} if entries else {}
+    if index := new.fields.get("model-index"):
+        index = joined(index, index[0]["name"], earlier)
+        fields |= {"model-index": index, "metrics": _metric_names(index)}
     return _assembled(fields, ours[0], new.body, ours[1])
 
 
@@ -93,13 +97,9 @@ class _Parts:
 
     def __init__(self, card: str) -> None:
         front = _FRONT_MATTER.match(card)
-        try:
-            fields = yaml.safe_load(front["yaml"]) if front else {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"the front matter of {CARD} is not YAML: {error}") from error
         text = card[front.end() :] if front else card
         generated = _GENERATED.search(text)
-        self.fields: dict[str, Any] = fields or {}
+        self.fields: dict[str, Any] = (yaml.safe_load(front["yaml"]) if front else None) or {}
         self.before = text[: generated.start()].strip() if generated else text.strip()
         self.after = text[generated.end() :].strip() if generated else ""
         self.body = _body(generated[0]) if generated else ""
@@ -108,6 +108,11 @@ class _Parts:
 
 def _body(generated: str) -> str:
     return generated.split("-->", 1)[1].removesuffix(_END).strip()
+
+
+def _metric_names(index: list[dict[str, Any]]) -> list[str]:
+    """Each metric of a `model-index` once, in their order."""
+    return list(dict.fromkeys(metric["type"] for result in index[0]["results"] for metric in result["metrics"]))
 
 
 def _digest(before: str, after: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fgpt_hf.card_results import benchmarks, held_out, noted
 from fgpt_hf.facts import Facts
-from fgpt_hf.results import benchmarks, held_out
 
 # Fields of run.yaml that say where and how often something is written, and nothing about the model.
 HOUSEKEEPING = re.compile(
@@ -195,11 +195,10 @@ def figure_files(facts: Facts) -> dict[str, Path]:
 
 
 def _results(facts: Facts) -> str:
-    own, tasks = held_out(facts), benchmarks(facts)
-    rows = [(m.task, m.metric, f"{m.value:.4f}", m.convention or "") for m in own]
-    rows += [
+    own = held_out(facts)
+    rows = [
         (m.task, m.metric, f"{m.value:.4f}" + (f" ± {m.error:.4f}" if m.error is not None else ""), m.convention or "")
-        for m in tasks
+        for m in (*own, *benchmarks(facts), *noted(facts))
     ]
     if not rows:
         return ""

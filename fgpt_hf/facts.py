@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub import EvalResult, ModelCard, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from fgpt_hf.corpora import CORPORA, FILE_FORMATS, HUB_NAMES
@@ -32,6 +32,7 @@ class Facts:
         results: `results.json`: `tasks` maps a task to its metrics, `{"acc": 0.44, "acc_stderr": 0.005}`. Optional:
             `datasets` maps a task to `{"id", "task_id", "split", "revision"}` of the Hub, `conventions` a metric to
             what it means, `versions` a package to its version, and `harness` says what computed it.
+        card_results: the `model-index` of the card that the folder has, to which an evaluation may have added.
     """
 
     model: Path
@@ -42,6 +43,7 @@ class Facts:
     samples: list[dict[str, Any]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    card_results: list[EvalResult] = field(default_factory=list)
 
     @cached_property
     def parameters(self) -> int:
@@ -106,8 +108,9 @@ def read_facts(model: Path) -> Facts:
     """
     run = next((folder for folder in model.resolve().parents[:2] if (folder / "run.yaml").is_file()), None)
     config = _read_json(model / "config.json")
+    card_results = results_of_card((model / "README.md").read_text("utf-8")) if (model / "README.md").is_file() else []
     if run is None:
-        return Facts(model, config=config)
+        return Facts(model, config=config, card_results=card_results)
     return Facts(
         model=model,
         run_folder=run,
@@ -117,7 +120,21 @@ def read_facts(model: Path) -> Facts:
         samples=read_lines(run / "samples.jsonl"),
         provenance=_read_json(run / PROVENANCE),
         results=_read_json(run / RESULTS),
+        card_results=card_results,
     )
+
+
+def results_of_card(card: str) -> list[EvalResult]:
+    """The results in a card's `model-index`.
+
+    Raises:
+        ValueError: the card's front matter cannot be read.
+    """
+    try:
+        data: Any = ModelCard(card, ignore_metadata_errors=True).data
+        return data.eval_results or []
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"the front matter of the model card cannot be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fgpt_hf.card import CARD, card_of, write_card
+from fgpt_hf.card_results import result_files
 from fgpt_hf.card_sections import Told, figure_files
 from fgpt_hf.facts import Facts, read_facts
 from fgpt_hf.folders import RunFolder, model_folder
 from fgpt_hf.hub import Content, Destination, check_access, check_name, publishable, push
 from fgpt_hf.interop import load, write_gpt2
-from fgpt_hf.results import result_files
 from fgpt_hf.runs import Run
 
 

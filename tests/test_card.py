@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 from fgpt_hf.card import CARD, build_card, card_of, front_matter, merged, write_card
+from fgpt_hf.card_results import result_files
 from fgpt_hf.card_sections import Told, figure_files
 from fgpt_hf.facts import Facts, read_facts
-from fgpt_hf.results import result_files
 from tests.loopback_hub import card_errors
 from tests.run_folders import METRICS, PROVENANCE, RESULTS, SAMPLES, write_run
 
@@ -194,6 +194,21 @@ def test_of_two_texts_the_one_stands_that_was_edited_since_the_last_publish(fact
         merged(here, there)
 
 
+def test_results_that_an_evaluation_wrote_into_the_card_stay_and_are_shown(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    model = tmp_path / "run" / "model"
+    card = ModelCard.load(write_card(model))
+    task = {"task_type": "text-generation", "dataset_type": "EleutherAI/lambada_openai", "dataset_name": "lambada"}
+    card.data.eval_results += [EvalResult(**task, metric_type="acc", metric_value=0.25, metric_name="acc: greedy")]
+    card.save(model / CARD)
+    local = write_card(model).read_text()
+    assert "| lambada | acc | 0.2500 | acc: greedy |" in local
+    shutil.copytree(run, tmp_path / "again")  # another folder, which knows only what is published
+    for text in (local, merged(card_of(read_facts(tmp_path / "again" / "model"), TOLD), local)):
+        results = [(result.dataset_name, result.metric_value) for result in ModelCard(text).data.eval_results]
+        assert len(results) == 5 and ("lambada", 0.25) in results
+
+
 def test_a_folders_card_is_written_in_place(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     model = tmp_path / "run" / "model"
@@ -212,7 +227,7 @@ def test_a_folders_card_is_written_in_place(run: Path, tmp_path: Path) -> None:
         ("results.json", "{", "results.json is not JSON"),
         ("model/config.json", "[", "config.json is not JSON"),
         ("model/model.safetensors", "", "holds no weights that can be read"),
-        (f"model/{CARD}", "---\na: [\n---\n", "the front matter of README.md is not YAML"),
+        (f"model/{CARD}", "---\na: [\n---\n", "the front matter of the model card cannot be read"),
     ],
 )
 def test_damaged_files_are_named(run: Path, tmp_path: Path, name: str, content: str, problem: str) -> None:

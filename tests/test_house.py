@@ -31,7 +31,7 @@ ORDER = [
     {"llamacpp"},
     {"interop"},
     {"facts"},
-    {"results"},
+    {"card_results"},
     {"card_sections"},
     {"card"},
     {"hub"},

@@ -1,11 +1,11 @@
 """A run's measurements in the Hub's two forms: the card's `model-index` and the files of `.eval_results/`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
-from huggingface_hub.repocard_data import eval_results_to_model_index
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from fgpt_hf.facts import Facts
 
@@ -37,29 +37,37 @@ def held_out(facts: Facts) -> list[Measurement]:
 
 def benchmarks(facts: Facts) -> list[Measurement]:
     """Every number of `results.json`."""
+    conventions = facts.results.get("conventions", {})
     return [
         Measurement(task, metric, value, numbers.get(f"{metric}_stderr"), conventions.get(metric))
-        for conventions in [facts.results.get("conventions", {})]
         for task, numbers in facts.results.get("tasks", {}).items()
         for metric, value in numbers.items()
         if not metric.endswith("_stderr")
     ]
 
 
-def evaluation_results(facts: Facts) -> list[dict[str, Any]]:
-    """The `results` of the card's `model-index`."""
-    entries = [*_of_held_out(facts), *_of_benchmarks(facts)]
-    (index,) = eval_results_to_model_index("", entries) if entries else [{"results": []}]
-    return index["results"]
+def noted(facts: Facts) -> list[Measurement]:
+    """What the folder's card had from elsewhere, an evaluation for example."""
+    return [
+        Measurement(entry.dataset_name, entry.metric_type, entry.metric_value, None, entry.metric_name)
+        for entry in _others(facts.card_results, _entries(facts))
+    ]
 
 
-def metric_names(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Each metric in `evaluation_results` once, in their order."""
-    return list(dict.fromkeys(metric["type"] for result in results for metric in result["metrics"]))
+def model_index(facts: Facts, name: str) -> list[dict[str, Any]]:
+    """The card's `model-index`, empty if nothing was measured."""
+    return joined(_index(name, _entries(facts)), name, facts.card_results)
+
+
+def joined(index: list[dict[str, Any]] | None, name: str, earlier: Sequence[EvalResult]) -> list[dict[str, Any]] | None:
+    """A `model-index` with those earlier results that it does not replace."""
+    entries = model_index_to_eval_results(index)[1] if index else []
+    entries = [*entries, *_others(earlier, entries)]
+    return _index(name, entries)
 
 
 def result_files(facts: Facts) -> dict[str, bytes]:
-    """The files of `.eval_results/`, for the tasks whose data set on the Hub is known."""
+    """The files of `.eval_results/` that `results.json` gives: the tasks whose data set on the Hub is known."""
     files = {}
     for task, dataset in facts.results.get("datasets", {}).items():
         entries = [
@@ -79,28 +87,37 @@ def result_files(facts: Facts) -> dict[str, bytes]:
     return files
 
 
-def _of_held_out(facts: Facts) -> Iterator[EvalResult]:
-    name = facts.dataset or "held-out documents"
-    for measured in held_out(facts):
-        yield _entry(measured, type=facts.hub_dataset or name, name=name, split="held out by document hash")
-
-
-def _of_benchmarks(facts: Facts) -> Iterator[EvalResult]:
+def _entries(facts: Facts) -> list[EvalResult]:
+    """What the run's own files say."""
+    name, split = facts.dataset or "held-out documents", "held out by document hash"
+    datasets = facts.results.get("datasets", {})
+    own = [_entry(measured, facts.hub_dataset or name, name, split) for measured in held_out(facts)]
     for measured in benchmarks(facts):
-        dataset = facts.results.get("datasets", {}).get(measured.task, {})
-        yield _entry(measured, type=dataset.get("id", measured.task), name=measured.task, split=dataset.get("split"))
+        dataset = datasets.get(measured.task, {})
+        own.append(_entry(measured, dataset.get("id", measured.task), measured.task, dataset.get("split")))
+    return own
 
 
-def _entry(measured: Measurement, type: str, name: str, split: str | None) -> EvalResult:
+def _index(name: str, entries: list[EvalResult]) -> list[dict[str, Any]]:
+    return (eval_results_to_model_index(name, entries) or []) if entries else []
+
+
+def _entry(measured: Measurement, dataset_type: str, dataset_name: str, split: str | None) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
-        dataset_type=type,
-        dataset_name=name,
+        dataset_type=dataset_type,
+        dataset_name=dataset_name,
         dataset_split=split,
         metric_type=measured.metric,
         metric_name=measured.convention,
         metric_value=measured.value,
     )
+
+
+def _others(earlier: Sequence[EvalResult], entries: Sequence[EvalResult]) -> list[EvalResult]:
+    """Those earlier results that measure something else than the entries do."""
+    measured = {(entry.dataset_name, entry.metric_type) for entry in entries}
+    return [entry for entry in earlier if (entry.dataset_name, entry.metric_type) not in measured]
 
 
 def _plus_minus(error: float | None) -> str | None:
