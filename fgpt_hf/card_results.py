@@ -59,7 +59,7 @@ def model_index(facts: Facts, name: str) -> list[dict[str, Any]]:
     return joined(_index(name, _entries(facts)), name, facts.card_results)
 
 
-def joined(index: list[dict[str, Any]] | None, name: str, earlier: Sequence[EvalResult]) -> list[dict[str, Any]] | None:
+def joined(index: list[dict[str, Any]], name: str, earlier: Sequence[EvalResult]) -> list[dict[str, Any]]:
     """A `model-index` with those earlier results that it does not replace."""
     entries = model_index_to_eval_results(index)[1] if index else []
     entries = [*entries, *_others(earlier, entries)]

@@ -5,11 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fgpt_hf.card_sections import Told
-from fgpt_hf.hub import Destination
-from fgpt_hf.interop import FORMATS, convert, export
 from fgpt_hf.preparation import prepare_documents
-from fgpt_hf.publish import files_to_publish, listing, publish
 from fgpt_hf.report import summary
 from fgpt_hf.runs import Preparation, command_line, flags, from_flags
 
@@ -49,6 +45,8 @@ def _add_convert(commands: Any) -> None:
 
 
 def _convert(options: Any) -> None:
+    from fgpt_hf.interop import convert  # here and below: seconds that the other commands need not wait
+
     layout, model = convert(options.source, options.folder, options.vocab_size, options.num_attention_heads)
     print(f"{options.folder}: {model.num_parameters():,} parameters from the layout {layout}")
 
@@ -59,8 +57,15 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("model", help="a model's or a run's folder, or a name on the Hub")
     parser.add_argument("target", type=Path, help="a new folder, or for gguf a new file")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="gpt2 needs no remote code")
-    parser.set_defaults(function=lambda options: export(options.model, options.target, options.format))
+    parser.add_argument("--format", required=True, help="gpt2 (needs no remote code), gguf or onnx")
+    parser.set_defaults(function=_export)
+
+
+def _export(options: Any) -> None:
+    from fgpt_hf.interop import export
+
+    export(options.model, options.target, options.format)
+    print(f"{options.target}: {options.model} as {options.format}")
 
 
 def _add_publish(commands: Any) -> None:
@@ -82,6 +87,10 @@ def _add_publish(commands: Any) -> None:
 
 
 def _publish(options: Any) -> None:
+    from fgpt_hf.card_sections import Told
+    from fgpt_hf.hub import Destination
+    from fgpt_hf.publish import files_to_publish, listing, publish
+
     said = ("license", "language", "base_model", "space", "dollars_per_hour", "watts")
     told = Told(stock=options.variant == "gpt2", **{name: getattr(options, name) for name in said})
     where = ("repo_id", "private", "revision", "tag")

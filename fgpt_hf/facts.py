@@ -1,6 +1,7 @@
 """All that a finished model's folder and its run's folder say about it, read back for the model card."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,8 @@ class Facts:
 def read_facts(model: Path) -> Facts:
     """The facts of a model's folder, and of the run's folder that it lies in, if it does.
 
+    Of a checkpoint, `step_00000400`, they are what was known at its step.
+
     Raises:
         ValueError: one of the files is damaged.
     """
@@ -111,15 +114,17 @@ def read_facts(model: Path) -> Facts:
     card_results = results_of_card((model / "README.md").read_text("utf-8")) if (model / "README.md").is_file() else []
     if run is None:
         return Facts(model, config=config, card_results=card_results)
+    is_checkpoint = model.resolve().name.startswith("step_")
+    step = int(model.resolve().name.removeprefix("step_")) if is_checkpoint else math.inf
     return Facts(
         model=model,
         run_folder=run,
         config=config,
         run=yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")),
-        metrics=read_lines(run / "metrics.jsonl"),
-        samples=read_lines(run / "samples.jsonl"),
+        metrics=[line for line in read_lines(run / "metrics.jsonl") if line["step"] <= step],
+        samples=[line for line in read_lines(run / "samples.jsonl") if line["step"] <= step],
         provenance=_read_json(run / PROVENANCE),
-        results=_read_json(run / RESULTS),
+        results={} if is_checkpoint else _read_json(run / RESULTS),
         card_results=card_results,
     )
 

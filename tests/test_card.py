@@ -146,6 +146,14 @@ def test_a_chat_model_is_shown_chatting_and_a_stock_one_without_remote_code(fact
     assert "trust_remote_code" not in build_card(facts, replace(TOLD, stock=True))
 
 
+def test_a_checkpoints_card_knows_nothing_of_later_steps(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = shutil.copytree(run / "model", tmp_path / "run" / "checkpoints" / "step_00000200")
+    early = read_facts(checkpoint)
+    assert (early.last["step"], early.last["eval_loss"], early.results) == (0, METRICS[0]["eval_loss"], {})
+    assert early.last_samples == SAMPLES[:1]
+
+
 def test_figures_come_from_the_run(facts: Facts) -> None:
     assert list(figure_files(facts)) == ["figures/held_out_loss.png"]
 

@@ -313,7 +313,10 @@ def test_what_llama_cpp_cannot_express_is_refused_by_its_field(tmp_path: Path) -
         ),
         (["export", "{model}", "{model}", "--format", "gpt2"], "is there already: choose another name, or delete it"),
         (["export", "{model}", "{new}", "--format", "gguf"], "a GGUF file's name ends in .gguf"),
-        (["export", "{model}", "{new}", "--format", "tflite"], "invalid choice: 'tflite'"),
+        (
+            ["export", "{model}", "{new}", "--format", "tflite"],
+            "format='tflite' is unknown: choose from gpt2",
+        ),
         (["convert", "{empty}/none.pth", "{new}"], "neither a model's folder nor a model that the Hub"),
         (["convert", "{model}", "{empty}/../fgpt"], "is there already"),
         (["convert", "{model}", "{new}"], "holds a model of the type 'fgpt': convert takes 'gpt2' from folders"),
