@@ -12,7 +12,7 @@ from fgpt_hf.data import open_data
 from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss, sample
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
-from fgpt_hf.provenance import Split, record_provenance
+from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import check_delivery, deliver
 from fgpt_hf.report import summary
 from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> None:
 
         checks = [Check(run.eval_steps, check_held_out), Check(run.sample_steps, check_samples)]
         fit(accelerator, run, folder, LanguageModelObjective(model), tokenizer, batches, checks)
+        record_provenance(folder, accelerator, data.origin)
         accelerator.print(summary(folder.path))
+        deliver(run, folder)
     accelerator.end_training()
 
 

@@ -121,16 +121,16 @@ def _training_data(facts: Facts) -> str:
         return ""
     on_hub = facts.hub_dataset
     name = f"[{on_hub}](https://huggingface.co/datasets/{on_hub})" if on_hub else f"`{facts.dataset}`"
-    configuration = facts.run.get("dataset_config_name")
+    configuration = facts.dataset_configuration
     lines = ["## Training data", "", f"{name}{f', configuration `{configuration}`' if configuration else ''}."]
     splits = facts.provenance.get("data", {})
     if splits:
         rows = [(split, f"{size['documents']:,}", f"{size['tokens']:,}") for split, size in splits.items()]
         lines += ["", *_table(("split", "documents", "tokens"), rows)]
-    if "held_out_share" in facts.run:
+    if "held_out_share" in facts.source:
         lines += [
             "",
-            f"A hash of its text puts a document into the held-out {facts.run['held_out_share']:.2%} or the rest, so "
+            f"A hash of its text puts a document into the held-out {facts.source['held_out_share']:.2%} or the rest: "
             "none is in both, whatever the order or the machine.",
         ]
     return "\n".join(lines)

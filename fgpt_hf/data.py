@@ -23,8 +23,10 @@ from fgpt_hf.preparation import (
     describe,
     is_prepared,
     load_prepared,
+    origin,
     prepared_once,
     require_fitting,
+    source_of,
 )
 from fgpt_hf.retries import patiently
 from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, Tokenising, held_out_rows, training_windows
@@ -36,11 +38,15 @@ STREAMING_WORKERS = 2
 
 
 class TrainingData(NamedTuple):
-    """The batches of a process, given its rank and the number of processes, and the fixed held-out rows, `(N, T)`."""
+    """The batches of a process, given its rank and the number of processes, and the fixed held-out rows, `(N, T)`.
+
+    `origin` is what is known of the text behind them, as `preparation.origin` gives it.
+    """
 
     batches: Callable[[int, int], Batches]
     held_out: Ids
     description: str
+    origin: dict[str, Any]
 
 
 def open_data(run: BaseRun, say: Callable[[str], None]) -> TrainingData:
@@ -50,24 +56,26 @@ def open_data(run: BaseRun, say: Callable[[str], None]) -> TrainingData:
         ValueError: what it names cannot be read or does not fit the run, or a split of it is empty.
     """
     if (prepared := _prepared(run)) is not None:
-        return _in_random_order(run, prepared, f"rows of {run.dataset_name}")
+        return _in_random_order(run, *prepared, f"rows of {run.dataset_name}")
     if run.streaming:
         return _streamed(run)
     folder = prepared_once(run, say)
-    return _in_random_order(run, load_prepared(folder, run.max_position_embeddings), f"rows in {folder}")
+    rows = load_prepared(folder, run.max_position_embeddings)
+    return _in_random_order(run, rows, origin(folder), f"rows in {folder}")
 
 
-def _prepared(run: BaseRun) -> dict[str, PreparedRows] | None:
-    """The rows that the data set's name stands for, or None if it stands for documents."""
+def _prepared(run: BaseRun) -> tuple[dict[str, PreparedRows], dict[str, Any]] | None:
+    """The rows that the data set's name stands for, and their origin, or None if it stands for documents."""
     name, row_length = run.dataset_name, run.max_position_embeddings
     if is_prepared(Path(name)):
-        return load_prepared(Path(name), row_length)
+        return load_prepared(Path(name), row_length), origin(Path(name))
     if name in CORPORA or name in HUB_NAMES or Path(name).exists() or not _is_prepared_on_hub(run):
         return None
-    recipe = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
-    require_fitting(name, json.loads(Path(recipe).read_text(encoding="utf-8")), row_length)
+    file = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
+    recipe = json.loads(Path(file).read_text(encoding="utf-8"))
+    require_fitting(name, recipe, row_length)
     rows = patiently(name, lambda: load_dataset(name, revision=run.dataset_revision))
-    return {split: PreparedRows(rows[split]) for split in SPLITS}
+    return {split: PreparedRows(rows[split]) for split in SPLITS}, {"source": source_of(recipe)}
 
 
 def _is_prepared_on_hub(run: BaseRun) -> bool:
@@ -80,12 +88,14 @@ def _is_prepared_on_hub(run: BaseRun) -> bool:
         return False
 
 
-def _in_random_order(run: BaseRun, rows: dict[str, PreparedRows], description: str) -> TrainingData:
+def _in_random_order(
+    run: BaseRun, rows: dict[str, PreparedRows], origin: dict[str, Any], description: str
+) -> TrainingData:
     def batches(rank: int, processes: int) -> Batches:
         return RandomRows(rows[TRAIN], run.seed, rank, processes)
 
     held_out = rows[HELD_OUT][list(range(min(run.max_eval_rows, len(rows[HELD_OUT]))))]
-    return TrainingData(batches, held_out, f"{len(rows[TRAIN]):,} {description}")
+    return TrainingData(batches, held_out, f"{len(rows[TRAIN]):,} {description}", origin)
 
 
 def _streamed(run: BaseRun) -> TrainingData:
@@ -106,7 +116,7 @@ def _streamed(run: BaseRun) -> TrainingData:
         start = {"shards": version, "epoch": 0, "begin": epoch_start()}
         return StreamedRows(lambda place: InBackground(stretches(place), ahead=1), start, rank, processes)
 
-    return TrainingData(batches, _held_out_once(run, shards), f"{len(shards)} shards of {run.dataset_name}")
+    return TrainingData(batches, _held_out_once(run, shards), f"{len(shards)} shards of {run.dataset_name}", {})
 
 
 def _held_out_once(run: BaseRun, shards: Sequence[Shard]) -> Ids:

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-from fgpt_hf.corpora import CORPORA, FILE_FORMATS, HUB_NAMES
+from fgpt_hf.corpora import COMPRESSIONS, CORPORA, FILE_FORMATS, HUB_NAMES
 from fgpt_hf.folders import read_lines
 from fgpt_hf.provenance import PROVENANCE
 
@@ -75,19 +75,35 @@ class Facts:
         return float(tokens * (6 * self.parameters + 12 * layers * width * context))
 
     @property
+    def source(self) -> dict[str, Any]:
+        """The fields of `run` that describe the text, also where the run was given rows made of it."""
+        return self.run | self.provenance.get("source", {})
+
+    @property
     def dataset(self) -> str | None:
         """What the data is called: its name on the Hub, a file without its folders, or a corpus of this project."""
-        name = self.run.get("dataset_name")
-        if name is None:
-            return None
-        return Path(name).name if Path(name).suffix in FILE_FORMATS else HUB_NAMES.get(name, (name,))[0]
+        name = self.source.get("dataset_name")
+        if name is None or name in CORPORA:
+            return name
+        return Path(name).name if self._is_local(name) else HUB_NAMES.get(name, (name,))[0]
+
+    @property
+    def dataset_configuration(self) -> str | None:
+        """The configuration of a data set on the Hub."""
+        name = self.source.get("dataset_name")
+        return self.source.get("dataset_config_name") or (HUB_NAMES[name][1] if name in HUB_NAMES else None)
 
     @property
     def hub_dataset(self) -> str | None:
         """The data's name, if it is on the Hub."""
-        name = self.run.get("dataset_name")
-        is_elsewhere = name is None or name in CORPORA or Path(name).suffix in FILE_FORMATS
-        return None if is_elsewhere else self.dataset
+        name = self.source.get("dataset_name")
+        return None if name is None or name in CORPORA or self._is_local(name) else self.dataset
+
+    @staticmethod
+    def _is_local(name: str) -> bool:
+        """Whether a name is that of a file or a folder of the machine that trained."""
+        path = Path(name)
+        return path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[0] in "./~" or path.exists()
 
     @property
     def base_model(self) -> str | None:

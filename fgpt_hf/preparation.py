@@ -164,6 +164,18 @@ def load_prepared(folder: Path, row_length: int) -> dict[str, PreparedRows]:
     return {split: PreparedRows(_split(folder, len(records), split)) for split in SPLITS}
 
 
+def origin(folder: Path) -> dict[str, Any]:
+    """What the rows of a prepared folder were made of: `source`, the text, and `data`, its size by split."""
+    recipe, records = _read_json(folder / PREPARED), _whole_shards(folder)
+    sizes = {split: {name: _total(records, name, split) for name in ("documents", "tokens")} for split in SPLITS}
+    return {"source": source_of(recipe), "data": sizes}
+
+
+def source_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Which text a recipe, the content of `prepared.json`, is about."""
+    return {name: recipe[name] for name in ("dataset_name", "dataset_config_name", "held_out_share")}
+
+
 def require_fitting(name: str, recipe: dict[str, Any], row_length: int) -> None:
     """Raise ValueError if rows are of another tokenizer or length than a run."""
     if recipe["tokenizer"] != tokenizer_fingerprint():

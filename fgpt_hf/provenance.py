@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -17,19 +17,16 @@ PROVENANCE = "provenance.json"
 PACKAGES = ("fgpt-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
-class Split(NamedTuple):
-    """A part of the data: how many documents, or conversations or pairs, and how many tokens."""
+def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mapping[str, Any]) -> None:
+    """Write `provenance.json` into the run's folder: device, processes, versions, the code's commit, and `origin`.
 
-    documents: int
-    tokens: int
-
-
-def record_provenance(folder: RunFolder, accelerator: Accelerator, splits: Mapping[str, Split]) -> None:
-    """Write `provenance.json` into the run's folder: data, device, processes, versions, and the code's commit."""
+    `origin` is what is known of the data: `source`, fields of the run that describe the text where the run itself names
+    rows made of it, and `data`, which maps a split to how many `documents` and `tokens` it has.
+    """
     if not folder.is_writer:
         return
     provenance = {
-        "data": {name: split._asdict() for name, split in splits.items()},
+        **origin,
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,

@@ -22,8 +22,8 @@ SAMPLES = [
 ]
 PROVENANCE = {
     "data": {
-        "trained on": {"documents": 75_000, "tokens": 9_000_000},
-        "held out": {"documents": 750, "tokens": 90_000},
+        "train": {"documents": 75_000, "tokens": 9_000_000},
+        "validation": {"documents": 750, "tokens": 90_000},
     },
     "device": "NVIDIA H100",
     "processes": 4,

@@ -60,7 +60,7 @@ def test_its_results_equal_the_runs_files(facts: Facts) -> None:
 @pytest.mark.parametrize(
     "known",
     [
-        f"{PROVENANCE['data']['trained on']['documents']:,} | {PROVENANCE['data']['trained on']['tokens']:,}",
+        f"{PROVENANCE['data']['train']['documents']:,} | {PROVENANCE['data']['train']['tokens']:,}",
         "held-out 1.00%",
         "| steps | 400 |",
         "| tokens read | 819,200 |",
@@ -128,6 +128,7 @@ def test_no_folder_of_the_machine_is_in_it(tmp_path: Path) -> None:
         ({"dataset_name": "fineweb-edu"}, {"datasets": ["HuggingFaceFW/fineweb-edu"]}),
         ({"dataset_name": "somebody/poems"}, {"datasets": ["somebody/poems"]}),
         ({"dataset_name": "pydocs"}, {}),
+        ({"dataset_name": "../rows"}, {}),
         ({"model_name_or_path": "tester/base"}, {"base_model": "tester/base"}),
         ({"model_name_or_path": "/home/me/base"}, {}),
         ({"model_name_or_path": "../base"}, {}),
@@ -136,6 +137,14 @@ def test_no_folder_of_the_machine_is_in_it(tmp_path: Path) -> None:
 def test_data_sets_and_base_models_are_named_if_the_hub_has_them(facts: Facts, fields: dict, expected: dict) -> None:
     found = front_matter(replace(facts, run=facts.run | fields), Told())
     assert {name: found[name] for name in ("datasets", "base_model") if name in found} == expected
+
+
+def test_rows_that_were_prepared_before_are_named_by_their_text(facts: Facts) -> None:
+    source = {"dataset_name": "fineweb-edu", "dataset_config_name": None, "held_out_share": 0.002}
+    prepared = replace(facts, run=facts.run | {"dataset_name": "/data/rows"}, provenance={"source": source})
+    card = build_card(prepared, TOLD)
+    assert "[HuggingFaceFW/fineweb-edu](https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu)" in card
+    assert "configuration `sample-10BT`" in card and "held-out 0.20%" in card and "/data/rows" not in card
 
 
 def test_a_chat_model_is_shown_chatting_and_a_stock_one_without_remote_code(facts: Facts) -> None:

@@ -5,13 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from fgpt_hf import hub
 from fgpt_hf.card import build_card
 from fgpt_hf.card_sections import Told
 from fgpt_hf.facts import read_facts
@@ -22,22 +20,6 @@ from tests.run_folders import write_run
 FILES: dict[str, Content] = {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"# Tiny\n"}
 REPO = "tester/tiny"
 HERE = Destination(repo_id=REPO)
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A Hub that this very process takes for the Hub, and no time lost in waiting."""
-    with LoopbackHub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
-        monkeypatch.setattr(hub, "WAITS", (0.0, 0.0, 0.0))
-        yield server
 
 
 def test_one_commit_brings_all_files_and_its_message(server: LoopbackHub) -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -32,23 +31,6 @@ HERE = Destination(repo_id="tester/tiny")
 def run(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
 
-
-@pytest.fixture
-def server() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as server:
-        yield server
-
-
-def python(server: LoopbackHub, folder: Path, *arguments: str) -> str:
-    """What Python prints, in a process that takes `server` for the Hub and finds this project."""
-    environment = hub_environment(server, folder) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-FGPT = ("-c", "from fgpt_hf.cli import main; main()")
 
 STRANGER = """
     import json, sys
@@ -86,12 +68,12 @@ def loaded_by_a_stranger(server: LoopbackHub, folder: Path, trust: str, revision
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["fgpt", "gpt2"])
 def test_a_stranger_gets_the_published_model_by_its_name(
-    run: Path, variant: str, server: LoopbackHub, tmp_path: Path
+    run: Path, variant: str, server: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--as", variant, "--license", "mit", "--revision", "next", "--tag", "v1"]
-    printed = python(server, tmp_path, *FGPT, "publish", str(run), "tester/tiny", *options)
+    cli.run(["publish", str(run), "tester/tiny", *options])
     repo = server.repo("model", "tester/tiny")
-    assert repo.at("next").oid in printed and repo.tags["v1"] == repo.at("next").oid
+    assert repo.at("next").oid in capsys.readouterr().out and repo.tags["v1"] == repo.at("next").oid
     files = repo.files("next")
     assert not any(b"secret of" in content or str(run).encode() in content for content in files.values())
     assert any(name.endswith(".py") for name in files) == (variant == "fgpt")
@@ -118,7 +100,10 @@ def test_a_run_pushes_itself_with_its_card_when_it_ends(server: LoopbackHub, tmp
     shape = ["--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--max_position_embeddings=96"]
     steps = ["--max_steps=4", "--per_device_train_batch_size=2", "--held_out_share=0.1", "--dataset_name=text.txt"]
     push = ["--push_to_hub", "--hub_model_id=tester/tiny", "--hub_private_repo", "--output_dir=run"]
-    python(server, tmp_path, str(ROOT / "train_base.py"), "--preset=quickstart", *shape, *steps, *push)
+    command = [sys.executable, str(ROOT / "train_base.py"), "--preset=quickstart", *shape, *steps, *push]
+    environment = hub_environment(server, tmp_path) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     repo = server.repo("model", "tester/tiny")
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert repo.private
