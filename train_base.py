@@ -13,7 +13,7 @@ from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss, sample
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.provenance import record_provenance
-from fgpt_hf.publish import check_delivery, deliver
+from fgpt_hf.publish import Delivery
 from fgpt_hf.report import summary
 from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     run = parse_run(BaseRun, PRESETS, arguments)
     accelerator = start(run)
     folder = RunFolder(run, accelerator.process_index)
-    check_delivery(run, folder)
+    delivery = Delivery(run, folder)
     with folder.opened():
         tokenizer = build_tokenizer(run.max_position_embeddings)
         model = new_model(run)
@@ -43,10 +43,11 @@ def main(arguments: Sequence[str]) -> None:
             return {}
 
         checks = [Check(run.eval_steps, check_held_out), Check(run.sample_steps, check_samples)]
-        fit(accelerator, run, folder, LanguageModelObjective(model), tokenizer, batches, checks)
+        objective = LanguageModelObjective(model)
+        fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         record_provenance(folder, accelerator, data.origin)
         accelerator.print(summary(folder.path))
-        deliver(run, folder)
+        delivery.finish()
     accelerator.end_training()
 
 

@@ -70,8 +70,10 @@ class TrainingState:
         weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         return {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
 
-    def save(self, folder: Path, keep: int) -> None:
-        """Write the checkpoint of this step and delete all but the `keep` newest; every process must call it.
+    def save(self, folder: Path, keep: int) -> Path:
+        """Write the checkpoint of this step, delete all but the `keep` newest, return its path.
+
+        Every process must call it.
 
         Raises:
             OSError: it could not be written, for lack of space say; the earlier checkpoints are as they were.
@@ -85,15 +87,17 @@ class TrainingState:
             "progress": asdict(self.progress),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
+        checkpoint = folder / f"step_{self.progress.step:08d}"
         try:
             if self.accelerator.is_main_process:
-                with whole_folder(folder / f"step_{self.progress.step:08d}") as partial:
+                with whole_folder(checkpoint) as partial:
                     save_model(self.model, self.tokenizer, partial, weights)
                     _save(training, partial / "training.pt")
                     write_manifest(partial)
                 rotate(folder, keep)
         finally:
             self.accelerator.wait_for_everyone()
+        return checkpoint
 
     def restore(self, checkpoint: Path) -> None:
         """Become what `save` wrote; every process must call it."""

@@ -55,6 +55,8 @@ class RunFolder:
             if self.run.resume_from_checkpoint is None and self.record.is_file():
                 shutil.rmtree(self.path)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.path.glob(f"*{PARTIAL}"):
+                shutil.rmtree(unfinished, ignore_errors=True)
             self.record.write_text(self.run.to_yaml(), encoding="utf-8")
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:

@@ -1,17 +1,20 @@
 """What is published of a model: its files, its card, its run's figures and results."""
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 from fgpt_hf.card import CARD, card_of, write_card
 from fgpt_hf.card_results import result_files
 from fgpt_hf.card_sections import Told, figure_files
 from fgpt_hf.facts import Facts, read_facts
-from fgpt_hf.folders import RunFolder, model_folder
-from fgpt_hf.hub import Content, Destination, check_access, check_name, publishable, push
+from fgpt_hf.folders import PARTIAL, RunFolder, model_folder
+from fgpt_hf.hub import Content, Destination, check_access, check_name, publishable, push, push_folder
 from fgpt_hf.interop import load, write_gpt2
 from fgpt_hf.runs import Run
 
@@ -66,21 +69,53 @@ def commit_message(facts: Facts) -> str:
     return f"Step {last['step']:,}: {last['tokens']:,} tokens{loss}"
 
 
-def check_delivery(run: Run, folder: RunFolder) -> None:
-    """See that a run that is to be pushed can be, before it begins; raises as `check_access` does."""
-    if run.push_to_hub and folder.is_writer:
-        check_access(str(run.hub_model_id))
+class Delivery:
+    """How the models of a run get to the Hub, where it says so: checkpoints as it goes on, and the finished model."""
+
+    def __init__(self, run: Run, folder: RunFolder) -> None:
+        """See that what is to be pushed can be, before the run begins; raises as `check_access` does."""
+        self.run, self.folder = run, folder
+        self.destination = Destination(repo_id=str(run.hub_model_id), private=run.hub_private_repo)
+        self._on_its_way = Thread()
+        if run.push_to_hub and folder.is_writer:
+            check_access(self.destination.repo_id)
+
+    def push_checkpoint(self, checkpoint: Path) -> None:
+        """Begin to push a checkpoint, which may be deleted as soon as this returns. The run never waits for it.
+
+        One that comes while another is still on its way is left out: the next one holds more.
+        """
+        if self.run.push_to_hub and self.folder.is_writer and not self._on_its_way.is_alive():
+            scratch = TemporaryDirectory(dir=self.folder.path, suffix=PARTIAL)
+            copy = Path(shutil.copytree(checkpoint, Path(scratch.name, checkpoint.name), copy_function=_link_or_copy))
+            self._on_its_way = Thread(target=self._push, args=(copy, scratch), daemon=True)
+            self._on_its_way.start()
+
+    def finish(self) -> None:
+        """Give a finished run's model its card, and publish it if the run says so; nothing for one that was stopped.
+
+        Raises:
+            ValueError, OSError: as `publish` does; the model is on the disk all the same.
+        """
+        if not self.folder.is_writer or not self.folder.model.is_dir():
+            return
+        if self._on_its_way.ident is not None:
+            self._on_its_way.join()
+        write_card(self.folder.model)
+        if self.run.push_to_hub:
+            print(f"published: {publish(self.folder.model, self.destination, Told())}")
+
+    def _push(self, checkpoint: Path, scratch: "TemporaryDirectory[str]") -> None:
+        step = int(checkpoint.name.removeprefix("step_"))
+        with scratch:
+            try:
+                push_folder(checkpoint, self.destination, f"Step {step:,}, while the run goes on")
+            except (ValueError, OSError) as error:
+                print(f"step {step} did not get to the Hub, and the run goes on: {error}")
 
 
-def deliver(run: Run, folder: RunFolder) -> None:
-    """Give a finished run's model its card, and publish it if the run says so; nothing for one that was stopped.
-
-    Raises:
-        ValueError, OSError: as `publish` does; the model is on the disk all the same.
-    """
-    if not folder.is_writer or not folder.model.is_dir():
-        return
-    write_card(folder.model)
-    if run.push_to_hub:
-        destination = Destination(repo_id=str(run.hub_model_id), private=run.hub_private_repo)
-        print(f"published: {publish(folder.model, destination, Told())}")
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

@@ -72,7 +72,7 @@ class Run:
     save_total_limit: int = option(3, "checkpoints that are kept")
     report_to: Tracker = option("none", "a tracker that gets every line of metrics.jsonl too")
 
-    push_to_hub: bool = option(False, "publish the finished model")
+    push_to_hub: bool = option(False, "publish the checkpoints as the run goes on, and the finished model")
     hub_model_id: str | None = option(None, "where on the Hub: user/name")
     hub_private_repo: bool = option(False, "make a new repo private")
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -82,11 +83,13 @@ def fit(
     tokenizer: PreTrainedTokenizerBase,
     batches: Batches,
     checks: Sequence[Check] = (),
+    on_checkpoint: Callable[[Path], None] = lambda checkpoint: None,
 ) -> TrainingState:
     """Train `objective.model` up to `run.max_steps` and leave it in `folder.model`.
 
     The losses of a step are summed over micro-batches and processes and divided by their total weight, so it does not
-    matter how its rows are divided. SIGTERM and SIGINT let the step end, save a checkpoint and return early.
+    matter how its rows are divided. `on_checkpoint` is called with every checkpoint that was written. SIGTERM and
+    SIGINT let the step end, save a checkpoint and return early.
 
     Raises:
         ValueError: nothing to resume from; no finite gradient for `run.max_bad_steps` steps in a row.
@@ -100,7 +103,7 @@ def fit(
     if run.report_to != "none":
         accelerator.init_trackers(run.preset, {name: value for name, value in asdict(run).items() if value is not None})
     with _stop_signals() as stop_requested:
-        _Loop(run, folder, forward, state, checks).go(stop_requested)
+        _Loop(run, folder, forward, state, checks, on_checkpoint).go(stop_requested)
     if state.progress.step < run.max_steps:
         accelerator.print(f"stopped after step {state.progress.step}: go on with --resume_from_checkpoint latest")
     else:
@@ -175,9 +178,16 @@ class _Loop:
     """The steps from where a run stands to where it ends, and what is logged, checked and saved on the way."""
 
     def __init__(
-        self, run: Run, folder: RunFolder, forward: nn.Module, state: TrainingState, checks: Sequence[Check]
+        self,
+        run: Run,
+        folder: RunFolder,
+        forward: nn.Module,
+        state: TrainingState,
+        checks: Sequence[Check],
+        on_checkpoint: Callable[[Path], None],
     ) -> None:
-        self.run, self.folder, self.forward, self.state, self.checks = run, folder, forward, state, checks
+        self.run, self.folder, self.forward, self.state = run, folder, forward, state
+        self.checks, self.on_checkpoint = checks, on_checkpoint
         self.accelerator, self.progress = state.accelerator, state.progress
         self.optimizer = state.accelerator.prepare_optimizer(state.optimizer)  # the same one, with the loss scaler
         self.data_seconds = 0.0
@@ -312,7 +322,7 @@ class _Loop:
 
     def _save(self) -> None:
         try:
-            self.state.save(self.folder.checkpoints, self.run.save_total_limit)
+            self.on_checkpoint(self.state.save(self.folder.checkpoints, self.run.save_total_limit))
         except OSError as error:
             print(f"no checkpoint of step {self.progress.step}, the earlier ones are whole: {error}")
 

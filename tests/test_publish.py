@@ -93,18 +93,37 @@ def test_a_stranger_gets_the_published_model_by_its_name(
     assert found["answer"] == {"role": "assistant", "content": tokenizer.decode(output, skip_special_tokens=True)}
 
 
-@pytest.mark.slow
-def test_a_run_pushes_itself_with_its_card_when_it_ends(server: LoopbackHub, tmp_path: Path) -> None:
+def train_and_push(server: LoopbackHub, tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """A tiny run in `tmp_path/run` that pushes itself to tester/tiny."""
     text = "\n\n".join(f"Document {number} tells of {number * 7} tokens." for number in range(80))
     (tmp_path / "text.txt").write_text(text)
     shape = ["--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--max_position_embeddings=96"]
     steps = ["--max_steps=4", "--per_device_train_batch_size=2", "--held_out_share=0.1", "--dataset_name=text.txt"]
     push = ["--push_to_hub", "--hub_model_id=tester/tiny", "--hub_private_repo", "--output_dir=run"]
-    command = [sys.executable, str(ROOT / "train_base.py"), "--preset=quickstart", *shape, *steps, *push]
+    command = [sys.executable, str(ROOT / "train_base.py"), "--preset=quickstart", *shape, *steps, *push, *flags]
     environment = hub_environment(server, tmp_path) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_checkpoints_go_to_the_hub_while_the_run_goes_on_and_a_hub_that_fails_never_stops_it(
+    server: LoopbackHub, tmp_path: Path
+) -> None:
+    server.fail("POST", r"/commit/", status=400, times=1)  # a refusal that is not tried again
+    done = train_and_push(server, tmp_path, "--max_steps=40", "--save_steps=10", "--save_total_limit=1")
+    assert done.returncode == 0, done.stderr
+    assert "did not get to the Hub, and the run goes on" in done.stdout
+    titles = [commit.title for commit in server.repo("model", "tester/tiny").history()]
+    assert titles[0].startswith("Step 40: ")
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_run_pushes_itself_with_its_card_when_it_ends(server: LoopbackHub, tmp_path: Path) -> None:
+    done = train_and_push(server, tmp_path)
     assert done.returncode == 0, done.stderr
     repo = server.repo("model", "tester/tiny")
+    assert any("while the run goes on" in commit.title for commit in repo.history())
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert repo.private
     assert repo.history()[0].title == f"Step 4: {last['tokens']:,} tokens, held-out loss {last['eval_loss']:.3f}"
