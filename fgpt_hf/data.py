@@ -25,6 +25,7 @@ from fgpt_hf.preparation import (
     load_prepared,
     prepared_once,
     require_fitting,
+    summary,
 )
 from fgpt_hf.retries import patiently
 from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, Tokenising, held_out_rows, training_windows
@@ -50,24 +51,24 @@ def open_data(run: BaseRun, say: Callable[[str], None]) -> TrainingData:
         ValueError: what it names cannot be read or does not fit the run, or a split of it is empty.
     """
     if (prepared := _prepared(run)) is not None:
-        return _in_random_order(run, prepared, f"rows of {run.dataset_name}")
+        return _in_random_order(run, *prepared)
     if run.streaming:
         return _streamed(run)
-    folder = prepared_once(run, say)
-    return _in_random_order(run, load_prepared(folder, run.max_position_embeddings), f"rows in {folder}")
+    return _in_random_order(run, *load_prepared(prepared_once(run, say), run.max_position_embeddings))
 
 
-def _prepared(run: BaseRun) -> dict[str, PreparedRows] | None:
-    """The rows that the data set's name stands for, or None if it stands for documents."""
+def _prepared(run: BaseRun) -> tuple[dict[str, PreparedRows], str] | None:
+    """The rows that the data set's name stands for and what they hold, or None if it stands for documents."""
     name, row_length = run.dataset_name, run.max_position_embeddings
     if is_prepared(Path(name)):
         return load_prepared(Path(name), row_length)
     if name in CORPORA or name in HUB_NAMES or Path(name).exists() or not _is_prepared_on_hub(run):
         return None
-    recipe = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
-    require_fitting(name, json.loads(Path(recipe).read_text(encoding="utf-8")), row_length)
+    path = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
+    recipe = json.loads(Path(path).read_text(encoding="utf-8"))
+    require_fitting(name, recipe, row_length)
     rows = patiently(name, lambda: load_dataset(name, revision=run.dataset_revision))
-    return {split: PreparedRows(rows[split]) for split in SPLITS}
+    return {split: PreparedRows(rows[split]) for split in SPLITS}, summary(recipe)
 
 
 def _is_prepared_on_hub(run: BaseRun) -> bool:
@@ -85,7 +86,7 @@ def _in_random_order(run: BaseRun, rows: dict[str, PreparedRows], description: s
         return RandomRows(rows[TRAIN], run.seed, rank, processes)
 
     held_out = rows[HELD_OUT][list(range(min(run.max_eval_rows, len(rows[HELD_OUT]))))]
-    return TrainingData(batches, held_out, f"{len(rows[TRAIN]):,} {description}")
+    return TrainingData(batches, held_out, description)
 
 
 def _streamed(run: BaseRun) -> TrainingData:
@@ -106,7 +107,7 @@ def _streamed(run: BaseRun) -> TrainingData:
         start = {"shards": version, "epoch": 0, "begin": epoch_start()}
         return StreamedRows(lambda place: InBackground(stretches(place), ahead=1), start, rank, processes)
 
-    return TrainingData(batches, _held_out_once(run, shards), f"{len(shards)} shards of {run.dataset_name}")
+    return TrainingData(batches, _held_out_once(run, shards), f"{run.dataset_name} in {len(shards)} shards, streamed")
 
 
 def _held_out_once(run: BaseRun, shards: Sequence[Shard]) -> Ids:

@@ -114,7 +114,8 @@ def prepare(
         for split in SPLITS:
             if not _total(records, "rows", split):
                 raise no_rows(source.held_out_share, split)
-        _write_json(folder / PREPARED, {**recipe, "finished": True})
+        totals = {name: _total(records, name, TRAIN) for name in ("documents", "tokens", "rows", "padding")}
+        _write_json(folder / PREPARED, {**recipe, "finished": True, "train": totals})
         return records
 
 
@@ -146,8 +147,18 @@ def is_prepared(folder: Path) -> bool:
     return (folder / PREPARED).is_file()
 
 
-def load_prepared(folder: Path, row_length: int) -> dict[str, PreparedRows]:
-    """The rows of a prepared folder by split.
+def summary(recipe: dict[str, Any]) -> str:
+    """What finished rows hold, from what `prepared.json` says of them."""
+    train, length = recipe["train"], recipe["row_length"]
+    share = train["padding"] / (train["rows"] * length)
+    return (
+        f"{train['documents']:,} documents of {recipe['dataset_name']}, {train['tokens']:,} tokens in "
+        f"{train['rows']:,} rows of {length}: none lost, {share:.2%} padding"
+    )
+
+
+def load_prepared(folder: Path, row_length: int) -> tuple[dict[str, PreparedRows], str]:
+    """The rows of a prepared folder by split, and what they hold.
 
     Raises:
         ValueError: they are of another tokenizer or length; a shard is damaged; the preparation is not finished.
@@ -161,7 +172,7 @@ def load_prepared(folder: Path, row_length: int) -> dict[str, PreparedRows]:
             f"the preparation of {folder} is not finished: run `fgpt prepare` again to go on, or keep the {tokens:,} "
             f"tokens that are there with --max_train_tokens {tokens}"
         )
-    return {split: PreparedRows(_split(folder, len(records), split)) for split in SPLITS}
+    return {split: PreparedRows(_split(folder, len(records), split)) for split in SPLITS}, summary(recipe)
 
 
 def require_fitting(name: str, recipe: dict[str, Any], row_length: int) -> None:
