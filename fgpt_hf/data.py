@@ -99,7 +99,8 @@ def _streamed(run: BaseRun) -> TrainingData:
                 f"{run.dataset_name} has changed since the checkpoint was written, so the run cannot go on exactly: "
                 "give the commit of that time as --dataset_revision"
             )
-        with closing(Tokenising(run, run.preprocessing_num_workers or STREAMING_WORKERS)) as tokenising:
+        workers = run.preprocessing_num_workers or STREAMING_WORKERS
+        with closing(Tokenising(run, workers, in_processes=workers > 1)) as tokenising:
             for epoch, window in training_windows(tokenising, shards, run.seed, place["epoch"], place["begin"]):
                 yield Stretch(window.rows[TRAIN].ids, {"shards": version, "epoch": epoch, "begin": window.begin})
 

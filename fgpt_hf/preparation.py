@@ -34,6 +34,7 @@ PREPARED = "prepared.json"
 FORMAT_VERSION = 1  # to be raised whenever the same documents would give other rows
 SHARD_TOKENS = 1 << 27  # of training rows: 256 MiB, of which a hundred billion tokens need fewer than a thousand files
 COLUMN = "input_ids"
+MOST_THREADS = 4  # more workers than that are worth the seconds that processes take to start
 
 
 @dataclass
@@ -104,8 +105,9 @@ def prepare(
         records = _whole_shards(folder)
         if not _is_finished(records, max_train_tokens):
             _write_json(folder / PREPARED, {**recipe, "finished": False})
+            workers = source.preprocessing_num_workers or os.cpu_count() or 1
             try:
-                with closing(Tokenising(source, source.preprocessing_num_workers or os.cpu_count() or 1)) as tokenising:
+                with closing(Tokenising(source, workers, in_processes=workers > MOST_THREADS)) as tokenising:
                     for record in _new_shards(folder, records, tokenising, shards, max_train_tokens):
                         records.append(record)
                         say(f"{folder}: {len(records)} shards, {_total(records, 'tokens', TRAIN):,} tokens")
