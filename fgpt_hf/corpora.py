@@ -112,7 +112,8 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
     name, column = source.dataset_name, source.text_column_name
     if name in CORPORA:
         dataset = CORPORA[name]()
-        return [DatasetShard(str(dataset.cache_files), dataset, column)]
+        versions = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+        return [DatasetShard(" ".join([name, *sorted(versions)]), dataset, column)]
     builder = _builder(source)
     files = _train_files(builder, name)
     if isinstance(builder, Parquet):

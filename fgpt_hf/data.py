@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HFValidationError
 
 from fgpt_hf.batches import Batches, RandomRows, StreamedRows, Stretch
-from fgpt_hf.corpora import CORPORA, HUB_NAMES, Shard, open_corpus
+from fgpt_hf.corpora import CORPORA, FILE_FORMATS, HUB_NAMES, Shard, open_corpus
 from fgpt_hf.packing import Ids
 from fgpt_hf.preparation import (
     PREPARED,
@@ -26,7 +26,7 @@ from fgpt_hf.preparation import (
     origin,
     prepared_once,
     require_fitting,
-    source_of,
+    summary,
 )
 from fgpt_hf.retries import patiently
 from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, Tokenising, held_out_rows, training_windows
@@ -56,26 +56,25 @@ def open_data(run: BaseRun, say: Callable[[str], None]) -> TrainingData:
         ValueError: what it names cannot be read or does not fit the run, or a split of it is empty.
     """
     if (prepared := _prepared(run)) is not None:
-        return _in_random_order(run, *prepared, f"rows of {run.dataset_name}")
+        return _in_random_order(run, *prepared)
     if run.streaming:
         return _streamed(run)
-    folder = prepared_once(run, say)
-    rows = load_prepared(folder, run.max_position_embeddings)
-    return _in_random_order(run, rows, origin(folder), f"rows in {folder}")
+    return _in_random_order(run, *load_prepared(prepared_once(run, say), run.max_position_embeddings))
 
 
 def _prepared(run: BaseRun) -> tuple[dict[str, PreparedRows], dict[str, Any]] | None:
-    """The rows that the data set's name stands for, and their origin, or None if it stands for documents."""
+    """The rows that the data set's name stands for and their recipe, or None if it stands for documents."""
     name, row_length = run.dataset_name, run.max_position_embeddings
     if is_prepared(Path(name)):
-        return load_prepared(Path(name), row_length), origin(Path(name))
-    if name in CORPORA or name in HUB_NAMES or Path(name).exists() or not _is_prepared_on_hub(run):
+        return load_prepared(Path(name), row_length)
+    is_local = name in CORPORA or Path(name).exists() or Path(name).suffix in FILE_FORMATS
+    if is_local or name in HUB_NAMES or not _is_prepared_on_hub(run):
         return None
-    file = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
-    recipe = json.loads(Path(file).read_text(encoding="utf-8"))
+    path = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
+    recipe = json.loads(Path(path).read_text(encoding="utf-8"))
     require_fitting(name, recipe, row_length)
     rows = patiently(name, lambda: load_dataset(name, revision=run.dataset_revision))
-    return {split: PreparedRows(rows[split]) for split in SPLITS}, {"source": source_of(recipe)}
+    return {split: PreparedRows(rows[split]) for split in SPLITS}, recipe
 
 
 def _is_prepared_on_hub(run: BaseRun) -> bool:
@@ -88,14 +87,12 @@ def _is_prepared_on_hub(run: BaseRun) -> bool:
         return False
 
 
-def _in_random_order(
-    run: BaseRun, rows: dict[str, PreparedRows], origin: dict[str, Any], description: str
-) -> TrainingData:
+def _in_random_order(run: BaseRun, rows: dict[str, PreparedRows], recipe: dict[str, Any]) -> TrainingData:
     def batches(rank: int, processes: int) -> Batches:
         return RandomRows(rows[TRAIN], run.seed, rank, processes)
 
     held_out = rows[HELD_OUT][list(range(min(run.max_eval_rows, len(rows[HELD_OUT]))))]
-    return TrainingData(batches, held_out, f"{len(rows[TRAIN]):,} {description}", origin)
+    return TrainingData(batches, held_out, summary(recipe), origin(recipe))
 
 
 def _streamed(run: BaseRun) -> TrainingData:
@@ -108,7 +105,8 @@ def _streamed(run: BaseRun) -> TrainingData:
                 f"{run.dataset_name} has changed since the checkpoint was written, so the run cannot go on exactly: "
                 "give the commit of that time as --dataset_revision"
             )
-        with closing(Tokenising(run, run.preprocessing_num_workers or STREAMING_WORKERS)) as tokenising:
+        workers = run.preprocessing_num_workers or STREAMING_WORKERS
+        with closing(Tokenising(run, workers, in_processes=workers > 1)) as tokenising:
             for epoch, window in training_windows(tokenising, shards, run.seed, place["epoch"], place["begin"]):
                 yield Stretch(window.rows[TRAIN].ids, {"shards": version, "epoch": epoch, "begin": window.begin})
 
@@ -116,7 +114,8 @@ def _streamed(run: BaseRun) -> TrainingData:
         start = {"shards": version, "epoch": 0, "begin": epoch_start()}
         return StreamedRows(lambda place: InBackground(stretches(place), ahead=1), start, rank, processes)
 
-    return TrainingData(batches, _held_out_once(run, shards), f"{len(shards)} shards of {run.dataset_name}", {})
+    description = f"{run.dataset_name} in {len(shards)} shards, streamed"
+    return TrainingData(batches, _held_out_once(run, shards), description, {})
 
 
 def _held_out_once(run: BaseRun, shards: Sequence[Shard]) -> Ids:

@@ -50,8 +50,11 @@ class Account(NamedTuple):
 def pack_documents(documents: Iterable[Ids], row_length: int) -> PackedRows:
     """Pack documents into rows, each document behind an `<|endoftext|>`, losing no token.
 
-    A document longer than a row is cut into pieces, which are packed like documents of their own.
+    A document longer than a row is cut into pieces, which are packed like documents of their own. ValueError if a row
+    has no room for a token behind the `<|endoftext|>`.
     """
+    if row_length < 2:
+        raise ValueError(f"rows of {row_length} have no room for <|endoftext|> and a token: make them longer")
     pieces = [piece for document in documents for piece in _pieces(document, row_length - 1)]
     plan = best_fit_decreasing([len(piece) + 1 for piece in pieces], row_length)
     ids = np.full((len(plan), row_length), PAD_ID, dtype=np.uint16)

@@ -34,6 +34,7 @@ PREPARED = "prepared.json"
 FORMAT_VERSION = 1  # to be raised whenever the same documents would give other rows
 SHARD_TOKENS = 1 << 27  # of training rows: 256 MiB, of which a hundred billion tokens need fewer than a thousand files
 COLUMN = "input_ids"
+MOST_THREADS = 4  # more workers than that are worth the seconds that processes take to start
 
 
 @dataclass
@@ -104,8 +105,9 @@ def prepare(
         records = _whole_shards(folder)
         if not _is_finished(records, max_train_tokens):
             _write_json(folder / PREPARED, {**recipe, "finished": False})
+            workers = source.preprocessing_num_workers or os.cpu_count() or 1
             try:
-                with closing(Tokenising(source, source.preprocessing_num_workers or os.cpu_count() or 1)) as tokenising:
+                with closing(Tokenising(source, workers, in_processes=workers > MOST_THREADS)) as tokenising:
                     for record in _new_shards(folder, records, tokenising, shards, max_train_tokens):
                         records.append(record)
                         say(f"{folder}: {len(records)} shards, {_total(records, 'tokens', TRAIN):,} tokens")
@@ -114,7 +116,7 @@ def prepare(
         for split in SPLITS:
             if not _total(records, "rows", split):
                 raise no_rows(source.held_out_share, split)
-        _write_json(folder / PREPARED, {**recipe, "finished": True})
+        _write_json(folder / PREPARED, {**recipe, "finished": True, "sizes": _sizes(records)})
         return records
 
 
@@ -146,8 +148,24 @@ def is_prepared(folder: Path) -> bool:
     return (folder / PREPARED).is_file()
 
 
-def load_prepared(folder: Path, row_length: int) -> dict[str, PreparedRows]:
-    """The rows of a prepared folder by split.
+def summary(recipe: dict[str, Any]) -> str:
+    """What finished rows hold, from what `prepared.json` says of them."""
+    train, length = recipe["sizes"][TRAIN], recipe["row_length"]
+    share = train["padding"] / (train["rows"] * length)
+    return (
+        f"{train['documents']:,} documents of {recipe['dataset_name']}, {train['tokens']:,} tokens in "
+        f"{train['rows']:,} rows of {length}: none lost, {share:.2%} padding"
+    )
+
+
+def origin(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What finished rows were made of: `source`, the text, and `data`, its documents, tokens and rows by split."""
+    source = {name: recipe[name] for name in ("dataset_name", "dataset_config_name", "held_out_share")}
+    return {"source": source, "data": recipe["sizes"]}
+
+
+def load_prepared(folder: Path, row_length: int) -> tuple[dict[str, PreparedRows], dict[str, Any]]:
+    """The rows of a prepared folder by split, and the content of its `prepared.json`.
 
     Raises:
         ValueError: they are of another tokenizer or length; a shard is damaged; the preparation is not finished.
@@ -161,19 +179,7 @@ def load_prepared(folder: Path, row_length: int) -> dict[str, PreparedRows]:
             f"the preparation of {folder} is not finished: run `fgpt prepare` again to go on, or keep the {tokens:,} "
             f"tokens that are there with --max_train_tokens {tokens}"
         )
-    return {split: PreparedRows(_split(folder, len(records), split)) for split in SPLITS}
-
-
-def origin(folder: Path) -> dict[str, Any]:
-    """What the rows of a prepared folder were made of: `source`, the text, and `data`, its size by split."""
-    recipe, records = _read_json(folder / PREPARED), _whole_shards(folder)
-    sizes = {split: {name: _total(records, name, split) for name in ("documents", "tokens")} for split in SPLITS}
-    return {"source": source_of(recipe), "data": sizes}
-
-
-def source_of(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Which text a recipe, the content of `prepared.json`, is about."""
-    return {name: recipe[name] for name in ("dataset_name", "dataset_config_name", "held_out_share")}
+    return {split: PreparedRows(_split(folder, len(records), split)) for split in SPLITS}, recipe
 
 
 def require_fitting(name: str, recipe: dict[str, Any], row_length: int) -> None:
@@ -278,6 +284,11 @@ def _interrupted(folder: Path, records: Sequence[ShardRecord], error: OSError) -
     said = f"{folder} could not be written: {error}; free some space and run the same command again to go on"
     tokens = _total(records, "tokens", TRAIN)
     return f"{said}, or with --max_train_tokens {tokens} to keep what is there" if tokens else said
+
+
+def _sizes(records: Sequence[ShardRecord]) -> dict[str, dict[str, int]]:
+    names = ("documents", "tokens", "rows", "padding")
+    return {split: {name: _total(records, name, split) for name in names} for split in SPLITS}
 
 
 def _is_finished(records: Sequence[ShardRecord], max_train_tokens: int | None) -> bool:

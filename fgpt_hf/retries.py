@@ -6,9 +6,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TypeVar
 
-import httpx
 import pyarrow
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +17,8 @@ FIRST_WAIT_SECONDS = 0.5  # doubled with every failure in a row
 MOST_FAILURES = 9  # in a row: four minutes
 MOST_DAMAGED = 3  # a file that ends early is now and then the network's fault, but mostly its own
 PASSING_STATUS = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
-LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError)
+MOST_FAILURES_AT_FIRST = 6  # of a name that may be wrong, or without any network: a quarter of a minute
+LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, OfflineModeIsEnabled)
 
 
 class Patience:
@@ -47,7 +47,7 @@ class Patience:
 
 def patiently(what: str, call: Callable[[], Result]) -> Result:
     """What `call` returns, tried again after errors that may pass; others are raised as they are."""
-    patience = Patience(what)
+    patience = Patience(what, MOST_FAILURES_AT_FIRST)
     while True:
         try:
             return call()
@@ -64,12 +64,13 @@ def may_pass(error: Exception) -> bool:
         return status in PASSING_STATUS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     if isinstance(error, LASTING_ERRORS):
         return False
-    return isinstance(error, (OSError, httpx.TransportError, pyarrow.ArrowInvalid))
+    return isinstance(error, (OSError, HTTPError, pyarrow.ArrowInvalid))
 
 
 def unreadable(what: str, error: Exception) -> ValueError:
     """The error to raise when `what` cannot be read, now or ever."""
-    return ValueError(f"{what} cannot be read; it may be damaged or cut short: {_first_line(error)}")
+    damage = "; it may be damaged or cut short" if _is_damage(error) else ""
+    return ValueError(f"{what} cannot be read{damage}: {_first_line(error)}")
 
 
 def _is_damage(error: Exception) -> bool:

@@ -28,14 +28,14 @@ class PackedWindow(NamedTuple):
 class Tokenising:
     """How documents become rows: which of them are held out, how long a row is, and who does it.
 
-    One worker is a thread of this process, several are processes: tiktoken works outside Python's lock, but hashing
-    and handing over do not.
+    Workers are threads: tiktoken works outside Python's lock, and threads start at once. Hashing and handing over take
+    the lock, so where there are many workers, or the lock is wanted by a training loop, they are processes.
     """
 
-    def __init__(self, source: TextSource, workers: int) -> None:
+    def __init__(self, source: TextSource, workers: int, in_processes: bool = False) -> None:
         self.row_length, self.held_out_share = source.max_position_embeddings, source.held_out_share
         self.workers = workers
-        self.pool: Executor = ThreadPoolExecutor(1) if workers == 1 else process_pool(workers)
+        self.pool: Executor = process_pool(workers) if in_processes else ThreadPoolExecutor(workers)
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -111,7 +111,7 @@ class TextSource:
     held_out_share: float = option(0.01, "share of the documents that is never trained on")
     max_position_embeddings: int = option(1024, "context, and length of a training row, in tokens")
     preprocessing_num_workers: int | None = option(
-        None, "processes that tokenise (default: one a core to prepare, two to stream)"
+        None, "workers that tokenise (default: one a core to prepare, two to stream)"
     )
 
 

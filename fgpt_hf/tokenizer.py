@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -43,8 +44,12 @@ _VOCABULARY_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-# GPT-2's pattern with possessive repeats: the same pieces, but a word of a megabyte needs no backtracking.
-_PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# GPT-2's pattern ends in `\s+(?!\S)|\s+`: white space before a word leaves its last character to the word. A pattern
+# without that look-ahead is matched twice as fast, and gives the same pieces where the text is cut there before.
+_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's: fewer than Python's \s
+_PLACE_TO_CUT = re.compile(f"(?<=[{_SPACE}])(?=[{_SPACE}][^{_SPACE}])")
+_CUT, _CUT_ID = "\U000ffffe\U000fffff", 65535  # a token of its own, of characters that no text has
 _DOCUMENTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
 
 
@@ -113,11 +118,10 @@ def encode_conversation(
 
 def _encode_document(encoding: tiktoken.Encoding, text: str) -> npt.NDArray[np.uint16]:
     text = _well_formed(text)
-    try:
-        ids = encoding.encode_to_numpy(text, disallowed_special=())
-    except ValueError:  # a million white-space characters in a row overflow the stack of tiktoken's pattern
-        ids = np.array(build_tokenizer().encode(text, split_special_tokens=True, verbose=False))
-    return ids.astype(np.uint16)
+    if _CUT in text:
+        return np.array(build_tokenizer().encode(text, split_special_tokens=True, verbose=False), dtype=np.uint16)
+    ids = encoding.encode_to_numpy(_PLACE_TO_CUT.sub(_CUT, text), allowed_special={_CUT}, disallowed_special=())
+    return ids[ids != _CUT_ID].astype(np.uint16)
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +133,7 @@ def _plain_encoding() -> tiktoken.Encoding:
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
     ranks = {bytes(byte_of[character] for character in token): rank for token, rank in vocabulary.items()}
-    return tiktoken.Encoding("gpt2", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens=CONTROL_TOKENS)
+    return tiktoken.Encoding("gpt2", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={_CUT: _CUT_ID})
 
 
 def _well_formed(value: Any) -> Any:

@@ -66,6 +66,11 @@ def test_an_item_that_fits_no_row_is_refused(length: int) -> None:
         best_fit_decreasing([5, length], 100)
 
 
+def test_rows_without_room_for_a_token_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows of 1 have no room"):
+        pack_documents(documents_of([3]), 1)
+
+
 def test_no_documents_make_no_rows() -> None:
     assert pack_documents([], 16).ids.shape == (0, 16)
     assert set(accounts([], 16).values()) == {Account(0, 0, 0)}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fgpt_hf import preparation
-from fgpt_hf.preparation import load_prepared, prepare, prepare_documents, report
+from fgpt_hf.preparation import load_prepared, origin, prepare, prepare_documents, report, summary
 from fgpt_hf.rows import HELD_OUT, TRAIN
 from fgpt_hf.runs import Preparation, TextSource
 from tests.fineweb import documents, write_shard, write_shards
@@ -63,7 +63,7 @@ def silent(_: str) -> None:
 
 
 def rows(folder: Path, split: str, row_length: int = 64) -> np.ndarray:
-    prepared = load_prepared(folder, row_length)[split]
+    prepared = load_prepared(folder, row_length)[0][split]
     return prepared[list(range(len(prepared)))]
 
 
@@ -76,7 +76,10 @@ def test_rows_come_back_as_they_were_made(source: TextSource, tmp_path: Path) ->
         assert found.dtype == np.uint16 and found.shape == (sum(record.rows[split] for record in records), 64)
         assert sum(record.documents[split] for record in records) > 30
     assert sum(record.documents[split] for record in records for split in (TRAIN, HELD_OUT)) == 600
-    first = load_prepared(tmp_path / "rows", 64)[TRAIN]
+    found, recipe = load_prepared(tmp_path / "rows", 64)
+    first = found[TRAIN]
+    assert f"in {len(first):,} rows of 64: none lost" in summary(recipe)
+    assert sum(size["documents"] for size in origin(recipe)["data"].values()) == 600
     assert np.array_equal(first[[5, 0, 5]], rows(tmp_path / "rows", TRAIN)[[5, 0, 5]])
 
 

@@ -77,8 +77,9 @@ def test_an_epoch_has_every_document_of_its_split_once_and_no_other(source: Text
 def test_workers_do_not_change_a_row(source: TextSource, tokenising: Tokenising) -> None:
     shards = open_corpus(source)
     expected = list(tokenising.windows(shards, epoch_start()))
-    with closing(Tokenising(source, workers=4)) as four:
-        assert same(list(four.windows(shards, epoch_start())), expected)
+    for in_processes in (False, True):
+        with closing(Tokenising(source, workers=4, in_processes=in_processes)) as four:
+            assert same(list(four.windows(shards, epoch_start())), expected)
 
 
 def test_the_held_out_rows_do_not_depend_on_seeds_order_or_how_many_are_wanted(

@@ -20,6 +20,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from fgpt_hf.tokenizer import (
+    _CUT,
     CONTROL_TOKENS,
     END_OF_TEXT_ID,
     END_OF_TURN_ID,
@@ -198,6 +199,20 @@ def test_text_survives_the_round_trip(tokenizer):
 def test_very_long_words_neither_hang_nor_differ(tokenizer, text):
     (ids,) = encode_documents([text])
     assert ids.tolist() == tokenizer.encode(text, split_special_tokens=True, verbose=False)
+
+
+def test_white_space_of_every_kind_is_cut_as_gpt2_cuts_it(gpt2):
+    spaces = [chr(point) for point in range(0x3100) if chr(point).isspace() or point in (0x180E, 0x200B, 0x2060)]
+    texts = [f"a{first}{second}{word}" for first in spaces for second in spaces for word in ("b", "7", "'s", "!", "")]
+    texts += [f"{first}{second}{first} b {second}{second}" for first in spaces for second in spaces]
+    for text, ids in zip(texts, encode_documents(texts), strict=True):
+        assert ids.tolist() == gpt2.encode_ordinary(text), repr(text)
+
+
+def test_text_that_holds_the_mark_of_a_cut_stays_text(gpt2):
+    texts = [_CUT, f"a  {_CUT} b", _CUT[0] + "  b", f"<|endoftext|>{_CUT}"]
+    for text, ids in zip(texts, encode_documents(texts), strict=True):
+        assert ids.tolist() == gpt2.encode_ordinary(text)
 
 
 def test_a_lone_surrogate_is_replaced_and_a_pair_is_joined():
