@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.data import open_data
-from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss, sample
+from fgpt_hf.evaluation import Benchmark, benchmark_check, bytes_of_tokens, held_out_loss, sample
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.provenance import record_provenance
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         accelerator.print(f"{model.num_parameters():,} parameters; {data.description}")
         batches = data.batches(accelerator.process_index, accelerator.num_processes)
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
+        benchmarks = [Benchmark(name, tokenizer, run.eval_task_limit) for name in run.task_names]
         prompts = [run.sample_prompt, str(tokenizer.decode(data.held_out[0, 1:9], skip_special_tokens=True))]
 
         def check_held_out(step: int) -> dict[str, float]:
@@ -42,7 +43,11 @@ def main(arguments: Sequence[str]) -> None:
                 folder.append("samples.jsonl", {"step": step} | line)
             return {}
 
-        checks = [Check(run.eval_steps, check_held_out), Check(run.sample_steps, check_samples)]
+        checks = [
+            Check(run.eval_steps, check_held_out),
+            Check(run.eval_task_steps, benchmark_check(accelerator, model, benchmarks)),
+            Check(run.sample_steps, check_samples),
+        ]
         objective = LanguageModelObjective(model)
         fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         record_provenance(folder, accelerator, data.origin)

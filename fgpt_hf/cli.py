@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgpt_hf.evaluate_command import add_evaluate
 from fgpt_hf.preparation import prepare_documents
 from fgpt_hf.report import summary
 from fgpt_hf.runs import Preparation, command_line, flags, from_flags
@@ -29,6 +30,7 @@ def run(arguments: Sequence[str]) -> None:
     _add_convert(commands)
     _add_export(commands)
     _add_publish(commands)
+    add_evaluate(commands)
     options = parser.parse_args(arguments)
     options.function(options)
 
@@ -100,3 +102,7 @@ def _publish(options: Any) -> None:
             print(listing(files))
     else:
         print(f"published: {publish(options.model, destination, told)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,18 +1,100 @@
-"""What a model is worth: its loss on held-out text, and what it writes."""
+"""What a model is worth: its results on benchmarks, its loss on held-out text, and what it writes."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fgpt_hf.answers import Shares, choice_shares, last_word_shares, letter_shares, text_shares
 from fgpt_hf.batches import Ids, as_batch
+from fgpt_hf.boundaries import Encoder, context_length
+from fgpt_hf.metrics.hellaswag.hellaswag import mean
 from fgpt_hf.objectives import next_token_prediction, token_losses
+from fgpt_hf.scoring import Scorer
+from fgpt_hf.tasks import find_task, load_examples
 
 DECODINGS: dict[str, dict[str, Any]] = {"greedy": {"do_sample": False}, "sampled": {"do_sample": True, "top_k": 50}}
+
+
+class TaskResult(NamedTuple):
+    """What a model is worth at one task.
+
+    Attributes:
+        task: the name, with `=FILE` where the rows are a file's.
+        metric: the measure by which the task is known.
+        shares: by measure, a value for each example, whose mean is the result.
+        cut: how many contexts were cut from the left to what the model reads, each counted once for each ending.
+        seconds: what the answers took.
+    """
+
+    task: str
+    metric: str
+    shares: Shares
+    cut: int
+    seconds: float
+
+    @property
+    def examples(self) -> int:
+        """The number of examples, or of documents."""
+        return len(self.shares[self.metric])
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Each measure, followed by its standard error as `…_stderr` where there are two examples or more."""
+        return {name: value for measure, shares in self.shares.items() for name, value in mean(measure, shares).items()}
+
+
+class Benchmark:
+    """A task's examples, loaded once, to be put to any number of models that share a tokenizer.
+
+    Args:
+        name: one of `tasks.TASKS`, or `TASK=FILE` for the rows of a file.
+        limit: take the first so many examples only.
+
+    Raises:
+        ValueError, OSError: as `tasks.load_examples`.
+    """
+
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> None:
+        task, _, file = name.partition("=")
+        self.name, self.tokenizer, self.task = name, tokenizer, find_task(task)
+        self.examples = load_examples(task, tokenizer, file or None, limit)
+
+    def run(self, accelerator: Accelerator, model: PreTrainedModel, tokens_per_batch: int | None = None) -> TaskResult:
+        """The model's result, the same on every process; every process must call it.
+
+        Raises:
+            ValueError: an ending is longer than what the model reads; a log-likelihood is not a number.
+        """
+        began = time.perf_counter()
+        encoder = Encoder(self.tokenizer, context_length(model, self.tokenizer))
+        if self.task.kind == "letter":
+            shares = letter_shares(self.examples, encoder, accelerator, model)
+        else:
+            answer = {"choice": choice_shares, "last_word": last_word_shares, "text": text_shares}[self.task.kind]
+            shares = answer(self.examples, encoder, Scorer(accelerator, model, tokens_per_batch), self.name)
+        return TaskResult(self.name, self.task.metric, shares, encoder.cut, time.perf_counter() - began)
+
+
+def benchmark_check(
+    accelerator: Accelerator, model: PreTrainedModel, benchmarks: Sequence[Benchmark]
+) -> Callable[[int], dict[str, float]]:
+    """What `training.fit` can call on a period: the results of all benchmarks, as `task/measure`."""
+
+    def run(step: int) -> dict[str, float]:
+        results = [benchmark.run(accelerator, model) for benchmark in benchmarks]
+        return {
+            f"{result.task.partition('=')[0]}/{name}": value
+            for result in results
+            for name, value in result.values.items()
+        }
+
+    return run
 
 
 @torch.no_grad()

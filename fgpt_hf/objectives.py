@@ -65,15 +65,22 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> 
     return _SummedCrossEntropy.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
 
 
-@torch.no_grad()
 def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
     """`cross_entropy(states @ embeddings.T, labels, reduction="none")`, `(N,)` float32, zero where a row is ignored."""
+    return token_scores(states, embeddings, labels)[0]
+
+
+@torch.no_grad()
+def token_scores(states: Tensor, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_losses`, and whether each label is the likeliest token, `(N,)` bool, false where a row is ignored."""
     losses = states.new_zeros(len(labels), dtype=torch.float32)
+    likeliest = torch.zeros_like(labels, dtype=torch.bool)
     scored = (labels != IGNORED).nonzero().squeeze(1)
     dtype = _product_dtype(states)
     for rows, logits in _logit_chunks(states[scored].to(dtype), embeddings.to(dtype)):
+        likeliest[scored[rows]] = logits.argmax(dim=1) == labels[scored[rows]]
         losses[scored[rows]] = _to_gradients_(logits, labels[scored[rows]])
-    return losses
+    return losses, likeliest
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

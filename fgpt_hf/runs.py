@@ -67,6 +67,9 @@ class Run:
 
     logging_steps: int = option(10, "period of the lines in metrics.jsonl")
     eval_steps: int = option(500, "period of the held-out loss")
+    eval_tasks: str | None = option(None, "benchmarks by name, separated by commas: fgpt evaluate --help")
+    eval_task_steps: int = option(2000, "period of the benchmarks")
+    eval_task_limit: int | None = option(None, "only the first so many examples of each benchmark")
     sample_steps: int = option(1000, "period of the sample outputs")
     save_steps: int = option(1000, "period of the checkpoints")
     save_total_limit: int = option(3, "checkpoints that are kept")
@@ -88,6 +91,11 @@ class Run:
     may_be_zero: ClassVar[Sequence[str]] = ("seed", "warmup_steps", "min_lr_ratio", "weight_decay")
     # What a resumed run must have as it was, because weights, data or optimizer state depend on it.
     lasting: ClassVar[Sequence[str]] = ("preset", "seed", "optim")
+
+    @property
+    def task_names(self) -> list[str]:
+        """The benchmarks that the run is measured by."""
+        return [name for name in (self.eval_tasks or "").split(",") if name]
 
     @property
     def folder(self) -> Path:
@@ -198,6 +206,8 @@ PRESETS: Mapping[str, BaseRun] = {
             max_steps=300,
             logging_steps=10,
             eval_steps=100,
+            eval_tasks="pydocs-choice",
+            eval_task_steps=400,
             sample_steps=100,
             save_steps=200,
             save_total_limit=1,

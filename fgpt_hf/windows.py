@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypedDict
 
-import httpx
 import numpy as np
 import pyarrow
+from huggingface_hub.errors import HTTPError
 
 from fgpt_hf.corpora import Mark, Shard
 from fgpt_hf.retries import MOST_FAILURES, Patience
@@ -113,7 +113,7 @@ def _read_blocks(shard: Shard, mark: Mark) -> Iterator[tuple[list[str], Mark]]:
                     yield [text for text in texts[start:stop] if text], mark
                 patience.succeeded()
             return
-        except (OSError, httpx.TransportError, pyarrow.ArrowInvalid) as error:
+        except (OSError, HTTPError, pyarrow.ArrowInvalid) as error:
             patience.wait(error)
 
 

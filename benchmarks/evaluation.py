@@ -1,0 +1,124 @@
+"""Scoring multiple choice: examples per second against the original FGPT's loop and lm-evaluation-harness.
+
+`python benchmarks/evaluation.py [--task hellaswag=FILE.jsonl]` prints, for float32 and bfloat16 weights of the 124M
+shape, how many times as many examples this project scores each second, and for how many the verdict is the same. All
+take turns on the same questions; of the harness (package `lm_eval`, of the extra `bench`) the best batch size counts.
+Nobody loads a model or a data set while the clock runs. The clock is the processor time of all threads, which other
+programs on the machine disturb less than the time on the wall; the latter's ratio is printed after it.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.evaluation import Benchmark
+from fgpt_hf.hardware import keep_freed_memory
+from fgpt_hf.tokenizer import build_tokenizer
+
+Verdicts = Mapping[str, list[float]]  # by convention, whether each example was answered rightly
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="pydocs-choice", help="TASK or TASK=FILE")
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 8, 16], help="of the harness")
+    options = parser.parse_args()
+    keep_freed_memory()
+    tokenizer = build_tokenizer()
+    benchmark = Benchmark(options.task, tokenizer, options.examples)
+    if not importlib.util.find_spec("lm_eval"):
+        print("lm_eval is not installed (pip install '.[bench]'): this is without the harness")
+        options.batch_sizes = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = new_model().to(dtype)
+        scorers: dict[str, Callable[[], Verdicts]] = {"this project": lambda model=model: ours(benchmark, model)}
+        scorers["the loop"] = lambda model=model: loop(benchmark, model, tokenizer)
+        for size in options.batch_sizes:
+            name = f"the harness in batches of {size}"
+            scorers[name] = lambda model=model, size=size: harness(benchmark, model, tokenizer, size)
+        compare(str(dtype).removeprefix("torch."), scorers, len(benchmark.examples), options.repeats)
+
+
+def compare(dtype: str, scorers: Mapping[str, Callable[[], Verdicts]], examples: int, repeats: int) -> None:
+    """Let the scorers take turns, and print how much longer than the first each took, in the median."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in scorers}
+    verdicts = {}
+    for _ in range(repeats):
+        for name, judge in scorers.items():
+            began = (time.process_time(), time.perf_counter())
+            verdicts[name] = judge()
+            seconds[name].append((time.process_time() - began[0], time.perf_counter() - began[1]))
+    medians = {
+        name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in seconds.items()
+    }
+    first, *others = medians
+    print(f"{dtype}, {examples} examples: {first} {examples / medians[first][0]:.2f} a processor second", flush=True)
+    for name in others:
+        processor, wall = (other / own for own, other in zip(medians[first], medians[name], strict=True))
+        pairs = [
+            (one, other)
+            for convention, values in verdicts[name].items()
+            for one, other in zip(verdicts[first][convention], values, strict=True)
+        ]
+        same = f"{sum(one == other for one, other in pairs)} of {len(pairs)} verdicts equal"
+        print(f"  {processor:.2f} times {name} (on the wall {wall:.2f}); {same}", flush=True)
+
+
+def new_model() -> FGPTForCausalLM:
+    torch.manual_seed(0)
+    return FGPTForCausalLM(FGPTConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)).eval()
+
+
+def ours(benchmark: Benchmark, model: PreTrainedModel) -> Verdicts:
+    return benchmark.run(Accelerator(cpu=True), model).shares
+
+
+@torch.no_grad()
+def loop(benchmark: Benchmark, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Verdicts:
+    """The original's way: each example a batch of its four rows, all logits, the mean loss per token."""
+    hits = []
+    for example in benchmark.examples:
+        context = tokenizer.encode(example.contexts[0])
+        endings = [tokenizer.encode(f" {ending}") for ending in example.endings]
+        ids, mask = torch.zeros(2, len(endings), len(context) + max(map(len, endings)), dtype=torch.long)
+        for row, ending in enumerate(endings):
+            end = len(context) + len(ending)
+            ids[row, :end] = torch.tensor(context + ending)
+            mask[row, len(context) : end] = 1
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        losses = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none").view(len(endings), -1) * mask[:, 1:]
+        hits.append(float((losses.sum(dim=1) / mask[:, 1:].sum(dim=1)).argmin() == example.label))
+    return {"acc_token": hits}
+
+
+def harness(
+    benchmark: Benchmark, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> Verdicts:
+    """lm-evaluation-harness' own model class and, as in its tasks of the type multiple_choice, its two accuracies."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+    requests = [Instance("loglikelihood", {}, pair, 0) for example in benchmark.examples for pair in example.pairs]
+    answers = iter(lm.loglikelihood(requests, disable_tqdm=True))
+    verdicts: dict[str, list[float]] = {"acc": [], "acc_norm": []}
+    for example in benchmark.examples:
+        sums = [next(answers)[0] for _ in example.endings]
+        per_character = [value / len(ending) for value, ending in zip(sums, example.endings, strict=True)]
+        for convention, scores in (("acc", sums), ("acc_norm", per_character)):
+            verdicts[convention].append(float(scores.index(max(scores)) == example.label))
+    return verdicts
+
+
+if __name__ == "__main__":
+    main()
