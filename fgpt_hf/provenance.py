@@ -50,11 +50,11 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """The commit of the checkout that this code runs from, or None where it is installed or has been changed."""
     git = ["git", "-C", str(Path(__file__).parent)]
+    questions = (["ls-files", "--error-unmatch", __file__], ["status", "--porcelain", "-uno"], ["rev-parse", "HEAD"])
     try:
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        answers = [subprocess.run([*git, *question], capture_output=True, text=True) for question in questions]
     except OSError:  # no git
         return None
-    return commit.stdout.strip() if commit.returncode == 0 and changed.stdout == "" else None
+    tracked, changes, commit = answers
+    is_known = tracked.returncode == 0 and changes.stdout == ""  # not some other project's, around an installed copy
+    return commit.stdout.strip() if is_known else None
