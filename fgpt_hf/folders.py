@@ -55,6 +55,11 @@ class RunFolder:
             if self.run.resume_from_checkpoint is None and self.record.is_file():
                 shutil.rmtree(self.path)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.record_run()
+
+    def record_run(self) -> None:
+        """Write the run as it now is to `run.yaml`."""
+        if self.is_writer:
             self.record.write_text(self.run.to_yaml(), encoding="utf-8")
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
