@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 from transformers import GenerationConfig
 
-from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf import FGPTForCausalLM
 from fgpt_hf.data import open_data
+from fgpt_hf.devices import this_machine
+from fgpt_hf.estimate import network
 from fgpt_hf.evaluation import Benchmark, benchmark_check, bytes_of_tokens, held_out_loss, sample
 from fgpt_hf.folders import RunFolder
+from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
-from fgpt_hf.report import summary
+from fgpt_hf.report import report
 from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
 from fgpt_hf.training import Check, fit, start
@@ -23,6 +26,8 @@ from fgpt_hf.training import Check, fit, start
 def main(arguments: Sequence[str]) -> None:
     run = parse_run(BaseRun, PRESETS, arguments)
     accelerator = start(run)
+    machine = this_machine(accelerator.device, accelerator.num_processes)
+    fit_to_machine(run, network(run), machine, accelerator.print)
     folder = RunFolder(run, accelerator.process_index)
     delivery = Delivery(run, folder)
     with folder.opened():
@@ -51,24 +56,15 @@ def main(arguments: Sequence[str]) -> None:
         objective = LanguageModelObjective(model)
         fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         record_provenance(folder, accelerator, data.origin)
-        accelerator.print(summary(folder.path))
+        if folder.is_writer:
+            print(report(folder.path))
         delivery.finish()
     accelerator.end_training()
 
 
 def new_model(run: BaseRun) -> FGPTForCausalLM:
     """A network of the run's shape with GPT-2's initial weights, which ends its texts and its turns."""
-    model = FGPTForCausalLM(
-        FGPTConfig(
-            hidden_size=run.hidden_size,
-            num_hidden_layers=run.num_hidden_layers,
-            num_attention_heads=run.num_attention_heads,
-            max_position_embeddings=run.max_position_embeddings,
-            embedding_dropout=run.dropout,
-            residual_dropout=run.dropout,
-            attention_dropout=run.dropout,
-        )
-    )
+    model = FGPTForCausalLM(network(run))
     model.generation_config = GenerationConfig(
         bos_token_id=END_OF_TEXT_ID, eos_token_id=[END_OF_TEXT_ID, END_OF_TURN_ID], pad_token_id=PAD_ID
     )

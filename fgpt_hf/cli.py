@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fgpt_hf.evaluate_command import add_evaluate
+from fgpt_hf.forecast import estimate
 from fgpt_hf.preparation import prepare_documents
-from fgpt_hf.report import summary
+from fgpt_hf.report import report
 from fgpt_hf.runs import Preparation, command_line, flags, from_flags
 
 
@@ -18,9 +19,18 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="fgpt", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser("report", help="losses and samples of a run: fgpt report runs/quickstart/base")
-    report.add_argument("run", type=Path)
-    report.set_defaults(function=lambda options: print(summary(options.run)))
+    a_run = commands.add_parser("report", help="figures, losses and samples of a run: fgpt report runs/quickstart/base")
+    a_run.add_argument("run", type=Path)
+    a_run.set_defaults(function=lambda options: print(report(options.run)))
+    # No prefix makes a flag: all of them are those of a run, which `estimate` reads itself.
+    plan = commands.add_parser(
+        "estimate",
+        prefix_chars=" ",
+        add_help=False,
+        help="memory, time and cost of a run before its first step: fgpt estimate --preset fgpt-712m --device h100",
+    )
+    plan.add_argument("flags", nargs="*")
+    plan.set_defaults(function=lambda options: print(estimate(options.flags)))
     prepare = commands.add_parser(
         "prepare",
         parents=[flags(Preparation)],

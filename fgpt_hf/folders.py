@@ -57,6 +57,11 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for unfinished in self.path.glob(f"*{PARTIAL}"):
                 shutil.rmtree(unfinished, ignore_errors=True)
+            self.record_run()
+
+    def record_run(self) -> None:
+        """Write the run as it now is to `run.yaml`."""
+        if self.is_writer:
             self.record.write_text(self.run.to_yaml(), encoding="utf-8")
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:

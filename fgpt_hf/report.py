@@ -1,37 +1,178 @@
-"""What a run has come to, for a person."""
+"""What a run has come to, for a person: figures, losses and samples before and after, and what the folder holds."""
 
-from collections.abc import Mapping, Sequence
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fgpt_hf.folders import read_lines
 
+Lines = Sequence[Mapping[str, Any]]
 
-def summary(folder: Path) -> str:
-    """Losses and samples at the first and the last step, and what the run's folder holds."""
-    metrics, samples = read_lines(folder / "metrics.jsonl"), read_lines(folder / "samples.jsonl")
-    lines = [
-        f"\n{folder}: {metrics[-1]['step']} steps, {metrics[-1]['tokens']:,} tokens, {metrics[-1]['seconds']:.0f} s"
+
+class Figure(NamedTuple):
+    """What a figure shows: keys of `metrics.jsonl`, each with what to call it, and its axis."""
+
+    unit: str
+    curves: Mapping[str, str]
+    logarithmic: bool = False
+    from_zero: bool = False
+
+
+FIGURES: Mapping[str, Figure] = {
+    "loss": Figure("loss, nats per token", {"loss": "training", "eval_loss": "held out"}),
+    "learning_rate": Figure("learning rate", {"learning_rate": "learning rate"}),
+    "gradient_norm": Figure("norm of the gradient before clipping", {"grad_norm": "gradient norm"}, logarithmic=True),
+    "speed": Figure("tokens per second", {"tokens_per_second": "tokens per second"}, from_zero=True),
+    "utilisation": Figure("share of the peak", {"mfu": "model FLOPs utilisation"}, from_zero=True),
+}
+LOSSES = {"loss": "training loss", "eval_loss": "held-out loss", "eval_bits_per_byte": "bits per byte"}
+LISTED = ("checkpoints", "figures")  # folders of which each entry is named
+
+
+def report(folder: Path) -> str:
+    """Draw a run's figures into `figures/`, and tell what came of it.
+
+    Raises:
+        ValueError: the folder is no run's, or nothing has been measured in it yet.
+    """
+    metrics = _metrics(folder)
+    draw(metrics, folder / "figures")
+    samples = _lines(folder / "samples.jsonl")
+    parts = [_losses(folder, metrics), _samples(samples), _contents(folder)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def draw(metrics: Lines, folder: Path) -> list[Path]:
+    """A PNG for each figure of which anything was measured; benchmarks, whose keys are `task/measure`, share one."""
+    measures = {key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
+    figures = {**FIGURES, "benchmarks": Figure("share of right answers", {name: name for name in sorted(measures)})}
+    folder.mkdir(exist_ok=True)
+    return [
+        _draw(metrics, figure, folder / f"{name}.png")
+        for name, figure in figures.items()
+        if any(_series(metrics, key)[0] for key in figure.curves)
     ]
-    measured = [line for line in metrics if "eval_loss" in line]
-    if measured:
-        first, last = measured[0], measured[-1]
-        lines += [
-            f"held-out loss        {first['eval_loss']:.3f} -> {last['eval_loss']:.3f} nats per token",
-            f"bits per byte        {first['eval_bits_per_byte']:.3f} -> {last['eval_bits_per_byte']:.3f}",
-        ]
-    lines += _benchmarks(metrics)
+
+
+def _draw(metrics: Lines, figure: Figure, path: Path) -> Path:
+    """One figure: measured points thin where there are many, their running mean over them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(7, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot()
+    for number, (key, name) in enumerate(figure.curves.items()):
+        steps, values = _series(metrics, key)
+        if not steps:
+            continue
+        label, color = f"{name}, at the end {values[-1]:.3g}", f"C{number}"
+        many = len(steps) > 100
+        marker = "" if len(steps) > 30 else "o"
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            marker=marker,
+            markersize=3,
+            linewidth=0.6 if many else 1.5,
+            alpha=0.35 if many else 1.0,
+            label=None if many else label,
+        )
+        if many:
+            axes.plot(steps, _running_mean(values), color=color, linewidth=1.8, label=label)
+    axes.set_xlabel(f"step ({metrics[-1]['tokens']:,} tokens at step {metrics[-1]['step']:,})")
+    axes.set_ylabel(figure.unit)
+    if figure.logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    if figure.from_zero:
+        axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    canvas.savefig(path)
+    return path
+
+
+def _series(metrics: Lines, key: str) -> tuple[list[int], list[float]]:
+    """The steps at which a key was measured, and what it was."""
+    measured = [(line["step"], line[key]) for line in metrics if key in line]
+    return [step for step, _ in measured], [value for _, value in measured]
+
+
+def _running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Each value averaged with those of the preceding twentieth of the curve."""
+    window = max(1, round(len(values) * share))
+    return [statistics.fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+
+
+def _losses(folder: Path, metrics: Lines) -> Iterator[str]:
+    """What was first and last measured of each loss and benchmark, and the speed."""
+    last = metrics[-1]
+    yield f"{folder}: {last['step']:,} steps, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
+    names = LOSSES | {key: key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
+    width = max(map(len, names.values()))
+    for key, name in names.items():
+        steps, values = _series(metrics, key)
+        if steps:
+            error = _series(metrics, f"{key}_stderr")[1]
+            doubt = f" ± {error[-1]:.3f}" if error else ""
+            first, now = f"{values[0]:.3f} at step {steps[0]}", f"{values[-1]:.3f}{doubt} at step {steps[-1]}"
+            yield f"  {name:<{width}}  {first} -> {now}"
+    speeds = _series(metrics, "tokens_per_second")[1]
+    if speeds:
+        yield f"  {'speed':<{width}}  {statistics.median(speeds):,.0f} tokens/s (median)"
+    if last.get("skipped_steps"):
+        yield f"  {last['skipped_steps']} steps were skipped: they had no finite gradient or no scored token"
+
+
+def _samples(samples: Lines) -> Iterator[str]:
+    """What the model wrote at the first and at the last step that has samples."""
     for step in sorted({samples[0]["step"], samples[-1]["step"]} if samples else ()):
-        lines += [f"\nafter {step} steps:"]
-        lines += [f"  {line['prompt']!r} ... {line['sampled'][:160]!r}" for line in samples if line["step"] == step]
-    return "\n".join(lines)
+        yield f"after {step:,} steps it writes:"
+        for line in samples:
+            if line["step"] == step:
+                yield f"  {line['prompt']!r} ... {line['sampled'][:160]!r}"
 
 
-def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each measure of each benchmark, named `task/measure` in the metrics, with its standard error."""
-    measured = [line for line in metrics if any("/" in name for name in line)]
-    if not measured:
-        return []
-    first, last = measured[0], measured[-1]
-    names = [name for name in first if "/" in name and f"{name}_stderr" in first]
-    return [f"{name:<26} {first[name]:.3f} -> {last[name]:.3f} ± {last[f'{name}_stderr']:.3f}" for name in names]
+def _contents(folder: Path) -> Iterator[str]:
+    """What the folder holds, and how to go on from there."""
+    yield f"{folder} holds"
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            files = [file for file in path.rglob("*") if file.is_file()]
+            inside = ", ".join(sorted(child.name for child in path.iterdir())) if path.name in LISTED else ""
+            size = sum(file.stat().st_size for file in files)
+            yield f"  {path.name + '/':<16}{size / 1e6:>9.3f} MB  {inside}".rstrip()
+        else:
+            yield f"  {path.name:<16}{path.stat().st_size / 1e6:>9.3f} MB"
+    yield ""
+    if (folder / "model").is_dir():
+        yield f"the model: AutoModelForCausalLM.from_pretrained({str(folder / 'model')!r}, trust_remote_code=True)"
+        yield f"on the Hub, what would go there first: fgpt publish {folder} user/name --dry_run"
+    yield f"these figures again, as the run goes: fgpt report {folder}"
+    go_on = f"--config {folder}/run.yaml --output_dir {folder} --resume_from_checkpoint latest"
+    yield f"to go on with more steps, the same script with: {go_on} --max_steps N"
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, at least one."""
+    if not (folder / "run.yaml").is_file():
+        inside = [str(record.parent) for record in sorted(folder.glob("*/run.yaml"))]
+        hint = f"it holds the runs {', '.join(inside)}" if inside else "that is what train_base.py writes to output_dir"
+        raise ValueError(f"{folder} is no run, since it has no run.yaml: {hint}")
+    metrics = _lines(folder / "metrics.jsonl")
+    if not metrics:
+        raise ValueError(f"{folder / 'metrics.jsonl'} has no line yet: the run's first step has not been reached")
+    return metrics
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read_lines(path)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: a line is not JSON ({error})") from error

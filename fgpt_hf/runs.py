@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,7 +45,10 @@ class Run:
     seed: int = option(1337, "of weights, order of the rows and dropout")
 
     max_steps: int = option(27_000, "optimizer steps of the whole run")
-    per_device_train_batch_size: int = option(16, "rows of a micro-batch on each device")
+    per_device_train_batch_size: int = option(16, "rows of a micro-batch on each device, or auto")
+    auto_find_batch_size: bool = option(
+        False, "what --per_device_train_batch_size auto says: as many rows as fit, the rows of a step as they were"
+    )
     gradient_accumulation_steps: int = option(32, "micro-batches a step on each device")
     learning_rate: float = option(2.5e-4, "peak learning rate")
     warmup_steps: int = option(700, "steps of linear warm-up")
@@ -100,6 +103,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path(str(self.output_dir))
+
+    def divide_step(self, rows_on_device: int, rows: int) -> None:
+        """Let each device train on its rows of a step in micro-batches of `rows`."""
+        self.per_device_train_batch_size, self.gradient_accumulation_steps = rows, rows_on_device // rows
+        self.auto_find_batch_size = False
 
     def to_yaml(self) -> str:
         """The run as a file that `--config` reads back."""
@@ -235,6 +243,8 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
         raise ValueError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
 
     parser = _Parser(kind, parents=[first], conflict_handler="resolve")
+    rows = parser._option_string_actions["--per_device_train_batch_size"]
+    parser.add_argument("--per_device_train_batch_size", action=_RowsOrAuto, type=_rows_or_auto, help=rows.help)
     parser.set_defaults(**asdict(presets[preset]))
     run, _, unknown = parser.parse_args_into_dataclasses(
         arguments, look_for_args_file=False, return_remaining_strings=True
@@ -279,6 +289,22 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
+
+
+class _RowsOrAuto(Action):
+    """A number of rows replaces the preset's; `auto` leaves it, since it says what a step is, and has it divided."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, value: Any, option: str | None = None) -> None:
+        namespace.auto_find_batch_size = value is None
+        if value is not None:
+            namespace.per_device_train_batch_size = value
+
+
+def _rows_or_auto(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is neither a number of rows nor auto") from error
 
 
 def _flags_of(config: Path) -> list[str]:

@@ -17,6 +17,7 @@ import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device, set_seed
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
@@ -27,11 +28,14 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from fgpt_hf.batches import Batches
 from fgpt_hf.checkpoints import Progress, TrainingState, checkpoint_to_resume, save_model
+from fgpt_hf.devices import this_machine
+from fgpt_hf.estimate import mfu
 from fgpt_hf.folders import RunFolder, whole_folder
 from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16
 from fgpt_hf.objectives import Objective
 from fgpt_hf.optim import build_optimizer, learning_rate_factor
 from fgpt_hf.runs import Run
+from fgpt_hf.shortage import smaller
 
 
 class Check(NamedTuple):
@@ -190,6 +194,7 @@ class _Loop:
         self.checks, self.on_checkpoint = checks, on_checkpoint
         self.accelerator, self.progress = state.accelerator, state.progress
         self.optimizer = state.accelerator.prepare_optimizer(state.optimizer)  # the same one, with the loss scaler
+        self.machine = this_machine(self.accelerator.device, self.accelerator.num_processes)
         self.data_seconds = 0.0
         self.logged_at = (self.progress.tokens, self.progress.seconds, self.data_seconds)
 
@@ -205,7 +210,8 @@ class _Loop:
                 self._write(measured | self._checked())
                 bar.update()
                 if measured:
-                    bar.set_postfix_str(f"loss {step.loss:.3f}, {measured['tokens_per_second']:,.0f} tokens/s")
+                    share = f", MFU {measured['mfu']:.1%}" if "mfu" in measured else ""
+                    bar.set_postfix_str(f"loss {step.loss:.3f}, {measured['tokens_per_second']:,.0f} tokens/s{share}")
                 if self._is_due(run.save_steps) or step.stop:
                     self._save()
                 if step.stop:
@@ -238,13 +244,12 @@ class _Loop:
         weight, stops = self._summed(
             sum(float(objective.weight(batch)) for batch in micro_batches), float(stop_requested)
         )
-        loss = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(micro_batches, start=1):
-            with self._synchronised(number == len(micro_batches)), accelerator.autocast():
-                share = self.forward(send_to_device(batch, accelerator.device)) / max(weight, 1.0)
-                # Gradients are averaged over the processes, and their sum is wanted.
-                accelerator.backward(share * accelerator.num_processes)
-            loss += share.detach()
+        loss = self._gradients(micro_batches, max(weight, 1.0))
+        while loss is None:
+            self.optimizer.zero_grad()
+            micro_batches = smaller(micro_batches, self.run, accelerator)
+            self.folder.record_run()
+            loss = self._gradients(micro_batches, max(weight, 1.0))
         grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
         (mean_loss,) = self._summed(loss.item())
         step = _Step(mean_loss, float(grad_norm), weight, stops > 0)
@@ -252,6 +257,23 @@ class _Loop:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return step
+
+    def _gradients(self, micro_batches: Sequence[Mapping[str, Tensor]], weight: float) -> Tensor | None:
+        """Add up the gradients of this process's losses over `weight`, and the losses; None if the memory is short."""
+        accelerator = self.accelerator
+        loss = torch.zeros((), device=accelerator.device)
+        try:
+            for number, batch in enumerate(micro_batches, start=1):
+                with self._synchronised(number == len(micro_batches)), accelerator.autocast():
+                    share = self.forward(send_to_device(batch, accelerator.device)) / weight
+                    # Gradients are averaged over the processes, and their sum is wanted.
+                    accelerator.backward(share * accelerator.num_processes)
+                loss += share.detach()
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            return None  # what the failed pass holds goes with its traceback
+        return loss
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients among processes after the last micro-batch only."""
@@ -288,12 +310,14 @@ class _Loop:
         now = (progress.tokens, progress.seconds, self.data_seconds)
         tokens, seconds, waited = (new - old for new, old in zip(now, self.logged_at, strict=True))
         self.logged_at = now
+        share_of_peak = mfu(self.state.model.config, tokens / seconds, self.machine)  # type: ignore[arg-type]
         return {
             "loss": step.loss,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
             "grad_norm": step.grad_norm,
             "skipped_steps": progress.skipped_steps,
             "tokens_per_second": tokens / seconds,
+            **({} if share_of_peak is None else {"mfu": share_of_peak}),
             "data_wait_share": waited / seconds,
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
         }

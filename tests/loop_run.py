@@ -27,12 +27,13 @@ from fgpt_hf.training import Check, fit, start
 
 @dataclass(kw_only=True)
 class TinyRun(Run):
-    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "dropout", "infinite_from", "unscored")
+    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "dropout", "infinite_from", "unscored", "rows_that_fit")
 
     dropout: float = option(0.0, "of the residuals")
     infinite_from: int = option(0, "the first step whose loss is infinite, or 0")
     infinite_steps: int = option(1, "how many of them there are")
     unscored: int = option(0, "a step whose labels are all ignored, or 0")
+    rows_that_fit: int = option(0, "larger micro-batches are too much for the memory, or 0")
 
 
 TINY = TinyRun(
@@ -72,12 +73,15 @@ class FaultyRows(RandomRows):
 
 
 class FaultyObjective(LanguageModelObjective):
-    """The loss of a language model, which some steps make infinite."""
+    """The loss of a language model, which some steps make infinite and large micro-batches too much for the memory."""
 
     infinite: range = range(0)
+    rows_that_fit = 0
     step = 0
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if 0 < self.rows_that_fit < len(batch["labels"]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
         self.step += 1
         return super().forward(batch) * (float("inf") if self.step in self.infinite else 1.0)
 
@@ -99,6 +103,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         objective = FaultyObjective(model)
         objective.infinite = range(run.infinite_from, run.infinite_from + run.infinite_steps)
+        objective.rows_that_fit = run.rows_that_fit
         rows = FaultyRows(ragged_rows(), run.seed, accelerator.process_index, accelerator.num_processes)
         rows.unscored = run.unscored
         lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)

@@ -54,6 +54,7 @@ def test_a_flag_may_stand_alone_or_with_a_value() -> None:
         (["--max_steps", "ten"], "invalid int value: 'ten'"),
         (["--max_steps", "0"], "max_steps=0 must be above zero"),
         (["--per_device_train_batch_size", "-1"], "per_device_train_batch_size=-1 must be above zero"),
+        (["--per_device_train_batch_size", "most"], "'most' is neither a number of rows nor auto"),
         (["--eval_steps", "0"], "eval_steps=0 must be above zero"),
         (["--optim", "sgd"], "invalid choice: 'sgd' (choose from"),
         (["--bf16", "--fp16"], "bf16 and fp16 exclude each other"),
@@ -106,3 +107,20 @@ def test_yaml_numbers_in_every_notation_are_numbers(tmp_path: Path) -> None:
         (tmp_path / "run.yaml").write_text(f"learning_rate: {text}\n")
         assert parse("--config", tmp_path / "run.yaml").learning_rate == 3e-4
     assert yaml.safe_load("3e-4") == "3e-4"  # which is why values pass through the command line's own types
+
+
+@pytest.mark.parametrize("flags", [["--per_device_train_batch_size", "auto"], ["--auto_find_batch_size"]])
+def test_an_open_micro_batch_leaves_the_rows_of_a_step(flags: list[str]) -> None:
+    changed = {"auto_find_batch_size": True, "gradient_accumulation_steps": 8}
+    expected = asdict(PRESETS["fgpt-124m"]) | changed
+    assert asdict(parse("--preset=fgpt-124m", "--gradient_accumulation_steps=8", *flags)) == expected
+
+
+def test_an_open_micro_batch_is_recorded_and_a_later_number_closes_it(tmp_path: Path) -> None:
+    run = parse("--per_device_train_batch_size=auto")
+    (tmp_path / "run.yaml").write_text(run.to_yaml(), encoding="utf-8")
+    assert parse("--config", tmp_path / "run.yaml") == run
+    (tmp_path / "auto.yaml").write_text("per_device_train_batch_size: auto\n")
+    assert parse("--config", tmp_path / "auto.yaml") == run
+    closed = parse("--config", tmp_path / "auto.yaml", "--per_device_train_batch_size=4")
+    assert (closed.per_device_train_batch_size, closed.auto_find_batch_size) == (4, False)

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from fgpt_hf.checkpoints import checkpoints
@@ -366,3 +367,24 @@ def test_when_a_process_dies_torchrun_ends_the_others(tmp_path: Path) -> None:
     workers[1].kill()
     assert process.wait(timeout=60) != 0
     assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_a_step_too_large_for_the_memory_is_taken_in_smaller_micro_batches(tmp_path: Path) -> None:
+    succeed(tmp_path / "expected", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4")
+    output = succeed(tmp_path / "run", "--rows_that_fit=3")
+    assert "out of memory with micro-batches of 8 rows: from here on they have 4, 2 a step" in output
+    assert "out of memory with micro-batches of 4 rows: from here on they have 2, 4 a step" in output
+    assert_equal_runs(tmp_path / "run", tmp_path / "expected")
+    record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (2, 4)
+
+
+def test_a_micro_batch_of_an_odd_number_of_rows_is_divided_evenly(tmp_path: Path) -> None:
+    assert "they have 3, 3 a step" in succeed(tmp_path / "run", "--per_device_train_batch_size=9", "--rows_that_fit=4")
+
+
+def test_several_processes_are_told_which_micro_batch_to_try(tmp_path: Path) -> None:
+    flags = ["--per_device_train_batch_size=4", "--rows_that_fit=2"]
+    done = Launched(tmp_path / "run", *flags, processes=2).wait()
+    assert done.exit_codes == [2, 2]
+    assert "try --per_device_train_batch_size 2 --gradient_accumulation_steps 2" in done.errors
