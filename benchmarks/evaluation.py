@@ -12,6 +12,8 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -40,12 +42,13 @@ def main() -> None:
         print("lm_eval is not installed (pip install '.[bench]'): this is without the harness")
         options.batch_sizes = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = new_model().to(dtype)
-        scorers: dict[str, Callable[[], Verdicts]] = {"this project": lambda model=model: ours(benchmark, model)}
-        scorers["the loop"] = lambda model=model: loop(benchmark, model, tokenizer)
+        model: Any = new_model()
+        model.to(dtype)
+        scorers: dict[str, Callable[[], Verdicts]] = {"this project": partial(ours, benchmark, model)}
+        scorers["the loop"] = partial(loop, benchmark, model, tokenizer)
         for size in options.batch_sizes:
             name = f"the harness in batches of {size}"
-            scorers[name] = lambda model=model, size=size: harness(benchmark, model, tokenizer, size)
+            scorers[name] = partial(harness, benchmark, model, tokenizer, size)
         compare(str(dtype).removeprefix("torch."), scorers, len(benchmark.examples), options.repeats)
 
 

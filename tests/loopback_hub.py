@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -170,7 +170,7 @@ class Repo:
         kept = {path: blob for path, blob in sorted(files.items()) if blob is not None}
         identity = json.dumps([len(self.commits), parent, title, {path: blob.oid for path, blob in kept.items()}])
         oid = self.branches[branch] = hashlib.sha1(identity.encode()).hexdigest()
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         self.commits[oid] = Commit(oid, parent, title, message, date, kept)
         return oid
 
