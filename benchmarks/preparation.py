@@ -22,7 +22,6 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from fgpt_hf import tokenizer
 from fgpt_hf.corpora import open_corpus
-from fgpt_hf.preparation import MOST_THREADS
 from fgpt_hf.pydocs import load_pydocs
 from fgpt_hf.rows import SPLITS, Tokenising
 from fgpt_hf.runs import TextSource
@@ -40,7 +39,7 @@ def main() -> None:
     texts = list(load_pydocs()["text"])
     with (
         get_context("spawn").Pool(WORKERS, initializer=_start_peer) as peer,
-        closing(Tokenising(source, WORKERS, in_processes=WORKERS > MOST_THREADS)) as tokenising,
+        closing(Tokenising(source, WORKERS, in_processes=True)) as tokenising,
     ):
         peer.map(_encode, texts[:WORKERS], chunksize=1)
         list(tokenising.pool.map(abs, range(WORKERS)))
