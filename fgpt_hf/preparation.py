@@ -34,7 +34,6 @@ PREPARED = "prepared.json"
 FORMAT_VERSION = 1  # to be raised whenever the same documents would give other rows
 SHARD_TOKENS = 1 << 27  # of training rows: 256 MiB, of which a hundred billion tokens need fewer than a thousand files
 COLUMN = "input_ids"
-MOST_THREADS = 4  # more workers than that are worth the seconds that processes take to start
 
 
 @dataclass
@@ -77,7 +76,7 @@ class PreparedRows:
 def prepare_documents(preparation: Preparation) -> str:
     """What `fgpt prepare` does; returns what it says in the end."""
     folder = Path(preparation.output_dir)
-    records = prepare(preparation, folder, preparation.max_train_tokens)
+    records = prepare(preparation, folder, preparation.max_train_tokens, in_processes=True)
     said = report(records)
     if preparation.hub_dataset_id:
         push(folder, preparation.hub_dataset_id)
@@ -86,12 +85,16 @@ def prepare_documents(preparation: Preparation) -> str:
 
 
 def prepare(
-    source: TextSource, folder: Path, max_train_tokens: int | None = None, say: Callable[[str], None] = print
+    source: TextSource,
+    folder: Path,
+    max_train_tokens: int | None = None,
+    say: Callable[[str], None] = print,
+    in_processes: bool = False,
 ) -> list[ShardRecord]:
     """Make the rows of all documents, or go on doing so, until about `max_train_tokens` are there.
 
-    The rows do not depend on how often this was interrupted or on how many workers there are. Of processes that want
-    the same folder, one works and the others wait.
+    The rows do not depend on how often this was interrupted or on how many workers there are. Worker processes take
+    seconds to start, which much text is worth. Of processes that want the same folder, one works and the others wait.
 
     Raises:
         ValueError: the corpus cannot be read; the folder holds rows of another corpus, tokenizer, length or split.
@@ -107,7 +110,7 @@ def prepare(
             _write_json(folder / PREPARED, {**recipe, "finished": False})
             workers = source.preprocessing_num_workers or os.cpu_count() or 1
             try:
-                with closing(Tokenising(source, workers, in_processes=workers > MOST_THREADS)) as tokenising:
+                with closing(Tokenising(source, workers, in_processes=in_processes and workers > 1)) as tokenising:
                     for record in _new_shards(folder, records, tokenising, shards, max_train_tokens):
                         records.append(record)
                         say(f"{folder}: {len(records)} shards, {_total(records, 'tokens', TRAIN):,} tokens")

@@ -13,6 +13,7 @@ from fgpt_hf.tokenizer import encode_documents
 from fgpt_hf.windows import BLOCKS, Position, Window, epoch_start, read_windows, shard_order
 from fgpt_hf.workers import InBackground, process_pool
 
+TEXTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
 TRAIN, HELD_OUT = SPLITS = ("train", "validation")  # as they are called on the Hub
 
 
@@ -45,8 +46,8 @@ class Tokenising:
     ) -> Generator[PackedWindow, None, None]:
         """The windows of an epoch from `start` on; the order of their rows follows from `seeds`."""
         submitted = self._submitted(read_windows(shards, start), splits)
-        for window, blocks in InBackground(submitted, ahead=1 + self.workers // BLOCKS):
-            documents = {split: [ids for block in blocks for ids in block.result()[split]] for split in splits}
+        for window, tasks in InBackground(submitted, ahead=1 + self.workers // BLOCKS):
+            documents = {split: [ids for task in tasks for ids in task.result()[split]] for split in splits}
             rows = {
                 split: _shuffled(
                     pack_documents(documents[split], self.row_length),
@@ -61,11 +62,15 @@ class Tokenising:
         self, windows: Iterable[Window], splits: Sequence[str]
     ) -> Generator[tuple[Window, list[Future[dict[str, list[Ids]]]]], None, None]:
         for window in windows:
-            blocks = [self.pool.submit(encode_block, block, self.held_out_share, splits) for block in window.blocks]
-            yield window._replace(blocks=[]), blocks
+            tasks = [
+                self.pool.submit(encode_texts, block[start : start + TEXTS_PER_TASK], self.held_out_share, splits)
+                for block in window.blocks
+                for start in range(0, len(block), TEXTS_PER_TASK)
+            ]
+            yield window._replace(blocks=[]), tasks
 
 
-def encode_block(texts: Sequence[str], held_out_share: float, splits: Sequence[str]) -> dict[str, list[Ids]]:
+def encode_texts(texts: Sequence[str], held_out_share: float, splits: Sequence[str]) -> dict[str, list[Ids]]:
     """The ids of the documents that belong to each of `splits`."""
     chosen: dict[str, list[str]] = {split: [] for split in splits}
     for text in texts:
