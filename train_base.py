@@ -11,13 +11,14 @@ from fgpt_hf import FGPTForCausalLM
 from fgpt_hf.data import open_data
 from fgpt_hf.devices import this_machine
 from fgpt_hf.estimate import network
-from fgpt_hf.evaluation import Benchmark, benchmark_check, bytes_of_tokens, held_out_loss, sample
-from fgpt_hf.folders import RunFolder
+from fgpt_hf.evaluation import Benchmark, BenchmarkCheck, bytes_of_tokens, held_out_loss, sample
+from fgpt_hf.folders import RESULTS, RunFolder
 from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
 from fgpt_hf.report import report
+from fgpt_hf.results import as_json, write_results
 from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
 from fgpt_hf.training import Check, fit, start
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         batches = data.batches(accelerator.process_index, accelerator.num_processes)
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
         benchmarks = [Benchmark(name, tokenizer, run.eval_task_limit) for name in run.task_names]
+        check_benchmarks = BenchmarkCheck(accelerator, model, benchmarks)
         prompts = [run.sample_prompt, str(tokenizer.decode(data.held_out[0, 1:9], skip_special_tokens=True))]
 
         def check_held_out(step: int) -> dict[str, float]:
@@ -50,13 +52,16 @@ def main(arguments: Sequence[str]) -> None:
 
         checks = [
             Check(run.eval_steps, check_held_out),
-            Check(run.eval_task_steps, benchmark_check(accelerator, model, benchmarks)),
+            Check(run.eval_task_steps, check_benchmarks),
             Check(run.sample_steps, check_samples),
         ]
         objective = LanguageModelObjective(model)
         fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         record_provenance(folder, accelerator, data.origin)
         if folder.is_writer:
+            if check_benchmarks.latest:
+                settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+                write_results(folder.path / RESULTS, as_json(check_benchmarks.latest, settings, run.eval_task_limit))
             print(report(folder.path))
         delivery.finish()
     accelerator.end_training()

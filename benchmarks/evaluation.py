@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -42,13 +41,11 @@ def main() -> None:
         print("lm_eval is not installed (pip install '.[bench]'): this is without the harness")
         options.batch_sizes = []
     for dtype in (torch.float32, torch.bfloat16):
-        model: Any = new_model()
-        model.to(dtype)
+        model = new_model(dtype)
         scorers: dict[str, Callable[[], Verdicts]] = {"this project": partial(ours, benchmark, model)}
         scorers["the loop"] = partial(loop, benchmark, model, tokenizer)
         for size in options.batch_sizes:
-            name = f"the harness in batches of {size}"
-            scorers[name] = partial(harness, benchmark, model, tokenizer, size)
+            scorers[f"the harness in batches of {size}"] = partial(harness, benchmark, model, tokenizer, size)
         compare(str(dtype).removeprefix("torch."), scorers, len(benchmark.examples), options.repeats)
 
 
@@ -77,9 +74,10 @@ def compare(dtype: str, scorers: Mapping[str, Callable[[], Verdicts]], examples:
         print(f"  {processor:.2f} times {name} (on the wall {wall:.2f}); {same}", flush=True)
 
 
-def new_model() -> FGPTForCausalLM:
+def new_model(dtype: torch.dtype) -> FGPTForCausalLM:
     torch.manual_seed(0)
-    return FGPTForCausalLM(FGPTConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)).eval()
+    config = FGPTConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, dtype=dtype)
+    return FGPTForCausalLM._from_config(config, dtype=dtype).eval()
 
 
 def ours(benchmark: Benchmark, model: PreTrainedModel) -> Verdicts:

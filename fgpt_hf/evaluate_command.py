@@ -1,6 +1,5 @@
 """`fgpt evaluate`: any causal model of transformers on benchmarks, or two of them side by side."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,16 +63,25 @@ def evaluate(options: Namespace) -> None:
 
 def _report(runs: dict[str, list["TaskResult"]], options: Namespace, settings: dict[str, Any]) -> None:
     """Print the results, and write them where they are wanted."""
-    from fgpt_hf.results import as_json, cut_notes, differences, differences_table, results_table, write_to_card
+    from fgpt_hf.results import (
+        as_json,
+        cut_notes,
+        differences,
+        differences_table,
+        results_table,
+        write_results,
+        write_to_card,
+    )
 
     found = differences(*runs.values()) if len(runs) == 2 else []
     print(differences_table(list(runs), found) if found else results_table(runs[options.models[0]]))
     for line in cut_notes(runs):
         print(line)
     if options.out:
-        settings |= {name: getattr(options, name) for name in ("limit", "bf16", "tokens_per_batch", "seed")}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(as_json(runs, settings, found), indent=2) + "\n", encoding="utf-8")
+        settings |= {name: getattr(options, name) for name in ("bf16", "tokens_per_batch", "seed")}
+        models = [{"model": name} | as_json(run, settings, options.limit) for name, run in runs.items()]
+        together = {"models": models, "differences": [row.as_json() for row in found]}
+        write_results(options.out, models[0] if len(models) == 1 else together)
     for name in options.models if options.update_card else ():
         write_to_card(Path(name), runs[name], options.limit)
 
@@ -88,4 +96,7 @@ def _checked(options: Namespace) -> list[str]:
     for name in options.models if options.update_card else ():
         if not Path(name).is_dir():
             raise ValueError(f"--update_card: {name!r} is not a folder; download the model to write to its card")
-    return [name for names in options.tasks for name in names.split(",") if name]
+    names = [name for given in options.tasks for name in given.split(",") if name]
+    if not names:
+        raise ValueError("--tasks names none: try --tasks pydocs-choice")
+    return names

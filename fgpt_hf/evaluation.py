@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,20 +81,24 @@ class Benchmark:
         return TaskResult(self.name, self.task.metric, shares, encoder.cut, time.perf_counter() - began)
 
 
-def benchmark_check(
-    accelerator: Accelerator, model: PreTrainedModel, benchmarks: Sequence[Benchmark]
-) -> Callable[[int], dict[str, float]]:
-    """What `training.fit` can call on a period: the results of all benchmarks, as `task/measure`."""
+class BenchmarkCheck:
+    """What `training.fit` can call on a period: the results of all benchmarks, by `task/measure`.
 
-    def run(step: int) -> dict[str, float]:
-        results = [benchmark.run(accelerator, model) for benchmark in benchmarks]
+    Attributes:
+        latest: the results of the last call.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: PreTrainedModel, benchmarks: Sequence[Benchmark]) -> None:
+        self.accelerator, self.model, self.benchmarks = accelerator, model, benchmarks
+        self.latest: list[TaskResult] = []
+
+    def __call__(self, step: int) -> dict[str, float]:
+        self.latest = [benchmark.run(self.accelerator, self.model) for benchmark in self.benchmarks]
         return {
             f"{result.task.partition('=')[0]}/{name}": value
-            for result in results
+            for result in self.latest
             for name, value in result.values.items()
         }
-
-    return run
 
 
 @torch.no_grad()

@@ -12,10 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, get_local_safetensors_metadat
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from fgpt_hf.corpora import COMPRESSIONS, CORPORA, FILE_FORMATS, HUB_NAMES
-from fgpt_hf.folders import read_lines
+from fgpt_hf.folders import RESULTS, read_lines
 from fgpt_hf.provenance import PROVENANCE
-
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from fgpt_hf.runs import Run
 
 MANIFEST = "manifest.json"
+RESULTS = "results.json"
 PARTIAL = ".partial"  # the ending of a folder that is being written, or replaced
 
 

@@ -78,8 +78,14 @@ def token_scores(states: Tensor, embeddings: Tensor, labels: Tensor) -> tuple[Te
     scored = (labels != IGNORED).nonzero().squeeze(1)
     dtype = _product_dtype(states)
     for rows, logits in _logit_chunks(states[scored].to(dtype), embeddings.to(dtype)):
-        likeliest[scored[rows]] = logits.argmax(dim=1) == labels[scored[rows]]
-        losses[scored[rows]] = _to_gradients_(logits, labels[scored[rows]])
+        for part in _parts(logits):
+            places = scored[rows][part]
+            targets = labels[places, None]
+            shifted = logits[part].float()
+            losses_of_part, _ = _to_exponentials_(shifted, targets)
+            losses[places] = losses_of_part.squeeze(1)
+            greatest = (shifted.gather(1, targets) == 1).squeeze(1).nonzero().squeeze(1)  # exp(0): several may be
+            likeliest[places[greatest]] = shifted[greatest].argmax(dim=1) == targets[greatest, 0]
     return losses, likeliest
 
 
@@ -126,17 +132,27 @@ def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, T
 
 def _to_gradients_(logits: Tensor, labels: Tensor) -> Tensor:
     """Turn logits, `(N, V)`, into the gradients of their losses in place; return the losses, `(N,)` float32."""
-    part_rows = 64 if logits.device.type == "cpu" else len(logits)  # on a CPU what fits the cache
     losses = []
-    for rows in _slices(len(logits), part_rows):
-        targets = labels[rows, None]
-        shifted = logits[rows].float()
-        shifted -= shifted.amax(dim=1, keepdim=True)
-        target_logits = shifted.gather(1, targets)
-        sums = shifted.exp_().sum(dim=1, keepdim=True)
-        losses.append(sums.log() - target_logits)
-        logits[rows] = shifted.div_(sums).scatter_add_(1, targets, torch.full_like(sums, -1.0))
+    for part in _parts(logits):
+        targets = labels[part, None]
+        shifted = logits[part].float()
+        losses_of_part, sums = _to_exponentials_(shifted, targets)
+        losses.append(losses_of_part)
+        logits[part] = shifted.div_(sums).scatter_add_(1, targets, torch.full_like(sums, -1.0))
     return torch.cat(losses).squeeze(1)
+
+
+def _to_exponentials_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn float32 logits into exponentials, the greatest 1, in place; return the losses and the sums, `(N, 1)`."""
+    logits -= logits.amax(dim=1, keepdim=True)
+    target_logits = logits.gather(1, targets)
+    sums = logits.exp_().sum(dim=1, keepdim=True)
+    return sums.log() - target_logits, sums
+
+
+def _parts(logits: Tensor) -> Iterator[slice]:
+    """The rows, on a CPU as many at a time as fit its cache."""
+    return _slices(len(logits), 64 if logits.device.type == "cpu" else len(logits))
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

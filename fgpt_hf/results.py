@@ -1,5 +1,6 @@
 """Results of benchmarks as tables, JSON, and what a model's card says of them."""
 
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,9 @@ class Difference(NamedTuple):
     @property
     def value(self) -> float:
         return self.second - self.first
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "difference": self.value}
 
 
 def differences(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> list[Difference]:
@@ -91,18 +95,41 @@ def cut_notes(results: Mapping[str, Sequence[TaskResult]]) -> list[str]:
     ]
 
 
-def as_json(
-    results: Mapping[str, Sequence[TaskResult]], settings: Mapping[str, Any], found: Sequence[Difference] = ()
-) -> dict[str, Any]:
-    """Everything that a reader needs to trust the numbers, or to get them again."""
-    measures = {measure for run in results.values() for result in run for measure in result.shares}
+def as_json(results: Sequence[TaskResult], settings: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
+    """Everything that a reader needs to trust one model's numbers, or to get them again.
+
+    `tasks` maps a task to its measures, `datasets` those tasks that went through a whole data set of the Hub to it,
+    `conventions` a measure to what it means: what a run's `results.json` holds for its card.
+    """
+    measures = {measure for result in results for measure in result.shares}
     return {
-        "settings": dict(settings),
+        "harness": "fgpt-hf",
+        "settings": {**settings, "limit": limit},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "conventions": {name: text for name, text in CONVENTIONS.items() if name in measures},
-        "models": [{"model": name, "tasks": [_task(result) for result in run]} for name, run in results.items()],
-        "differences": [{**row._asdict(), "difference": row.value} for row in found],
+        "tasks": {result.task: result.values for result in results},
+        "datasets": {
+            result.task: {"id": source.path, "task_id": result.task, "split": source.split}
+            for result in results
+            if limit is None and (source := _hub_source(result))
+        },
+        "runs": {
+            result.task: {
+                "examples": result.examples,
+                "contexts_cut": result.cut,
+                "seconds": round(result.seconds, 3),
+                "examples_per_second": round(result.examples / result.seconds, 3),
+                "known_by": result.metric,
+            }
+            for result in results
+        },
     }
+
+
+def write_results(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what `as_json` gave, or several models' of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def model_index(results: Sequence[TaskResult], limit: int | None = None) -> list[EvalResult]:
@@ -159,20 +186,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"  # this package itself, run from its repository
-
-
-def _task(result: TaskResult) -> dict[str, Any]:
-    source = _hub_source(result)
-    return {
-        "task": result.task,
-        "source": source._asdict() if source else "local",
-        "examples": result.examples,
-        "contexts_cut": result.cut,
-        "seconds": round(result.seconds, 3),
-        "examples_per_second": round(result.examples / result.seconds, 3),
-        "known_by": result.metric,
-        "results": result.values,
-    }
 
 
 def _hub_source(result: TaskResult) -> HubSource | None:

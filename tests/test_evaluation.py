@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fgpt_hf.evaluation import Benchmark, benchmark_check
+from fgpt_hf.cli import run
+from fgpt_hf.evaluation import Benchmark, BenchmarkCheck
 from tests.tiny import CONTEXT, random_model, save, tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -38,7 +40,7 @@ def test_a_result_counts_its_examples_and_what_was_cut(questions: Path) -> None:
 
 def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
     benchmark = Benchmark(f"pydocs-choice={questions}", tokenizer(), limit=4)
-    logged = benchmark_check(Accelerator(cpu=True), random_model(), [benchmark])(0)
+    logged = BenchmarkCheck(Accelerator(cpu=True), random_model(), [benchmark])(0)
     assert logged == {
         f"pydocs-choice/{name}": value
         for name, value in benchmark.run(Accelerator(cpu=True), random_model()).values.items()
@@ -60,10 +62,10 @@ def evaluate(folder: Path, *arguments: object, processes: int = 1) -> subprocess
     )
 
 
-def results(file: Path) -> list[dict[str, Any]]:
+def results(file: Path) -> tuple[dict[str, Any], list[tuple[int, int]]]:
     """What does not depend on the time that it took."""
-    (model,) = json.loads(file.read_text(encoding="utf-8"))["models"]
-    return [{name: task[name] for name in ("task", "examples", "contexts_cut", "results")} for task in model["tasks"]]
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content["tasks"], [(run["examples"], run["contexts_cut"]) for run in content["runs"].values()]
 
 
 @pytest.mark.slow
@@ -94,19 +96,23 @@ def test_two_models_are_put_side_by_side_and_one_gets_its_card(questions: Path, 
     assert (tmp_path / "stock" / "README.md").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["nowhere"], "no model 'nowhere': give a folder with a config.json and a tokenizer, or the id of a model"),
         (["nowhere", "--tasks", "helaswag"], "unknown task 'helaswag': the tasks are pydocs-choice, heldout,"),
+        (["nowhere", "--tasks", ","], "--tasks names none"),
         (["a", "b", "c"], "give one model, or two different ones to compare, not a b c"),
+        (["a", "a"], "give one model, or two different ones to compare, not a a"),
         (["nowhere", "--limit", "0"], "--limit 0 must be above zero"),
+        (["nowhere", "--tokens_per_batch", "-1"], "--tokens_per_batch -1 must be above zero"),
         (["nowhere", "--update_card"], "--update_card: 'nowhere' is not a folder"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said_in_one_line(tmp_path: Path, arguments: list[str], problem: str) -> None:
-    done = evaluate(tmp_path, *arguments)
-    assert done.returncode == 2
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("cli.py: "))
-    assert problem in line
+def test_what_cannot_be_evaluated_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=re.escape(problem)) as error:
+        run(["evaluate", *arguments])
+    assert "\n" not in str(error.value)

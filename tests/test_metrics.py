@@ -17,6 +17,7 @@ from fgpt_hf.metrics.bits_per_byte.bits_per_byte import document_shares
 from fgpt_hf.metrics.hellaswag.hellaswag import mean, right_choices
 
 METRICS = Path(__file__).parent.parent / "fgpt_hf" / "metrics"
+METRIC_NAMES = ["hellaswag", "bits_per_byte"]
 LOAD = """
 import json, sys
 import evaluate
@@ -58,7 +59,7 @@ def test_a_folder_loads_alone_as_an_evaluate_module(tmp_path: Path, name: str, i
     assert manners == [True, True]
 
 
-@pytest.mark.parametrize("name", ["hellaswag", "bits_per_byte"])
+@pytest.mark.parametrize("name", METRIC_NAMES)
 def test_a_folder_is_a_space_of_the_hub(name: str) -> None:
     card = (METRICS / name / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "sdk: gradio" in card and "app_file: app.py" in card
@@ -79,7 +80,7 @@ except app.gr.Error as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hellaswag", "bits_per_byte"])
+@pytest.mark.parametrize("name", METRIC_NAMES)
 def test_the_page_of_a_metric_computes_it_and_says_what_is_wrong(name: str) -> None:
     command = [sys.executable, "-c", APP, str(METRICS / name)]
     environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -42,17 +42,20 @@ def test_tables_have_a_line_for_each_measure() -> None:
 
 
 def test_json_says_what_the_numbers_need_to_be_trusted() -> None:
-    runs = {"one": [result(), result("piqa=mine.jsonl")], "two": [result(seed=1), result("piqa=mine.jsonl")]}
-    written = json.loads(json.dumps(as_json(runs, {"seed": 7, "limit": None}, differences(*runs.values()))))
+    written = json.loads(json.dumps(as_json([result(), result("piqa=mine.jsonl")], {"seed": 7})))
     assert written["settings"] == {"seed": 7, "limit": None}
     assert set(written["conventions"]) == {"acc", "acc_norm"}
     assert written["versions"]["torch"] and written["versions"]["transformers"]
-    official, own = written["models"][0]["tasks"]
-    assert official["source"] == {"path": "Rowan/hellaswag", "configuration": None, "split": "validation"}
-    assert own["source"] == "local"
-    assert official["examples"] == 200 and official["examples_per_second"] == 50
-    assert set(official["results"]) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
-    assert len(written["differences"]) == 4
+    assert set(written["tasks"]["hellaswag"]) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
+    assert written["runs"]["piqa=mine.jsonl"]["examples"] == 200
+    assert written["runs"]["hellaswag"]["examples_per_second"] == 50
+
+
+def test_json_names_the_data_sets_that_were_gone_through_whole() -> None:
+    results = [result(), result("pydocs-choice"), result("piqa=mine.jsonl")]
+    dataset = {"id": "Rowan/hellaswag", "task_id": "hellaswag", "split": "validation"}
+    assert as_json(results, {})["datasets"] == {"hellaswag": dataset}
+    assert as_json(results, {}, limit=200)["datasets"] == {}
 
 
 def test_cut_contexts_are_said() -> None:

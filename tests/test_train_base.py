@@ -21,6 +21,7 @@ TINY = [
     "--warmup_steps=2",
     "--learning_rate=0.01",
     "--max_eval_rows=8",
+    "--eval_tasks=",
 ]
 
 
@@ -40,7 +41,11 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(documents: Path) -> tuple[Path, str]:
     folder = documents.parent / "run"
-    done = train(f"--dataset_name={documents}", f"--output_dir={folder}")
+    choices = documents.with_name("choices.jsonl")
+    endings = [f"{end} says." for end in ("Document", "that", "and", "make")]
+    rows = [{"context": f"Number {n} of", "endings": endings, "label": n % 4} for n in range(8)]
+    choices.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = train(f"--dataset_name={documents}", f"--output_dir={folder}", f"--eval_tasks=pydocs-choice={choices}")
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -51,6 +56,15 @@ def test_the_run_learns_and_says_what_a_newcomer_wants_to_know(trained: tuple[Pa
     assert held_out[-1] < held_out[0] - 1
     for expected in ("parameters", "first training step done", "peak memory", "held-out loss", "Once upon a time"):
         assert expected in output
+
+
+def test_benchmarks_are_run_before_and_after_and_kept_for_the_card(trained: tuple[Path, str]) -> None:
+    folder, output = trained
+    measured = [line for line in read_lines(folder / "metrics.jsonl") if "pydocs-choice/acc_norm" in line]
+    assert [line["step"] for line in measured] == [0, 12]
+    (values,) = json.loads((folder / "results.json").read_text())["tasks"].values()
+    assert values["acc_norm"] == measured[-1]["pydocs-choice/acc_norm"]
+    assert "pydocs-choice/acc_norm" in output
 
 
 def test_samples_hold_the_fixed_prompt_and_one_of_the_corpus_before_and_after(trained: tuple[Path, str]) -> None:
