@@ -18,11 +18,12 @@ class Figure(NamedTuple):
     curves: Mapping[str, str]
     logarithmic: bool = False
     from_zero: bool = False
+    noisy: bool = True
 
 
 FIGURES: Mapping[str, Figure] = {
     "loss": Figure("loss, nats per token", {"loss": "training", "eval_loss": "held out"}),
-    "learning_rate": Figure("learning rate", {"learning_rate": "learning rate"}),
+    "learning_rate": Figure("learning rate", {"learning_rate": "learning rate"}, noisy=False),
     "gradient_norm": Figure("norm of the gradient before clipping", {"grad_norm": "gradient norm"}, logarithmic=True),
     "speed": Figure("tokens per second", {"tokens_per_second": "tokens per second"}, from_zero=True),
     "utilisation": Figure("share of the peak", {"mfu": "model FLOPs utilisation"}, from_zero=True),
@@ -60,6 +61,7 @@ def _draw(metrics: Lines, figure: Figure, path: Path) -> Path:
     """One figure: measured points thin where there are many, their running mean over them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import LogFormatter
 
     canvas = Canvas(figsize=(7, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(canvas)
@@ -68,8 +70,8 @@ def _draw(metrics: Lines, figure: Figure, path: Path) -> Path:
         steps, values = _series(metrics, key)
         if not steps:
             continue
-        label, color = f"{name}, at the end {values[-1]:.3g}", f"C{number}"
-        many = len(steps) > 100
+        label, color = f"{name}, at the end {_short(values[-1])}", f"C{number}"
+        many = figure.noisy and len(steps) > 100
         marker = "" if len(steps) > 30 else "o"
         axes.plot(
             steps,
@@ -87,8 +89,8 @@ def _draw(metrics: Lines, figure: Figure, path: Path) -> Path:
     axes.set_ylabel(figure.unit)
     if figure.logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers, and between the powers only where there is room
+        axes.yaxis.set_minor_formatter(LogFormatter())
     if figure.from_zero:
         axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -105,9 +107,13 @@ def _series(metrics: Lines, key: str) -> tuple[list[int], list[float]]:
 
 
 def _running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Each value averaged with those of the preceding twentieth of the curve."""
-    window = max(1, round(len(values) * share))
-    return [statistics.fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    """Each value averaged with its neighbours, a twentieth of the curve in all, so that no bend comes late."""
+    reach = round(len(values) * share / 2)
+    return [statistics.fmean(values[max(0, at - reach) : at + reach + 1]) for at in range(len(values))]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _losses(folder: Path, metrics: Lines) -> Iterator[str]:
