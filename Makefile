@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart test check bench space clean
+.PHONY: install quickstart test check bench clean
 
 install: $(VENV)/.installed
 
