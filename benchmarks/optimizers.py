@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 RATES = {"adamw": (5e-4, 1e-3, 2e-3), "muon": (1e-3, 2e-3, 4e-3)}
 SHAPE = [
     "--preset=quickstart",
+    "--eval_tasks=",
     "--hidden_size=192",
     "--num_hidden_layers=6",
     "--num_attention_heads=3",

@@ -161,6 +161,7 @@ def training(name: str, **settings: object) -> list[str]:
         "max_eval_rows": 8,
         "sample_steps": 100,
         "bf16": False,
+        "eval_tasks": "",
     }
     return [str(ROOT / "train_base.py"), *(f"--{key}={value}" for key, value in (flags | settings).items())]
 

@@ -100,7 +100,16 @@ def train_and_push(server: LoopbackHub, tmp_path: Path, *flags: str) -> subproce
     shape = ["--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--max_position_embeddings=96"]
     steps = ["--max_steps=4", "--per_device_train_batch_size=2", "--held_out_share=0.1", "--dataset_name=text.txt"]
     push = ["--push_to_hub", "--hub_model_id=tester/tiny", "--hub_private_repo", "--output_dir=run"]
-    command = [sys.executable, str(ROOT / "train_base.py"), "--preset=quickstart", *shape, *steps, *push, *flags]
+    command = [
+        sys.executable,
+        str(ROOT / "train_base.py"),
+        "--preset=quickstart",
+        "--eval_tasks=",
+        *shape,
+        *steps,
+        *push,
+        *flags,
+    ]
     environment = hub_environment(server, tmp_path) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
 
