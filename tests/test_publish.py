@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
 import train_base
@@ -222,6 +223,7 @@ def test_a_run_that_cannot_be_pushed_is_refused_before_it_begins() -> None:
 
 
 def test_a_run_without_a_token_is_refused_before_it_makes_its_folder(tmp_path: Path, monkeypatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have chosen another precision
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     push = ["--push_to_hub", "--hub_model_id", "tester/tiny", "--output_dir", str(tmp_path / "run")]
