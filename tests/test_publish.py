@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -222,8 +223,16 @@ def test_a_run_that_cannot_be_pushed_is_refused_before_it_begins() -> None:
         parse_run(BaseRun, PRESETS, ["--push_to_hub"])
 
 
+@pytest.fixture
+def own_accelerator() -> Iterator[None]:
+    """No precision that another test has chosen for the process, and none left to the next."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("own_accelerator")
 def test_a_run_without_a_token_is_refused_before_it_makes_its_folder(tmp_path: Path, monkeypatch) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have chosen another precision
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     push = ["--push_to_hub", "--hub_model_id", "tester/tiny", "--output_dir", str(tmp_path / "run")]
