@@ -162,7 +162,6 @@ def training(name: str, **settings: object) -> list[str]:
         "sample_steps": 100,
         "eval_tasks": "",
         "bf16": False,
-        "eval_tasks": "",
     }
     return [str(ROOT / "train_base.py"), *(f"--{key}={value}" for key, value in (flags | settings).items())]
 
