@@ -160,8 +160,8 @@ def training(name: str, **settings: object) -> list[str]:
         "save_steps": 4,
         "max_eval_rows": 8,
         "sample_steps": 100,
-        "bf16": False,
         "eval_tasks": "",
+        "bf16": False,
     }
     return [str(ROOT / "train_base.py"), *(f"--{key}={value}" for key, value in (flags | settings).items())]
 
@@ -208,10 +208,7 @@ def test_rows_prepared_from_the_hub_train_from_their_folder_and_from_the_hub(jou
         *("--held_out_share=0.1", "--max_position_embeddings=64", "--output_dir=rows", "--hub_dataset_id=tester/rows"),
     )
     assert "one stream cut anywhere" in said and "train on them with --dataset_name tester/rows" in said
-    runs = {
-        name: journey.start(*training(name.replace("/", "-"), dataset_name=name)) for name in ("rows", "tester/rows")
-    }
-    for process in runs.values():
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    assert len(journey.metrics("rows")) == 25
+    for name in ("rows", "tester/rows"):
+        journey.go(*training(f"from-{name.replace('/', '-')}", dataset_name=name))
+    assert len(journey.metrics("from-rows")) == 25
+    assert journey.metrics("from-rows") == journey.metrics("from-tester-rows")

@@ -21,6 +21,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from fgpt_hf.tokenizer import (
     _CUT,
+    _END,
     CONTROL_TOKENS,
     END_OF_TEXT_ID,
     END_OF_TURN_ID,
@@ -209,8 +210,8 @@ def test_white_space_of_every_kind_is_cut_as_gpt2_cuts_it(gpt2):
         assert ids.tolist() == gpt2.encode_ordinary(text), repr(text)
 
 
-def test_text_that_holds_the_mark_of_a_cut_stays_text(gpt2):
-    texts = [_CUT, f"a  {_CUT} b", _CUT[0] + "  b", f"<|endoftext|>{_CUT}"]
+def test_text_that_holds_the_encoder_s_marks_stays_text(gpt2):
+    texts = ["a  b", _CUT, f"a  {_CUT} b", f"{_END}  b", f"<|endoftext|>{_CUT}{_END}"]
     for text, ids in zip(texts, encode_documents(texts), strict=True):
         assert ids.tolist() == gpt2.encode_ordinary(text)
 
