@@ -67,25 +67,37 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> 
 
 def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
     """`cross_entropy(states @ embeddings.T, labels, reduction="none")`, `(N,)` float32, zero where a row is ignored."""
-    return token_scores(states, embeddings, labels)[0]
+    losses = states.new_zeros(len(labels), dtype=torch.float32)
+    scored = (labels != IGNORED).nonzero().squeeze(1)
+    places = torch.arange(len(scored), device=scored.device)
+    losses[scored] = token_scores(states[scored], embeddings, places, labels[scored])[0]
+    return losses
 
 
 @torch.no_grad()
-def token_scores(states: Tensor, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`token_losses`, and whether each label is the likeliest token, `(N,)` bool, false where a row is ignored."""
-    losses = states.new_zeros(len(labels), dtype=torch.float32)
-    likeliest = torch.zeros_like(labels, dtype=torch.bool)
-    scored = (labels != IGNORED).nonzero().squeeze(1)
+def token_scores(states: Tensor, embeddings: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses, `(N,)` float32, of tokens predicted from given states, and whether each is the likeliest token.
+
+    Args:
+        states: `(P, D)`; embeddings: `(V, D)`; places: `(N,)` rows of the states; targets: `(N,)` token ids.
+    """
+    losses = states.new_empty(len(targets), dtype=torch.float32)
+    likeliest = torch.empty_like(targets, dtype=torch.bool)
+    order = places.argsort()
+    ends = places.bincount(minlength=len(states)).cumsum(0).tolist()
     dtype = _product_dtype(states)
-    for rows, logits in _logit_chunks(states[scored].to(dtype), embeddings.to(dtype)):
-        for part in _parts(logits):
-            places = scored[rows][part]
-            targets = labels[places, None]
+    for rows, logits in _logit_chunks(states.to(dtype), embeddings.to(dtype)):
+        for part in _slices(len(logits), _part_rows(logits)):
+            first, last = rows.start + part.start, rows.start + part.stop
+            pairs = order[ends[first - 1] if first else 0 : ends[last - 1]]
+            row, target = places[pairs] - first, targets[pairs]
             shifted = logits[part].float()
-            losses_of_part, _ = _to_exponentials_(shifted, targets)
-            losses[places] = losses_of_part.squeeze(1)
-            greatest = (shifted.gather(1, targets) == 1).squeeze(1).nonzero().squeeze(1)  # exp(0): several may be
-            likeliest[places[greatest]] = shifted[greatest].argmax(dim=1) == targets[greatest, 0]
+            shifted -= shifted.amax(dim=1, keepdim=True)  # argmax takes many times as long: it is left to the ties
+            target_logits = shifted[row, target]
+            greatest = (target_logits == 0).nonzero().squeeze(1)
+            likeliest[pairs] = False
+            likeliest[pairs[greatest]] = shifted[row[greatest]].argmax(dim=1) == target[greatest]
+            losses[pairs] = shifted.exp_().sum(dim=1).log()[row] - target_logits
     return losses, likeliest
 
 
@@ -153,6 +165,11 @@ def _to_exponentials_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _parts(logits: Tensor) -> Iterator[slice]:
     """The rows, on a CPU as many at a time as fit its cache."""
     return _slices(len(logits), 64 if logits.device.type == "cpu" else len(logits))
+
+
+def _part_rows(logits: Tensor) -> int:
+    """How many rows are worked on at a time: on a CPU what fits its cache."""
+    return 64 if logits.device.type == "cpu" else len(logits)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from fgpt_hf.objectives import token_scores
-from fgpt_hf.trees import PADDING, Row, Tensors, Tree, as_tensors, attention_mask, batches, plant
+from fgpt_hf.trees import Row, Tensors, Tree, as_tensors, batches, plant
 
 # On a CPU more gains nothing and pads more; on a GPU it is enough to keep it busy.
-TOKENS_PER_BATCH = {"cpu": 768, "cuda": 32_768}
+TOKENS_PER_BATCH = {"cpu": 512, "cuda": 32_768}
 
 PROBE = [Row((11, 5, 7, 3, 9), 2), Row((11, 5, 7, 8, 4, 6), 3)]
 
@@ -101,8 +101,9 @@ class Scorer:
         """The loss of each target in nats, and whether it was the likeliest token, `(N,)`."""
         inputs = self._tree_inputs(tensors) if self.reads_trees else _row_inputs(tensors)
         if self.has_plain_head:
-            return token_scores(self._states(inputs)[tensors.sources], self._embeddings, tensors.targets)
-        logits = self._logits(inputs)[tensors.sources].float()
+            states = self._states(inputs)[tensors.sources]
+            return token_scores(states, self._embeddings, tensors.places, tensors.targets)
+        logits = self._logits(inputs)[tensors.sources][tensors.places].float()
         losses = nn.functional.cross_entropy(logits, tensors.targets, reduction="none")
         return losses, logits.argmax(dim=1) == tensors.targets
 
@@ -111,7 +112,7 @@ class Scorer:
         return self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
 
     def _tree_inputs(self, tensors: Tensors) -> dict[str, Tensor]:
-        mask = attention_mask(tensors.branches)
+        mask = tensors.sees[:, None]
         if self.model.config._attn_implementation == "eager":  # which adds the mask to its scores
             lowest = torch.finfo(self.model.dtype).min
             mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill_(~mask, lowest)
@@ -143,10 +144,10 @@ class Scorer:
             return False
         tree = self._as_tensors([plant(range(len(PROBE)), PROBE)])
         try:
-            logits = self._logits(self._tree_inputs(tree))[tree.sources]
+            logits = self._logits(self._tree_inputs(tree))[tree.sources][tree.places]
         except (TypeError, ValueError, IndexError, RuntimeError):  # a mask of four dimensions is more than it can take
             return False
-        expected = self._probe_logits[self._probe_rows.sources]
+        expected = self._probe_logits[self._probe_rows.sources][self._probe_rows.places]
         tolerance = 1e-4 if logits.dtype == torch.float32 else 0.03
         return bool((logits - expected).norm() <= tolerance * expected.norm())
 
@@ -176,4 +177,4 @@ def has_window(model: PreTrainedModel) -> bool:
 
 def _row_inputs(tensors: Tensors) -> dict[str, Tensor]:
     """What any model reads: trees of one row each, padded on the right."""
-    return {"input_ids": tensors.input_ids, "attention_mask": (tensors.branches != PADDING).long()}
+    return {"input_ids": tensors.input_ids, "attention_mask": tensors.is_token.long()}

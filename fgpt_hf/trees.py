@@ -1,21 +1,19 @@
-"""Rows of tokens that begin alike, packed into one sequence in which the shared beginning stands once.
+"""Rows of tokens that begin alike, packed into one sequence in which what they share stands once: a prefix tree.
 
-    tokens      c0 c1 c2  a3 a4  b3 b4 b5         c: shared context, a and b: two endings, numbered by position
-    a4 sees     c0 c1 c2  a3 a4
-    b4 sees     c0 c1 c2         b3 b4
+    rows        c0 c1 c2 a3 a4    c0 c1 c2 a3 b4 b5    the numbers are positions
+    tree        c0 c1 c2 a3 b4                         the last token of a row is predicted and need not be read
+    b4 sees     c0 c1 c2 a3 b4                         its ancestors, and no token of another row
 
-Legend: R trees of a batch, L length of the longest, N scored tokens of them all.
+Legend: R trees of a batch, L length of the longest, P tokens from which others are predicted, N scored tokens.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-
-SHARED, PADDING = 0, -1  # what a position can be besides a part of branch 1, 2, …
 
 
 class Row(NamedTuple):
@@ -26,40 +24,42 @@ class Row(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Rows as one sequence: what the network reads, and where it predicts what.
+    """Rows as one sequence: what the network reads, and what it predicts where.
 
     Attributes:
         keys: a name for each row.
-        ids, positions, branches: of each token that is read; the last token of a row is only predicted.
-        sources: indices into `ids`, of the tokens from which the targets are predicted.
-        targets: the scored tokens.
-        owners: indices into `keys`, of the rows that the targets belong to.
+        ids, parents: of each token that is read, in an order in which parents, -1 for none, come before their children.
+        sources: indices into `ids` of the tokens from which others are predicted, each once.
+        places, targets, owners: of each scored token: the index of its source, itself, the index of its row's key.
     """
 
     keys: Sequence[Hashable]
     ids: list[int]
-    positions: list[int]
-    branches: list[int]
+    parents: list[int]
     sources: list[int]
+    places: list[int]
     targets: list[int]
     owners: list[int]
 
 
 def plant(keys: Sequence[Hashable], rows: Sequence[Row]) -> Tree:
-    """Pack rows, each of which has a context of a token or more, into a tree."""
-    contexts = [row.ids[: -row.scored] for row in rows]
-    shared = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*contexts, strict=False)))
-    tree = Tree(keys, list(rows[0].ids[:shared]), list(range(shared)), [SHARED] * shared, [], [], [])
-    for number, row in enumerate(rows):
-        offset = len(tree.ids) - shared
-        read = len(row.ids) - 1
-        tree.ids.extend(row.ids[shared:read])
-        tree.positions.extend(range(shared, read))
-        tree.branches.extend([number + 1] * (read - shared))
-        predicting = range(len(row.ids) - row.scored - 1, read)
-        tree.sources.extend(index if index < shared else index + offset for index in predicting)
-        tree.targets.extend(row.ids[-row.scored :])
-        tree.owners.extend([number] * row.scored)
+    """Pack rows, each of which has a token or more before the scored ones, into a tree."""
+    tree = Tree(keys, [], [], [], [], [], [])
+    nodes: dict[tuple[int, int], int] = {}  # (parent, id) to index
+    place_of: dict[int, int] = {}  # source to its index
+    for owner, row in enumerate(rows):
+        node = -1
+        for number, token in enumerate(row.ids):
+            if number >= len(row.ids) - row.scored:
+                tree.places.append(place_of.setdefault(node, len(place_of)))
+                tree.targets.append(token)
+                tree.owners.append(owner)
+            if number < len(row.ids) - 1:
+                parent, node = node, nodes.setdefault((node, token), len(nodes))
+                if node == len(tree.ids):
+                    tree.ids.append(token)
+                    tree.parents.append(parent)
+    tree.sources.extend(place_of)
     return tree
 
 
@@ -79,33 +79,52 @@ def batches(trees: Sequence[Tree], max_tokens: int) -> Iterator[list[Tree]]:
 
 
 class Tensors(NamedTuple):
-    """A batch: `input_ids`, `position_ids`, `branches` `(R, L)`; `sources`, flat indices into them, `targets` and
-    `owners`, indices into the keys of all trees, `(N,)`."""
+    """A batch, padded on the right.
+
+    Attributes:
+        input_ids, position_ids, is_token: `(R, L)`; a position is the number of ancestors.
+        sees: `(R, L, L)` bool: which tokens each token sees: its ancestors and itself.
+        sources: `(P,)`, flat indices into the `(R, L)` tokens.
+        places, targets, owners: `(N,)`: rows of the sources, token ids, and numbers of the keys of all trees.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
-    branches: Tensor
+    is_token: Tensor
+    sees: Tensor
     sources: Tensor
+    places: Tensor
     targets: Tensor
     owners: Tensor
 
 
 def as_tensors(trees: Sequence[Tree]) -> Tensors:
-    """A batch of trees, padded on the right."""
+    """A batch of trees."""
     length = max(len(tree.ids) for tree in trees)
-    padded = np.zeros((3, len(trees), length), dtype=np.int64)
-    padded[2] = PADDING
-    for number, tree in enumerate(trees):
-        padded[:, number, : len(tree.ids)] = tree.ids, tree.positions, tree.branches
-    keys_before = np.cumsum([0, *(len(tree.keys) for tree in trees)])
-    sources = [number * length + source for number, tree in enumerate(trees) for source in tree.sources]
-    owners = [keys_before[number] + owner for number, tree in enumerate(trees) for owner in tree.owners]
-    targets = [target for tree in trees for target in tree.targets]
-    return Tensors(*torch.from_numpy(padded), *map(torch.tensor, (sources, targets, owners)))
+    ids = np.zeros((len(trees), length), dtype=np.int64)
+    sees = np.zeros((len(trees), length, length), dtype=bool)
+    for tree, row, row_sees in zip(trees, ids, sees, strict=True):
+        row[: len(tree.ids)] = tree.ids
+        row_sees[:] = _ancestry(tree.parents, length)
+    is_token = np.arange(length) < np.array([[len(tree.ids)] for tree in trees])
+    sources = np.concatenate([np.array(tree.sources) + number * length for number, tree in enumerate(trees)])
+    places = _numbered_through([tree.places for tree in trees], [len(tree.sources) for tree in trees])
+    owners = _numbered_through([tree.owners for tree in trees], [len(tree.keys) for tree in trees])
+    targets = np.concatenate([tree.targets for tree in trees])
+    arrays = (ids, sees.sum(axis=2) - 1, is_token, sees, sources, places, targets, owners)
+    return Tensors(*map(torch.from_numpy, arrays))
 
 
-def attention_mask(branches: Tensor) -> Tensor:
-    """Which tokens see which, `(R, 1, L, L)` bool: each sees the shared ones and its own branch, up to itself."""
-    queries, keys = branches[:, :, None], branches[:, None, :]
-    seen = ((keys == SHARED) | (keys == queries)).tril()
-    return seen[:, None]
+def _ancestry(parents: Sequence[int], length: int) -> npt.NDArray[np.bool_]:
+    """Which of `length` tokens are each one's ancestors or itself; what lies behind the tree sees itself alone."""
+    sees = np.eye(length, dtype=bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            sees[node] |= sees[parent]
+    return sees
+
+
+def _numbered_through(indices: Sequence[Sequence[int]], sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Indices within each tree as indices into what all trees of the batch have, one after the other."""
+    offsets = np.cumsum([0, *sizes])
+    return np.concatenate([np.array(own) + offset for own, offset in zip(indices, offsets, strict=False)])
