@@ -1,7 +1,7 @@
 """How likely a causal language model finds given tokens after given tokens: the engine of every likelihood benchmark.
 
 Rows that begin alike, such as the four endings of one context, are read as one tree, about half the tokens on
-HellaSwag; only scored positions get logits, whose softmax is float32.
+HellaSwag; only tokens that predict a scored one get logits, and the softmax is float32.
 """
 
 import math
@@ -59,9 +59,11 @@ class Scorer:
         """
         was_training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.accelerator.autocast():  # one block, so that weights are cast once
-            own = dict(self._scores(groups, title))
-        self.model.train(was_training)
+        try:
+            with torch.no_grad(), self.accelerator.autocast():  # one block, so that weights are cast once
+                own = dict(self._scores(groups, title))
+        finally:
+            self.model.train(was_training)
         found = {key: score for part in gather_object([own]) for key, score in part.items()}
         scores = [[found[number, place] for place in range(len(group))] for number, group in enumerate(groups)]
         for number, group in enumerate(scores, start=1):

@@ -1,6 +1,6 @@
 """How lm-evaluation-harness 0.4.13 and the original FGPT score endings, re-stated one row at a time.
 
-`benchmarks/harness_equality.py` compares this project with the real harness.
+`benchmarks/evaluation.py` compares this project with the real harness.
 """
 
 from collections.abc import Sequence

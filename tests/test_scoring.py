@@ -110,6 +110,19 @@ def test_common_families_share_their_contexts(accelerator: Accelerator, name: st
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_bfloat16_does_not_cost_the_sharing(accelerator: Accelerator, attention: str) -> None:
+    """Neither as the weights' type nor as training has it, around float32 weights."""
+    model = random_model(vocab_size=96)
+    model.set_attn_implementation(attention)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scorer = Scorer(accelerator, model)
+        assert scorer.reads_trees and scorer.has_plain_head
+    with torch.no_grad():
+        scorer = Scorer(accelerator, model.bfloat16())
+        assert scorer.reads_trees and scorer.has_plain_head
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_this_projects_network_shares_its_contexts(accelerator: Accelerator, attention: str) -> None:
     model = random_model(vocab_size=96)
     expected = Scorer(accelerator, model).score(groups())
