@@ -18,10 +18,11 @@ from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss
 from fgpt_hf.folders import RunFolder, read_lines
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.packing import Ids, pack_documents
+from fgpt_hf.processes import start
 from fgpt_hf.pydocs import load_pydocs
 from fgpt_hf.runs import Run
 from fgpt_hf.tokenizer import build_tokenizer, encode_documents
-from fgpt_hf.training import Check, fit, start
+from fgpt_hf.training import Check, fit
 
 ROW_LENGTH = 128
 NEIGHBOURS = 16  # documents that are packed together, so that rows stay in the order of documents

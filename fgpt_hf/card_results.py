@@ -1,10 +1,12 @@
 """A run's measurements in the Hub's two forms: the card's `model-index` and the files of `.eval_results/`."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from fgpt_hf.facts import Facts
@@ -36,11 +38,18 @@ def held_out(facts: Facts) -> list[Measurement]:
 
 
 def benchmarks(facts: Facts) -> list[Measurement]:
-    """Every number of `results.json`."""
-    conventions = facts.results.get("conventions", {})
+    """Every number of `results.json`; the name of a task says so where only its first examples were taken."""
+    results = facts.results
+    conventions, limit = results.get("conventions", {}), results.get("settings", {}).get("limit")
     return [
-        Measurement(task, metric, value, numbers.get(f"{metric}_stderr"), conventions.get(metric))
-        for task, numbers in facts.results.get("tasks", {}).items()
+        Measurement(
+            f"{task} (first {results['runs'][task]['examples']})" if limit else task,
+            metric,
+            value,
+            numbers.get(f"{metric}_stderr"),
+            conventions.get(metric),
+        )
+        for task, numbers in results.get("tasks", {}).items()
         for metric, value in numbers.items()
         if not metric.endswith("_stderr")
     ]
@@ -67,9 +76,10 @@ def joined(index: list[dict[str, Any]], name: str, earlier: Sequence[EvalResult]
 
 
 def result_files(facts: Facts) -> dict[str, bytes]:
-    """The files of `.eval_results/` that `results.json` gives: the tasks whose data set on the Hub is known."""
+    """The files of `.eval_results/` that `results.json` gives: the tasks that went through a data set of the Hub."""
     files = {}
     for task, dataset in facts.results.get("datasets", {}).items():
+        known_by = facts.results.get("runs", {}).get(task, {}).get("known_by")
         entries = [
             EvalResultEntry(
                 dataset_id=dataset["id"],
@@ -79,12 +89,26 @@ def result_files(facts: Facts) -> dict[str, bytes]:
                 notes="; ".join(filter(None, (measured.metric, measured.convention, _plus_minus(measured.error)))),
             )
             for measured in benchmarks(facts)
-            if measured.task == task
+            if measured.task == task and known_by in (None, measured.metric)
         ]
         if entries:
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
             files[f".eval_results/{task}.yaml"] = text.encode()
     return files
+
+
+def write_to_card(folder: Path, results: Mapping[str, Any]) -> None:
+    """Put results, as `results.as_json` gives them, into the `README.md` and `.eval_results/` of a folder."""
+    readme = folder / "README.md"
+    card = ModelCard.load(readme) if readme.is_file() else ModelCard(f"---\n{{}}\n---\n# {folder.resolve().name}\n")
+    data: Any = card.data
+    facts = Facts(folder, results=dict(results), card_results=data.eval_results or [])
+    data.model_name = data.model_name or folder.resolve().name
+    data.eval_results = [*_entries(facts), *_others(facts.card_results, _entries(facts))]
+    card.save(readme)
+    for name, content in result_files(facts).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def _entries(facts: Facts) -> list[EvalResult]:
@@ -93,8 +117,8 @@ def _entries(facts: Facts) -> list[EvalResult]:
     datasets = facts.results.get("datasets", {})
     own = [_entry(measured, facts.hub_dataset or name, name, split) for measured in held_out(facts)]
     for measured in benchmarks(facts):
-        dataset = datasets.get(measured.task, {})
-        own.append(_entry(measured, dataset.get("id", measured.task), measured.task, dataset.get("split")))
+        dataset = datasets.get(measured.task) or {"id": re.split("[ =]", measured.task)[0]}
+        own.append(_entry(measured, dataset["id"], measured.task, dataset.get("split"), dataset.get("config")))
     return own
 
 
@@ -102,11 +126,14 @@ def _index(name: str, entries: list[EvalResult]) -> list[dict[str, Any]]:
     return (eval_results_to_model_index(name, entries) or []) if entries else []
 
 
-def _entry(measured: Measurement, dataset_type: str, dataset_name: str, split: str | None) -> EvalResult:
+def _entry(
+    measured: Measurement, dataset_type: str, dataset_name: str, split: str | None, config: str | None = None
+) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         dataset_type=dataset_type,
         dataset_name=dataset_name,
+        dataset_config=config,
         dataset_split=split,
         metric_type=measured.metric,
         metric_name=measured.convention,

@@ -17,17 +17,8 @@ from huggingface_hub.errors import HFValidationError
 from fgpt_hf.batches import Batches, RandomRows, StreamedRows, Stretch
 from fgpt_hf.corpora import CORPORA, FILE_FORMATS, HUB_NAMES, Shard, open_corpus
 from fgpt_hf.packing import Ids
-from fgpt_hf.preparation import (
-    PREPARED,
-    PreparedRows,
-    describe,
-    is_prepared,
-    load_prepared,
-    origin,
-    prepared_once,
-    require_fitting,
-    summary,
-)
+from fgpt_hf.preparation import describe, prepared_once
+from fgpt_hf.prepared import PREPARED, PreparedRows, is_prepared, load_prepared, origin, require_fitting, summary
 from fgpt_hf.retries import patiently
 from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, Tokenising, held_out_rows, training_windows
 from fgpt_hf.runs import BaseRun
@@ -40,7 +31,7 @@ STREAMING_WORKERS = 2
 class TrainingData(NamedTuple):
     """The batches of a process, given its rank and the number of processes, and the fixed held-out rows, `(N, T)`.
 
-    `origin` is what is known of the text behind them, as `preparation.origin` gives it.
+    `origin` is what is known of the text behind them, as `prepared.origin` gives it.
     """
 
     batches: Callable[[int, int], Batches]

@@ -63,27 +63,20 @@ def evaluate(options: Namespace) -> None:
 
 def _report(runs: dict[str, list["TaskResult"]], options: Namespace, settings: dict[str, Any]) -> None:
     """Print the results, and write them where they are wanted."""
-    from fgpt_hf.results import (
-        as_json,
-        cut_notes,
-        differences,
-        differences_table,
-        results_table,
-        write_results,
-        write_to_card,
-    )
+    from fgpt_hf.card_results import write_to_card
+    from fgpt_hf.results import as_json, cut_notes, differences, differences_table, results_table, write_results
 
     found = differences(*runs.values()) if len(runs) == 2 else []
     print(differences_table(list(runs), found) if found else results_table(runs[options.models[0]]))
     for line in cut_notes(runs):
         print(line)
+    settings |= {name: getattr(options, name) for name in ("bf16", "tokens_per_batch", "seed")}
+    models = [{"model": name} | as_json(run, settings, options.limit) for name, run in runs.items()]
     if options.out:
-        settings |= {name: getattr(options, name) for name in ("bf16", "tokens_per_batch", "seed")}
-        models = [{"model": name} | as_json(run, settings, options.limit) for name, run in runs.items()]
         together = {"models": models, "differences": [row.as_json() for row in found]}
         write_results(options.out, models[0] if len(models) == 1 else together)
-    for name in options.models if options.update_card else ():
-        write_to_card(Path(name), runs[name], options.limit)
+    for model in models if options.update_card else ():
+        write_to_card(Path(model["model"]), model)
 
 
 def _checked(options: Namespace) -> list[str]:

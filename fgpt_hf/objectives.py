@@ -87,7 +87,7 @@ def token_scores(states: Tensor, embeddings: Tensor, places: Tensor, targets: Te
     ends = places.bincount(minlength=len(states)).cumsum(0).tolist()
     dtype = _product_dtype(states)
     for rows, logits in _logit_chunks(states.to(dtype), embeddings.to(dtype)):
-        for part in _slices(len(logits), _part_rows(logits)):
+        for part in _parts(logits):
             first, last = rows.start + part.start, rows.start + part.stop
             pairs = order[ends[first - 1] if first else 0 : ends[last - 1]]
             row, target = places[pairs] - first, targets[pairs]
@@ -165,11 +165,6 @@ def _to_exponentials_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _parts(logits: Tensor) -> Iterator[slice]:
     """The rows, on a CPU as many at a time as fit its cache."""
     return _slices(len(logits), 64 if logits.device.type == "cpu" else len(logits))
-
-
-def _part_rows(logits: Tensor) -> int:
-    """How many rows are worked on at a time: on a CPU what fits its cache."""
-    return 64 if logits.device.type == "cpu" else len(logits)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -8,9 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
-
 from fgpt_hf.evaluation import TaskResult
 from fgpt_hf.metrics.hellaswag.hellaswag import mean
 from fgpt_hf.tasks import HubSource, find_task
@@ -109,7 +106,12 @@ def as_json(results: Sequence[TaskResult], settings: Mapping[str, Any], limit: i
         "conventions": {name: text for name, text in CONVENTIONS.items() if name in measures},
         "tasks": {result.task: result.values for result in results},
         "datasets": {
-            result.task: {"id": source.path, "task_id": result.task, "split": source.split}
+            result.task: {
+                "id": source.path,
+                "config": source.configuration,
+                "task_id": result.task,
+                "split": source.split,
+            }
             for result in results
             if limit is None and (source := _hub_source(result))
         },
@@ -132,55 +134,6 @@ def write_results(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def model_index(results: Sequence[TaskResult], limit: int | None = None) -> list[EvalResult]:
-    """The results as the entries of a card's `model-index`, one for each measure."""
-    entries = []
-    for result in results:
-        source = _hub_source(result)
-        name = result.task if limit is None else f"{result.task} (first {result.examples})"
-        for measure in result.shares:
-            entry = EvalResult(
-                task_type="text-generation",
-                dataset_type=source.path if source else result.task.partition("=")[0],
-                dataset_name=name,
-                dataset_config=source.configuration if source else None,
-                dataset_split=source.split if source else None,
-                metric_type=measure,
-                metric_name=f"{measure}: {CONVENTIONS[measure]}",
-                metric_value=round(result.values[measure], 6),
-            )
-            entries.append(entry)
-    return entries
-
-
-def result_entries(results: Sequence[TaskResult], limit: int | None = None) -> dict[str, list[EvalResultEntry]]:
-    """By task, what `.eval_results/<task>.yaml` says: the known measure of whole data sets of the Hub, no others."""
-    entries = {}
-    for result in results:
-        source = _hub_source(result)
-        if source and limit is None:
-            notes = f"{result.metric}, {CONVENTIONS[result.metric]}; {result.examples} examples, zero-shot"
-            value = round(result.values[result.metric], 6)
-            entries[result.task] = [EvalResultEntry(source.path, result.task, value, notes=notes)]
-    return entries
-
-
-def write_to_card(folder: Path, results: Sequence[TaskResult], limit: int | None = None) -> None:
-    """Put results into the `README.md` and the `.eval_results/` of a model's folder, in place of older ones."""
-    readme = folder / "README.md"
-    card = ModelCard.load(readme) if readme.is_file() else ModelCard(f"---\n{{}}\n---\n# {folder.resolve().name}\n")
-    new = model_index(results, limit)
-    data: Any = card.data
-    kept = [old for old in data.eval_results or [] if _identity(old) not in map(_identity, new)]
-    data.model_name = data.model_name or folder.resolve().name
-    data.eval_results = [*kept, *new]
-    card.save(readme)
-    for task, entries in result_entries(results, limit).items():
-        path = folder / ".eval_results" / f"{task}.yaml"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
-
-
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -193,10 +146,6 @@ def _hub_source(result: TaskResult) -> HubSource | None:
     name, _, file = result.task.partition("=")
     source = find_task(name).source
     return source if isinstance(source, HubSource) and not file else None
-
-
-def _identity(entry: EvalResult) -> tuple[Any, ...]:
-    return entry.dataset_type, entry.dataset_config, entry.dataset_split, entry.dataset_name, entry.metric_type
 
 
 def _number(value: float | None) -> str:

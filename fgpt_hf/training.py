@@ -1,39 +1,31 @@
 """The one loop: it is handed a model, an objective, batches and checks, and knows no corpus and no metric."""
 
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import send_to_device, set_seed
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.distributed import DistError
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from fgpt_hf.batches import Batches
 from fgpt_hf.checkpoints import Progress, TrainingState, checkpoint_to_resume, save_model
 from fgpt_hf.devices import this_machine
 from fgpt_hf.estimate import mfu
 from fgpt_hf.folders import RunFolder, whole_folder
-from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16
+from fgpt_hf.hardware import peak_memory_bytes
 from fgpt_hf.objectives import Objective
 from fgpt_hf.optim import build_optimizer, learning_rate_factor
+from fgpt_hf.processes import attention, shard, stop_signals, summed, synchronised
 from fgpt_hf.runs import Run
 from fgpt_hf.shortage import smaller
 
@@ -43,40 +35,6 @@ class Check(NamedTuple):
 
     every_steps: int
     run: Callable[[int], dict[str, float]]
-
-
-def start(run: Run) -> Accelerator:
-    """The processes and the device of a run, in the precision that it asks for, with its seed set.
-
-    Raises:
-        ValueError: the device lacks that precision, a tracker is not installed, the processes do not find each other.
-    """
-    cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when told
-    try:
-        device = PartialState(cpu, timeout=timedelta(minutes=10)).device
-    except DistError as error:
-        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-        raise ValueError(
-            f"the processes cannot meet at {address}:{port}: is the port in use? Give another one "
-            "(accelerate launch --main_process_port, torchrun --master_port)"
-        ) from error
-    if run.bf16 and not supports_bf16(device):
-        raise ValueError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
-    if run.fp16 and device.type != "cuda":
-        raise ValueError(f"fp16=true needs a CUDA GPU and this is a {device.type}; leave the flag out")
-    bf16 = supports_bf16(device) and not run.fp16 if run.bf16 is None else run.bf16
-    if run.report_to != "none" and find_spec(run.report_to) is None:
-        raise ValueError(f"report_to={run.report_to} is not installed: pip install {run.report_to}, or leave it out")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="bf16" if bf16 else "fp16" if run.fp16 else "no",
-        log_with=None if run.report_to == "none" else run.report_to,
-        project_dir=run.folder,
-    )
-    if device.type == "cpu":
-        keep_freed_memory()
-    set_seed(run.seed)
-    return accelerator
 
 
 def fit(
@@ -106,7 +64,7 @@ def fit(
     folder.begin()
     if run.report_to != "none":
         accelerator.init_trackers(run.preset, {name: value for name, value in asdict(run).items() if value is not None})
-    with _stop_signals() as stop_requested:
+    with stop_signals() as stop_requested:
         _Loop(run, folder, forward, state, checks, on_checkpoint).go(stop_requested)
     if state.progress.step < run.max_steps:
         accelerator.print(f"stopped after step {state.progress.step}: go on with --resume_from_checkpoint latest")
@@ -130,36 +88,14 @@ def _prepare(
 ) -> tuple[nn.Module, TrainingState]:
     """The objective as the processes share it, and the state of the run at its beginning."""
     model = objective.model.train()
-    model.set_attn_implementation(_attention(run, accelerator))
+    model.set_attn_implementation(attention(run, accelerator))
     if run.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if run.torch_compile:
         model.get_decoder().compile()  # in place, so that names and classes stay as they are
-    forward = _shard(objective, accelerator) if run.fsdp else accelerator.prepare_model(objective)
+    forward = shard(objective, accelerator) if run.fsdp else accelerator.prepare_model(objective)
     optimizer = build_optimizer(model, run)
     return forward, TrainingState(accelerator, objective, tokenizer, optimizer, batches, Progress())
-
-
-def _shard(objective: Objective, accelerator: Accelerator) -> nn.Module:
-    """Share the objective's parameters, gradients and optimizer state among all processes, layer by layer (FSDP2)."""
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    objective.to(accelerator.device)
-    for layer in objective.model.get_decoder().layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
-    register_fsdp_forward_method(objective, "examine")
-    return objective
-
-
-def _attention(run: Run, accelerator: Accelerator) -> str:
-    if run.attn_implementation != "auto":
-        return run.attn_implementation
-    if accelerator.device.type == "cuda" and accelerator.mixed_precision != "no":
-        if is_flash_attn_3_available():
-            return "flash_attention_3"
-        if is_flash_attn_2_available():
-            return "flash_attention_2"
-    return "sdpa"
 
 
 class _Step(NamedTuple):
@@ -241,8 +177,8 @@ class _Loop:
     def _train(self, micro_batches: Sequence[Mapping[str, Tensor]], stop_requested: bool) -> _Step:
         """Sum the losses of all micro-batches and processes, divide by their weight, and move the weights once."""
         accelerator, objective = self.accelerator, self.state.objective
-        weight, stops = self._summed(
-            sum(float(objective.weight(batch)) for batch in micro_batches), float(stop_requested)
+        weight, stops = summed(
+            accelerator, sum(float(objective.weight(batch)) for batch in micro_batches), float(stop_requested)
         )
         loss = self._gradients(micro_batches, max(weight, 1.0))
         while loss is None:
@@ -251,7 +187,7 @@ class _Loop:
             self.folder.record_run()
             loss = self._gradients(micro_batches, max(weight, 1.0))
         grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
-        (mean_loss,) = self._summed(loss.item())
+        (mean_loss,) = summed(accelerator, loss.item())
         step = _Step(mean_loss, float(grad_norm), weight, stops > 0)
         if step.flaw is None or accelerator.scaler is not None:  # a scaler skips the step by itself, and learns from it
             self.optimizer.step()
@@ -264,7 +200,7 @@ class _Loop:
         loss = torch.zeros((), device=accelerator.device)
         try:
             for number, batch in enumerate(micro_batches, start=1):
-                with self._synchronised(number == len(micro_batches)), accelerator.autocast():
+                with synchronised(self.forward, accelerator, number == len(micro_batches)), accelerator.autocast():
                     share = self.forward(send_to_device(batch, accelerator.device)) / weight
                     # Gradients are averaged over the processes, and their sum is wanted.
                     accelerator.backward(share * accelerator.num_processes)
@@ -274,20 +210,6 @@ class _Loop:
                 raise
             return None  # what the failed pass holds goes with its traceback
         return loss
-
-    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Exchange gradients among processes after the last micro-batch only."""
-        if isinstance(self.forward, FSDPModule):
-            self.forward.set_requires_gradient_sync(last)
-        return nullcontext() if last else self.accelerator.no_sync(self.forward)
-
-    def _summed(self, *values: float) -> list[float]:
-        """Each value summed over all processes."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        return self.accelerator.reduce(
-            torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        ).tolist()
 
     def _account_for(self, step: _Step) -> None:
         """Count a step that left the weights as they were, and give up after too many in a row."""
@@ -349,20 +271,3 @@ class _Loop:
             self.on_checkpoint(self.state.save(self.folder.checkpoints, self.run.save_total_limit))
         except OSError as error:
             print(f"no checkpoint of step {self.progress.step}, the earlier ones are whole: {error}")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within, the first SIGINT or SIGTERM is noted for the loop to see, and a second one acts as ever."""
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

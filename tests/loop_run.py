@@ -20,9 +20,10 @@ from fgpt_hf.batches import IGNORED, RandomRows
 from fgpt_hf.evaluation import held_out_loss
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.processes import start
 from fgpt_hf.runs import Run, command_line, option, parse_run
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
-from fgpt_hf.training import Check, fit, start
+from fgpt_hf.training import Check, fit
 
 
 @dataclass(kw_only=True)

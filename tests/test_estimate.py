@@ -87,7 +87,7 @@ def kept_for_backward(run: BaseRun, rows: int) -> int:
     model = FGPTForCausalLM(network(run)).train()
     model.set_attn_implementation(run.attn_implementation)
     if run.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

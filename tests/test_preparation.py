@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from fgpt_hf import preparation
-from fgpt_hf.preparation import load_prepared, origin, prepare, prepare_documents, report, summary
+from fgpt_hf.preparation import prepare, prepare_documents, report
+from fgpt_hf.prepared import load_prepared, origin, summary
 from fgpt_hf.rows import HELD_OUT, TRAIN
 from fgpt_hf.runs import Preparation, TextSource
 from tests.fineweb import documents, write_shard, write_shards
