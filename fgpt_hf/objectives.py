@@ -115,8 +115,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             if states_grad is not None:
                 states_grad[rows] = logits @ low_embeddings
             if embeddings_grad is not None:
-                for tokens in _slices(len(embeddings), 8192):  # so that no product of the embeddings' size exists
-                    embeddings_grad[tokens] += logits[:, tokens].T @ low_states[rows]
+                _add_product_(embeddings_grad, logits.T, low_states[rows])
         ctx.save_for_backward(states_grad, embeddings_grad)
         return total
 
@@ -136,7 +135,7 @@ def _product_dtype(states: Tensor) -> torch.dtype:
 def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the rows with their logits, `(rows, V)`, in one buffer that every chunk uses again."""
     # Enough rows for full matrix speed, few enough that the buffer is a fraction of a model's own memory.
-    chunk_rows = 256 if states.device.type == "cpu" else 4096
+    chunk_rows = 512 if states.device.type == "cpu" else 4096
     buffer = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
     for rows in _slices(len(states), chunk_rows):
         yield rows, torch.mm(states[rows], embeddings.T, out=buffer[: rows.stop - rows.start])
@@ -162,9 +161,18 @@ def _to_exponentials_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return sums.log() - target_logits, sums
 
 
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right` to `total`, in place, without another matrix of that size."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+        return
+    for rows in _slices(len(total), 8192):
+        total[rows] += left[rows] @ right
+
+
 def _parts(logits: Tensor) -> Iterator[slice]:
     """The rows, on a CPU as many at a time as fit its cache."""
-    return _slices(len(logits), 64 if logits.device.type == "cpu" else len(logits))
+    return _slices(len(logits), 16 if logits.device.type == "cpu" else len(logits))
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
