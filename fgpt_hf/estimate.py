@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 from fgpt_hf.configuration_fgpt import FGPTConfig
 from fgpt_hf.devices import Machine
+from fgpt_hf.objectives import logit_rows, softmax_rows
 from fgpt_hf.runs import PRESETS, BaseRun, Run
 
 USABLE_SHARE = 0.9  # of the memory: allocators lose some between their blocks
 FLOAT, LOW = 4, 2  # bytes of a float32, and of a bfloat16 or float16
-# Rows of logits, and of their float32 softmax, that exist at once: see the chunks in objectives.
-CPU_LOGIT_ROWS, CPU_SOFTMAX_ROWS, LOGIT_ROWS = 256, 64, 4096
 
 
 class Parameters(NamedTuple):
@@ -202,8 +201,8 @@ def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:
     size = LOW if low else FLOAT
     states = tokens * config.hidden_size * (3 * FLOAT + LOW * low)
     embeddings = config.vocab_size * config.hidden_size * (FLOAT + LOW * low)
-    logits = min(tokens, CPU_LOGIT_ROWS if machine.kind == "cpu" else LOGIT_ROWS)
-    softmax = min(tokens, CPU_SOFTMAX_ROWS if machine.kind == "cpu" else LOGIT_ROWS)
+    logits = min(tokens, logit_rows(machine.kind))
+    softmax = min(logits, softmax_rows(machine.kind))
     return states + embeddings + config.vocab_size * (size * logits + FLOAT * softmax)
 
 

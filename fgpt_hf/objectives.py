@@ -127,6 +127,16 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return states_grad, embeddings_grad, None, None
 
 
+def logit_rows(device: str) -> int:
+    """Rows whose logits exist at once on such a device: full matrix speed, in a fraction of a model's own memory."""
+    return 512 if device == "cpu" else 4096
+
+
+def softmax_rows(device: str) -> int:
+    """Rows whose softmax is formed at once, in float32: on a CPU as many as fit its cache."""
+    return 16 if device == "cpu" else logit_rows(device)
+
+
 def _product_dtype(states: Tensor) -> torch.dtype:
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
@@ -134,8 +144,7 @@ def _product_dtype(states: Tensor) -> torch.dtype:
 
 def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the rows with their logits, `(rows, V)`, in one buffer that every chunk uses again."""
-    # Enough rows for full matrix speed, few enough that the buffer is a fraction of a model's own memory.
-    chunk_rows = 512 if states.device.type == "cpu" else 4096
+    chunk_rows = logit_rows(states.device.type)
     buffer = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
     for rows in _slices(len(states), chunk_rows):
         yield rows, torch.mm(states[rows], embeddings.T, out=buffer[: rows.stop - rows.start])
@@ -171,8 +180,7 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _parts(logits: Tensor) -> Iterator[slice]:
-    """The rows, on a CPU as many at a time as fit its cache."""
-    return _slices(len(logits), 16 if logits.device.type == "cpu" else len(logits))
+    return _slices(len(logits), softmax_rows(logits.device.type))
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fgpt_hf import FGPTConfig, FGPTForCausalLM, estimate, objectives
+from fgpt_hf import FGPTConfig, FGPTForCausalLM, estimate
 from fgpt_hf.batches import as_batch
 from fgpt_hf.devices import GPUS, Machine, known_machine, named_gpu, this_machine
 from fgpt_hf.estimate import (
@@ -121,12 +121,6 @@ def test_checkpointing_keeps_a_layers_input_and_recomputes_one_layer() -> None:
     kept = kept_for_backward(run, rows=4)
     one_layer = memory(replace(TINY, num_hidden_layers=1), network(replace(TINY, num_hidden_layers=1)), MACHINE, 4, 1)
     assert kept < checkpointed < kept + one_layer.activations < whole
-
-
-def test_chunks_of_logits_are_the_objectives() -> None:
-    states, embeddings = torch.zeros(1000, 8), torch.zeros(16, 8)
-    (rows, logits) = next(iter(objectives._logit_chunks(states, embeddings)))
-    assert len(logits) == rows.stop == estimate.CPU_LOGIT_ROWS
 
 
 def test_sharding_divides_and_replicas_do_not() -> None:
