@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from fgpt_hf.configuration_fgpt import FGPTConfig
 from fgpt_hf.devices import Machine
 from fgpt_hf.objectives import logit_rows, softmax_rows
@@ -201,7 +203,7 @@ def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:
     size = LOW if low else FLOAT
     states = tokens * config.hidden_size * (3 * FLOAT + LOW * low)
     embeddings = config.vocab_size * config.hidden_size * (FLOAT + LOW * low)
-    logits = min(tokens, logit_rows(machine.kind))
+    logits = min(tokens, logit_rows(machine.kind, torch.bfloat16 if low else torch.float32))
     softmax = min(logits, softmax_rows(machine.kind))
     return states + embeddings + config.vocab_size * (size * logits + FLOAT * softmax)
 

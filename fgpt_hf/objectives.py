@@ -127,14 +127,16 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return states_grad, embeddings_grad, None, None
 
 
-def logit_rows(device: str) -> int:
-    """Rows whose logits exist at once on such a device: full matrix speed, in a fraction of a model's own memory."""
-    return 512 if device == "cpu" else 4096
+def logit_rows(device: str, dtype: torch.dtype) -> int:
+    """Rows whose logits exist at once: enough for full matrix speed, in a fraction of a model's own memory."""
+    if device == "cpu":
+        return 1024 if dtype == torch.float32 else 512  # each where more are no faster
+    return 4096
 
 
 def softmax_rows(device: str) -> int:
     """Rows whose softmax is formed at once, in float32: on a CPU as many as fit its cache."""
-    return 16 if device == "cpu" else logit_rows(device)
+    return 16 if device == "cpu" else 4096
 
 
 def _product_dtype(states: Tensor) -> torch.dtype:
@@ -144,7 +146,7 @@ def _product_dtype(states: Tensor) -> torch.dtype:
 
 def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the rows with their logits, `(rows, V)`, in one buffer that every chunk uses again."""
-    chunk_rows = logit_rows(states.device.type)
+    chunk_rows = logit_rows(states.device.type, states.dtype)
     buffer = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
     for rows in _slices(len(states), chunk_rows):
         yield rows, torch.mm(states[rows], embeddings.T, out=buffer[: rows.stop - rows.start])
