@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgpt_hf.command_line import command_line, flags, from_flags
 from fgpt_hf.evaluate_command import add_evaluate
 from fgpt_hf.forecast import estimate
 from fgpt_hf.preparation import prepare_documents
 from fgpt_hf.report import report
-from fgpt_hf.runs import Preparation, command_line, flags, from_flags
+from fgpt_hf.runs import Preparation
 
 
 def main() -> None:

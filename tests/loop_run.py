@@ -17,11 +17,12 @@ import torch
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.batches import IGNORED, RandomRows
+from fgpt_hf.command_line import command_line, parse_run
 from fgpt_hf.evaluation import held_out_loss
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.processes import start
-from fgpt_hf.runs import Run, command_line, option, parse_run
+from fgpt_hf.runs import Run, option
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
 from fgpt_hf.training import Check, fit
 

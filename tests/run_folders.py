@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.checkpoints import save_model
-from fgpt_hf.runs import PRESETS
+from fgpt_hf.presets import PRESETS
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
 
 METRICS = [

@@ -12,6 +12,7 @@ ORDER = [
     {"loading", "trees"},
     {"tokenizer"},
     {"runs"},
+    {"presets", "command_line"},
     {"workers", "retries", "packing"},
     {"pydocs"},
     {"corpora"},

@@ -1,0 +1,53 @@
+"""The named runs that a command line starts from."""
+
+from collections.abc import Mapping
+
+from fgpt_hf.runs import BaseRun
+
+PRESETS: Mapping[str, BaseRun] = {
+    run.preset: run
+    for run in (
+        BaseRun(preset="fgpt-712m"),
+        # GPT-3's rates for these sizes; 20 tokens a parameter.
+        BaseRun(
+            preset="fgpt-355m",
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            hidden_size=1024,
+            learning_rate=3e-4,
+            max_steps=13_600,
+        ),
+        BaseRun(
+            preset="fgpt-124m",
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            hidden_size=768,
+            learning_rate=6e-4,
+            max_steps=4_800,
+        ),
+        # Minutes on two cores. The vocabulary is most of its work, so a smaller network would hardly be faster.
+        BaseRun(
+            preset="quickstart",
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            hidden_size=256,
+            max_position_embeddings=256,
+            dataset_name="pydocs",
+            streaming=False,
+            max_eval_rows=64,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            learning_rate=2e-3,
+            warmup_steps=20,
+            max_steps=200,
+            logging_steps=10,
+            eval_steps=100,
+            eval_tasks="pydocs-choice",
+            eval_task_limit=128,
+            eval_task_steps=400,
+            sample_steps=100,
+            save_steps=200,
+            save_total_limit=1,
+        ),
+    )
+}
