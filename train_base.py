@@ -23,7 +23,7 @@ from fgpt_hf.publish import Delivery
 from fgpt_hf.report import report
 from fgpt_hf.results import as_json, write_results
 from fgpt_hf.runs import BaseRun
-from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
+from fgpt_hf.tokenizer import GENERATION_IDS, build_tokenizer
 from fgpt_hf.training import Check, fit
 
 
@@ -73,9 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 def new_model(run: BaseRun) -> FGPTForCausalLM:
     """A network of the run's shape with GPT-2's initial weights, which ends its texts and its turns."""
     model = FGPTForCausalLM(network(run))
-    model.generation_config = GenerationConfig(
-        bos_token_id=END_OF_TEXT_ID, eos_token_id=[END_OF_TEXT_ID, END_OF_TURN_ID], pad_token_id=PAD_ID
-    )
+    model.generation_config = GenerationConfig(**GENERATION_IDS)
     return model
 
 

@@ -11,9 +11,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-from fgpt_hf.corpora import COMPRESSIONS, CORPORA, FILE_FORMATS, HUB_NAMES
+from fgpt_hf.corpora import CORPORA, HUB_NAMES
 from fgpt_hf.folders import RESULTS, read_lines
 from fgpt_hf.provenance import PROVENANCE
+from fgpt_hf.sources import COMPRESSIONS, FILE_FORMATS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fgpt_hf.runs import BaseRun
+from fgpt_hf.runs import BaseRun, InstructRun
 
 PRESETS: Mapping[str, BaseRun] = {
     run.preset: run
@@ -48,6 +48,54 @@ PRESETS: Mapping[str, BaseRun] = {
             sample_steps=100,
             save_steps=200,
             save_total_limit=1,
+        ),
+    )
+}
+
+INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
+    run.preset: run
+    for run in (
+        InstructRun(
+            preset="fgpt-712m",
+            gradient_accumulation_steps=8,
+            learning_rate=1e-4,
+            warmup_steps=50,
+            held_out_share=0.01,
+            eval_steps=200,
+            sample_steps=500,
+            save_steps=500,
+        ),
+        # The original's tuning: 1,100 entries, of which a model makes what it can in minutes.
+        InstructRun(
+            preset="rasbt",
+            dataset_name="rasbt-instruct",
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            learning_rate=5e-5,
+            warmup_steps=5,
+            logging_steps=1,
+            eval_steps=5,
+            sample_steps=50,
+            save_steps=50,
+        ),
+        # A minute on two cores, from the quickstart's base model.
+        InstructRun(
+            preset="quickstart",
+            model_name_or_path="runs/quickstart/base",
+            dataset_name="pydocs-chat:12000",
+            held_out_share=0.01,
+            max_eval_rows=32,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-3,
+            warmup_steps=10,
+            max_steps=80,
+            eval_steps=40,
+            sample_steps=80,
+            save_steps=80,
+            save_total_limit=1,
+            max_new_tokens=40,
         ),
     )
 }

@@ -11,6 +11,9 @@ from transformers.hf_argparser import HfArg
 Schedule = Literal["cosine", "linear", "warmup_stable_decay", "constant"]
 Optimizer = Literal["muon", "adamw"]
 Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
+TokenInit = Literal["mean", "keep"]
+BadRows = Literal["skip", "refuse"]
+LongRows = Literal["cut", "skip", "refuse"]
 Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
@@ -85,11 +88,13 @@ class Run:
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub=true needs hub_model_id=user/name")
         if self.output_dir is None:
-            self.output_dir = f"runs/{self.preset}"
+            self.output_dir = f"runs/{self.preset}{self.folder_ending}"
 
     may_be_zero: ClassVar[Sequence[str]] = ("seed", "warmup_steps", "min_lr_ratio", "weight_decay")
     # What a resumed run must have as it was, because weights, data or optimizer state depend on it.
     lasting: ClassVar[Sequence[str]] = ("preset", "seed", "optim")
+    # What tells the default folder of this kind of run from that of the base run of the same preset.
+    folder_ending: ClassVar[str] = ""
 
     @property
     def task_names(self) -> list[str]:
@@ -170,3 +175,64 @@ class BaseRun(TextSource, Run):
     streaming: bool = option(True, "read documents as training goes, instead of preparing all of them first")
     max_eval_rows: int = option(512, "rows of the fixed held-out set")
     sample_prompt: str = option("Once upon a time", "continued as training goes, with one of the corpus")
+
+
+@dataclass(kw_only=True)
+class TuningRun(Run):
+    """What the runs that begin with a trained model have in common. The names are those of TRL and PEFT."""
+
+    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "max_steps", "lora_dropout")
+    lasting: ClassVar[Sequence[str]] = (
+        *Run.lasting,
+        "model_name_or_path",
+        "dataset_name",
+        "dataset_config_name",
+        "dataset_revision",
+        "dataset_train_split",
+        "held_out_share",
+        "max_length",
+        "bad_rows",
+        "long_rows",
+        "use_peft",
+        "lora_r",
+        "lora_alpha",
+        "lora_target_modules",
+    )
+
+    model_name_or_path: str = option("runs/fgpt-712m", "the model to begin with: its folder, a run's, or a Hub id")
+    new_token_init: TokenInit = option(
+        "mean", "rows of role tokens that the model has never seen: the mean of the embeddings, or kept as they are"
+    )
+    max_steps: int = option(0, "optimizer steps of the whole run (0: as num_train_epochs says)")
+    num_train_epochs: float = option(1.0, "how often the run sees all of its data, where max_steps is 0")
+
+    dataset_name: str = option(
+        "smol-smoltalk", "what to learn from, or a mixture NAME:MOST*TIMES,…: at most so many rows, so often an epoch"
+    )
+    dataset_config_name: str | None = option(None, "configuration of Hub data sets that have no short name")
+    dataset_revision: str | None = option(None, "commit of such a data set (default: the newest)")
+    dataset_train_split: str = option("train", "split of such a data set")
+    held_out_share: float = option(0.05, "share of the rows that is never trained on, by a hash of each")
+    max_eval_rows: int = option(256, "rows of the fixed held-out set")
+    max_length: int | None = option(None, "tokens of a training row (default: the model's context)")
+    bad_rows: BadRows = option("skip", "rows that are not what they should be: left out and told, or refused")
+    long_rows: LongRows = option("cut", "rows longer than max_length: cut, left out, or refused; told in any case")
+
+    use_peft: bool = option(False, "train LoRA adapters and role tokens only, with PEFT")
+    lora_r: int = option(16, "rank of the adapters")
+    lora_alpha: float = option(32, "the adapters' work is scaled by lora_alpha / lora_r")
+    lora_dropout: float = option(0.0, "of what goes into the adapters")
+    lora_target_modules: str = option("all-linear", "names of the adapted layers, separated by commas, or all-linear")
+    merge_adapter: bool = option(True, "leave a whole model; false leaves the adapter alone")
+
+
+@dataclass(kw_only=True)
+class InstructRun(TuningRun):
+    """Instruction tuning: conversations, and what of them is learnt."""
+
+    lasting: ClassVar[Sequence[str]] = (*TuningRun.lasting, "assistant_only_loss")
+    folder_ending: ClassVar[str] = "-instruct"
+
+    assistant_only_loss: bool = option(True, "learn the assistant's replies only, not what is said to it")
+    held_out_prompts: int = option(13, "prompts of held-out conversations, answered before and after")
+    max_new_tokens: int = option(64, "longest answer to a prompt, in tokens")
