@@ -60,7 +60,7 @@ class ChatData(NamedTuple):
 
     rows: ChatRows
     held_out: ChatRows
-    prompts: Sequence[Sequence[Message]]
+    prompts: list[list[Message]]
     description: str
     origin: dict[str, Any]
 
@@ -164,6 +164,6 @@ def _times(conversation: Conversation) -> int:
     return whole + (document_hash(conversation.origin) < conversation.times - whole)
 
 
-def _prompt(conversation: Conversation) -> Sequence[Message]:
+def _prompt(conversation: Conversation) -> list[Message]:
     roles = [message["role"] for message in conversation.messages]
     return conversation.messages[: roles.index("assistant")]

@@ -33,7 +33,7 @@ SHOWN = 5  # rows that are named for each thing that is wrong with some
 class Conversation(NamedTuple):
     """What was said, where it is from, its place in [0, 1) by which it is held out, and how often an epoch has it."""
 
-    messages: Sequence[Message]
+    messages: list[Message]
     origin: str
     place: float
     times: float = 1.0

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.answers import Shares, choice_shares, last_word_shares, letter_shares, text_shares
-from fgpt_hf.batches import Ids, as_batch
+from fgpt_hf.batches import Rows, as_batch
 from fgpt_hf.boundaries import Encoder, context_length
 from fgpt_hf.metrics.hellaswag.hellaswag import mean
 from fgpt_hf.objectives import next_token_prediction, token_losses
@@ -103,18 +103,24 @@ class BenchmarkCheck:
 
 @torch.no_grad()
 def held_out_loss(
-    accelerator: Accelerator, model: PreTrainedModel, rows: Ids, bytes_of_token: Tensor, batch_size: int
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    rows: Rows,
+    bytes_of_token: Tensor,
+    batch_size: int,
+    collate: Callable[[Any], dict[str, Tensor]] = as_batch,
 ) -> dict[str, float]:
     """Mean loss per token and bits per byte of text on packed rows, `(N, T)`, shared among all processes.
 
-    `eval_loss` is in nats and counts every token, the `<|endoftext|>` that ends a document included.
+    `eval_loss` is in nats and counts every scored token, the `<|endoftext|>` that ends a document included.
     `eval_bits_per_byte` is the loss of the tokens that stand for text, in bits, over the bytes that they stand for.
     """
     totals = torch.zeros(4, dtype=torch.float64)  # nats, tokens, nats of text, bytes
-    own = rows[accelerator.process_index :: accelerator.num_processes]
+    own = range(accelerator.process_index, len(rows), accelerator.num_processes)
     for start in range(0, len(own), batch_size):
         batch = {
-            name: tensor.to(accelerator.device) for name, tensor in as_batch(own[start : start + batch_size]).items()
+            name: tensor.to(accelerator.device)
+            for name, tensor in collate(rows[own[start : start + batch_size]]).items()
         }
         with accelerator.autocast():
             states, embeddings, labels = next_token_prediction(model, batch)

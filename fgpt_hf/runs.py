@@ -225,6 +225,13 @@ class TuningRun(Run):
     lora_target_modules: str = option("all-linear", "names of the adapted layers, separated by commas, or all-linear")
     merge_adapter: bool = option(True, "leave a whole model; false leaves the adapter alone")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.held_out_share < 1:
+            raise ValueError(f"held_out_share={self.held_out_share} must be a share between 0 and 1, such as 0.05")
+        if self.use_peft and self.fsdp:
+            raise ValueError("use_peft and fsdp exclude each other: adapters are small enough without sharing")
+
 
 @dataclass(kw_only=True)
 class InstructRun(TuningRun):

@@ -33,6 +33,7 @@ CONTROL_TOKENS = {
     "<|end|>": 50260,
     "<|pad|>": 50261,
 }
+ROLE_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 END_OF_TEXT_ID = CONTROL_TOKENS["<|endoftext|>"]
 END_OF_TURN_ID = CONTROL_TOKENS["<|end|>"]
 PAD_ID = CONTROL_TOKENS["<|pad|>"]
