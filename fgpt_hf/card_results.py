@@ -114,8 +114,9 @@ def write_to_card(folder: Path, results: Mapping[str, Any]) -> None:
 def _entries(facts: Facts) -> list[EvalResult]:
     """What the run's own files say."""
     name, split = facts.dataset or "held-out documents", "held out by document hash"
+    place = facts.hub_datasets[0] if len(facts.hub_datasets) == 1 else name
     datasets = facts.results.get("datasets", {})
-    own = [_entry(measured, facts.hub_dataset or name, name, split) for measured in held_out(facts)]
+    own = [_entry(measured, place, name, split) for measured in held_out(facts)]
     for measured in benchmarks(facts):
         dataset = datasets.get(measured.task) or {"id": re.split("[ =]", measured.task)[0]}
         own.append(_entry(measured, dataset["id"], measured.task, dataset.get("split"), dataset.get("config")))

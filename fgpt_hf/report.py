@@ -2,7 +2,9 @@
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +29,18 @@ FIGURES: Mapping[str, Figure] = {
     "gradient_norm": Figure("norm of the gradient before clipping", {"grad_norm": "gradient norm"}, logarithmic=True),
     "speed": Figure("tokens per second", {"tokens_per_second": "tokens per second"}, from_zero=True),
     "utilisation": Figure("share of the peak", {"mfu": "model FLOPs utilisation"}, from_zero=True),
+    "answer_length": Figure("tokens", {"answer_tokens": "mean length of the answers"}, from_zero=True),
+    "answers_ended": Figure("share", {"answers_ended": "answers that end by themselves"}, from_zero=True),
 }
-LOSSES = {"loss": "training loss", "eval_loss": "held-out loss", "eval_bits_per_byte": "bits per byte"}
+LOSSES = {
+    "loss": "training loss",
+    "eval_loss": "held-out loss",
+    "eval_bits_per_byte": "bits per byte",
+    "answers_ended": "share of answers that end",
+    "answer_tokens": "tokens of an answer",
+}
+ANSWERS = {"prompt": 30, "before": 40, "after": 40}  # columns of the table, with their widths
+MAX_LINES = 4  # of a prompt or an answer in it
 LISTED = ("checkpoints", "figures")  # folders of which each entry is named
 
 
@@ -41,7 +53,8 @@ def report(folder: Path) -> str:
     metrics = _metrics(folder)
     draw(metrics, folder / "figures")
     samples = _lines(folder / "samples.jsonl")
-    parts = [_losses(folder, metrics), _samples(samples), _contents(folder)]
+    has_answers = any("answers_ended" in line for line in metrics)
+    parts = [_losses(folder, metrics), (_answers if has_answers else _samples)(samples), _contents(folder)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -145,6 +158,32 @@ def _samples(samples: Lines) -> Iterator[str]:
                 yield f"  {line['prompt']!r} ... {line['sampled'][:160]!r}"
 
 
+def _answers(samples: Lines) -> Iterator[str]:
+    """A table of the likeliest answers at the first and at the last step that has any, prompt by prompt."""
+    if not samples:
+        return
+    steps = samples[0]["step"], samples[-1]["step"]
+    before, after = ({line["prompt"]: line["greedy"] for line in samples if line["step"] == step} for step in steps)
+    yield f"its likeliest answers before, and after {steps[1]:,} steps (samples.jsonl has sampled ones too):"
+    yield from _table_row(ANSWERS)
+    for prompt, answer in after.items():
+        yield _BETWEEN.join("-" * width for width in ANSWERS.values())
+        yield from _table_row((prompt, before.get(prompt, ""), answer))
+
+
+_BETWEEN = "  "
+
+
+def _table_row(cells: Iterable[str]) -> Iterator[str]:
+    """The lines of a row, each cell in as many as its width needs, up to `MAX_LINES`."""
+    columns = [
+        textwrap.wrap(" ".join(cell.split()), width, max_lines=MAX_LINES, placeholder=" …") or [""]
+        for cell, width in zip(cells, ANSWERS.values(), strict=True)
+    ]
+    for parts in zip_longest(*columns, fillvalue=""):
+        yield _BETWEEN.join(f"{part:<{width}}" for part, width in zip(parts, ANSWERS.values(), strict=True)).rstrip()
+
+
 def _contents(folder: Path) -> Iterator[str]:
     """What the folder holds, and how to go on from there."""
     yield f"{folder} holds"
@@ -169,7 +208,11 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, at least one."""
     if not (folder / "run.yaml").is_file():
         inside = [str(record.parent) for record in sorted(folder.glob("*/run.yaml"))]
-        hint = f"it holds the runs {', '.join(inside)}" if inside else "that is what train_base.py writes to output_dir"
+        hint = (
+            f"it holds the runs {', '.join(inside)}"
+            if inside
+            else "that is what a training script writes to output_dir"
+        )
         raise ValueError(f"{folder} is no run, since it has no run.yaml: {hint}")
     metrics = _lines(folder / "metrics.jsonl")
     if not metrics:

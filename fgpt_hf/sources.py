@@ -79,9 +79,7 @@ def open_rows(
         raise ValueError(f"{name} cannot be read, it may be damaged: {error.__cause__ or error}") from error
     splits = list(builder.info.splits or ())
     if split not in splits:
-        raise ValueError(
-            f"{name!r} has no split {split!r}, only {', '.join(splits)}: choose with --dataset_train_split"
-        )
+        raise ValueError(f"{name} has no split {split!r}, only {', '.join(splits)}: give one as dataset_train_split")
     return builder.as_dataset(split=split)  # type: ignore[return-value]
 
 

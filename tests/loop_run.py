@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -117,9 +117,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def in_child(
-    arguments: Sequence[str], environment: dict[str, str], output: Path, errors: Path, file_size_limit: int | None
+    main: Callable[[Sequence[str]], None],
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    output: Path,
+    errors: Path,
+    file_size_limit: int | None,
 ) -> None:
-    """The same in a process that is forked for it, with what it prints in two files."""
+    """A script's `main` in a process that is forked for it, with what it prints in two files."""
     os.environ.update(environment)
     for descriptor, path in ((1, output), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
