@@ -48,7 +48,7 @@ def front_matter(facts: Facts, told: Told) -> dict[str, Any]:
     fields = {
         "language": told.language,
         "license": told.license,
-        "library_name": "transformers",
+        "library_name": "peft" if facts.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["fgpt", "gpt2", *(["conversational"] if facts.is_chat_model else [])],
         "datasets": facts.hub_datasets or None,

@@ -62,7 +62,7 @@ def sections(facts: Facts, told: Told) -> Iterator[str]:
 
 
 def _summary(facts: Facts, told: Told) -> str:
-    kind = "chat model" if facts.is_chat_model else "language model"
+    kind = "LoRA adapter" if facts.is_adapter else "chat model" if facts.is_chat_model else "language model"
     network = "GPT-2's architecture" + (", as a stock `GPT2LMHeadModel`" if told.stock else "")
     lines = [f"# {told.title(facts)}", "", f"A {kind} of {facts.parameters:,} parameters with {network}."]
     base_model = told.base_model or facts.base_model

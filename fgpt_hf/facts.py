@@ -14,6 +14,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from fgpt_hf.conversations import NAMES as CONVERSATIONS
 from fgpt_hf.corpora import NAMES as CORPORA
 from fgpt_hf.folders import RESULTS, read_lines
+from fgpt_hf.lora import ADAPTER
 from fgpt_hf.provenance import PROVENANCE
 from fgpt_hf.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
 
@@ -52,9 +53,10 @@ class Facts:
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers the weight files hold; a tied head counts once."""
+        """How many numbers the weight files hold; a tied head counts once, and of an adapter its own count."""
+        weights = self.model / ADAPTER if self.is_adapter else self.model
         try:
-            return sum(get_local_safetensors_metadata(self.model).parameter_count.values())
+            return sum(get_local_safetensors_metadata(weights).parameter_count.values())
         except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
             raise ValueError(f"{self.model} holds no weights that can be read: {error}") from error
 
@@ -130,6 +132,11 @@ class Facts:
         """The model on the Hub that the training began from; a folder of this machine is nobody else's business."""
         name = self.run.get("model_name_or_path")
         return name if name and name.count("/") <= 1 and name[0] not in "./~" and not Path(name).exists() else None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter, which works on the base model's weights."""
+        return (self.model / ADAPTER).is_file()
 
     @property
     def is_chat_model(self) -> bool:
