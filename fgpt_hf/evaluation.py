@@ -134,9 +134,9 @@ def held_out_loss(
 
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """How many bytes of text each id stands for, `(vocabulary,)`: none for control tokens and unused ids."""
-    lengths = torch.zeros(vocabulary, dtype=torch.int64)
+    lengths, control = torch.zeros(vocabulary, dtype=torch.int64), set(tokenizer.all_special_ids)
     for token, index in tokenizer.get_vocab().items():
-        if index not in tokenizer.all_special_ids:
+        if index not in control:
             lengths[index] = len(token)  # byte-level BPE writes each byte as one character
     return lengths
 

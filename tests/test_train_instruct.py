@@ -1,6 +1,7 @@
 """The journey from a base model to one that answers, and what it survives."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train_instruct
 from fgpt_hf.card import CARD
 from fgpt_hf.folders import read_lines
+from fgpt_hf.hub import publishable
 from tests.test_training import Launched
 from tests.tiny import random_model, save
 
@@ -99,27 +101,43 @@ def test_the_model_chats_without_this_package_and_stops_at_the_end_of_its_turn(t
     assert model.generate(**inputs, max_new_tokens=5).shape[1] > inputs["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("flags", [[], LORA], ids=["all weights", "adapter"])
-def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(place: Path, flags: list[str]) -> None:
-    name = f"resumed {len(flags)}"
-    flags = [*flags, "--merge_adapter=false"]
-    train(place, name, *flags)
-    folder = place / name
-    (weights_file,) = (folder / "model").glob("*model.safetensors")
-    expected, weights = measured(folder), load_file(weights_file)
-    train(place, name, *flags, f"--resume_from_checkpoint={folder}/checkpoints/step_00000002")
-    assert measured(folder) == expected
-    again = load_file(weights_file)
-    assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
+def resumed(place: Path, whole: Path, *flags: str) -> Path:
+    """A copy of a run, begun again at its first checkpoint."""
+    folder = place / f"{whole.name} resumed"
+    shutil.copytree(whole, folder)
+    train(place, folder.name, *flags, f"--resume_from_checkpoint={folder}/checkpoints/step_00000002")
+    return folder
 
 
-def test_adapters_learn_and_leave_a_whole_model(place: Path) -> None:
-    output = train(place, "lora", *LORA)
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert measured(one) == measured(other)
+    weights, expected = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(place: Path, trained: tuple[Path, str]) -> None:
+    assert_equal_runs(resumed(place, trained[0]), trained[0])
+
+
+@pytest.mark.slow
+def test_adapters_learn_resume_exactly_and_leave_a_whole_model(place: Path) -> None:
+    output = train(place, "adapted", *LORA)
     assert "parameters are trained, in adapters of rank 4" in output
-    losses = [line["eval_loss"] for line in read_lines(place / "lora" / "metrics.jsonl") if "eval_loss" in line]
+    losses = [line["eval_loss"] for line in read_lines(place / "adapted" / "metrics.jsonl") if "eval_loss" in line]
     assert losses[-1] < losses[0]
-    whole = AutoModelForCausalLM.from_pretrained(place / "lora" / "model")
-    assert not hasattr(whole, "peft_config")
+    assert not hasattr(AutoModelForCausalLM.from_pretrained(place / "adapted" / "model"), "peft_config")
+    assert_equal_runs(resumed(place, place / "adapted", *LORA), place / "adapted")
+
+
+@pytest.mark.slow
+def test_an_adapter_alone_is_a_folder_to_publish(place: Path) -> None:
+    train(place, "adapter", *LORA, "--max_steps=2", "--merge_adapter=false")
+    names = publishable(place / "adapter" / "model").keys()
+    assert {"adapter_model.safetensors", "adapter_config.json", CARD} <= names
+    assert "library_name: peft" in (place / "adapter" / "model" / CARD).read_text()
+    model = AutoModelForCausalLM.from_pretrained(place / "adapter" / "model")
+    assert model.active_adapters() == ["default"]
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(place: Path) -> None:
