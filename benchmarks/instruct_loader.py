@@ -64,9 +64,8 @@ def main() -> None:
                 speeds[name].append(learnt / seconds)
     for name, values in speeds.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds["packed"], values, strict=True))
-        print(
-            f"{name:26} {statistics.median(values):8,.0f} tokens learnt a second; packed rows are {ratio:.2f} times as fast"
-        )
+        speed = statistics.median(values)
+        print(f"{name:26} {speed:6,.0f} tokens learnt a second; packed rows give {ratio:.2f} times as many")
 
 
 def padded(chats: Sequence[Encoded], size: int) -> Callable[[], Batch]:
