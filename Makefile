@@ -14,6 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/python train_base.py --preset quickstart --output_dir runs/quickstart/base --overwrite_output_dir
+	$(BIN)/python train_instruct.py --preset quickstart --output_dir runs/quickstart/instruct --overwrite_output_dir
 
 test: install
 	$(BIN)/python -m pytest
