@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgpt_hf.chat import add_chat
 from fgpt_hf.command_line import command_line, flags, from_flags
 from fgpt_hf.evaluate_command import add_evaluate
 from fgpt_hf.forecast import estimate
@@ -42,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     _add_export(commands)
     _add_publish(commands)
     add_evaluate(commands)
+    add_chat(commands)
     options = parser.parse_args(arguments)
     options.function(options)
 
