@@ -15,7 +15,7 @@ from fgpt_hf.folders import model_folder
 from fgpt_hf.runs import require_amounts
 
 if TYPE_CHECKING:
-    from fgpt_hf.conversation import Conversation
+    from fgpt_hf.dialogue import Dialogue
 
 HELP = 'a conversation in the terminal: fgpt chat runs/quickstart/preference, with a "question" at the end one reply'
 COMMANDS = """/reset         forget what was said
@@ -54,10 +54,10 @@ def chat(options: Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the terminal is left as it was
     try:
         if options.message is None and _is_terminal(sys.stdin):
-            _talk(_conversation(options, decoding), options.model)
+            _talk(_dialogue(options, decoding), options.model)
         else:
             message = _clean(_piped() if options.message is None else options.message)
-            _answer_once(_conversation(options, decoding), message)
+            _answer_once(_dialogue(options, decoding), message)
     except BrokenPipeError:  # who read the reply has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -81,11 +81,11 @@ def _decoding(options: Namespace) -> dict[str, Any]:
     return {"do_sample": not options.greedy} | given
 
 
-def _conversation(options: Namespace, decoding: Mapping[str, Any]) -> "Conversation":
+def _dialogue(options: Namespace, decoding: Mapping[str, Any]) -> "Dialogue":
     import torch  # seconds that a mistake in the options need not wait
     from transformers.utils import logging
 
-    from fgpt_hf.conversation import Conversation
+    from fgpt_hf.dialogue import Dialogue
     from fgpt_hf.loading import load_model
 
     logging.set_verbosity_error()
@@ -95,28 +95,28 @@ def _conversation(options: Namespace, decoding: Mapping[str, Any]) -> "Conversat
     model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))  # type: ignore[arg-type]
     if options.seed is not None:
         torch.manual_seed(options.seed)
-    return Conversation(model, tokenizer, decoding, options.max_new_tokens, options.system and _clean(options.system))
+    return Dialogue(model, tokenizer, decoding, options.max_new_tokens, options.system and _clean(options.system))
 
 
-def _answer_once(conversation: "Conversation", message: str) -> None:
-    reply = conversation.answer(message, _write)
+def _answer_once(dialogue: "Dialogue", message: str) -> None:
+    reply = dialogue.answer(message, _write)
     _write("\n")
     if reply.stopped:
         raise KeyboardInterrupt
 
 
-def _talk(conversation: "Conversation", name: str) -> None:
+def _talk(dialogue: "Dialogue", name: str) -> None:
     """Answer line after line until the input ends."""
     with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  gives `input` editing and a history
-    _say(f"{name} reads {conversation.context} tokens. Ctrl-C stops a reply, Ctrl-D leaves, /help says more.")
+    _say(f"{name} reads {dialogue.context} tokens. Ctrl-C stops a reply, Ctrl-D leaves, /help says more.")
     while True:
         try:
             line = _clean(_read_line())
             if line.startswith("/"):
-                _command(conversation, line)
+                _command(dialogue, line)
             elif line.strip():
-                _answer(conversation, line.strip())
+                _answer(dialogue, line.strip())
         except EOFError:
             return _say("")
         except KeyboardInterrupt:
@@ -125,55 +125,55 @@ def _talk(conversation: "Conversation", name: str) -> None:
             _say(f"({error})")
 
 
-def _answer(conversation: "Conversation", message: str) -> None:
+def _answer(dialogue: "Dialogue", message: str) -> None:
     """Write the reply, and say what could not be seen from it."""
-    reply = conversation.answer(message, lambda text: _write(_visible(text)))
+    reply = dialogue.answer(message, lambda text: _write(_visible(text)))
     _write("\n")
     if reply.stopped:
         _say("(stopped)")
     elif not reply.text:
         _say("(no words: the model ended its reply at once)")
     if reply.turns_dropped:
-        _say(f"(no longer in the context of {conversation.context} tokens: the {_oldest(reply.turns_dropped)})")
+        _say(f"(no longer in the context of {dialogue.context} tokens: the {_oldest(reply.turns_dropped)})")
 
 
 def _oldest(turns: int) -> str:
     return "oldest turn" if turns == 1 else f"{turns} oldest turns"
 
 
-def _command(conversation: "Conversation", line: str) -> None:
+def _command(dialogue: "Dialogue", line: str) -> None:
     name, _, argument = line.partition(" ")
     if name not in ACTIONS:
         raise ValueError(f"there is no {name}: /help lists what there is")
-    ACTIONS[name](conversation, argument.strip())
+    ACTIONS[name](dialogue, argument.strip())
 
 
-def _reset(conversation: "Conversation", argument: str) -> None:
-    conversation.reset()
+def _reset(dialogue: "Dialogue", argument: str) -> None:
+    dialogue.reset()
     _say("(forgotten)")
 
 
-def _system(conversation: "Conversation", argument: str) -> None:
-    conversation.system = argument or None
+def _system(dialogue: "Dialogue", argument: str) -> None:
+    dialogue.system = argument or None
     _say("(from now on)" if argument else "(no system prompt)")
 
 
-def _save(conversation: "Conversation", argument: str) -> None:
-    if not argument or not conversation.turns:
-        raise ValueError("/save FILE needs a name" if conversation.turns else "nothing has been said yet")
+def _save(dialogue: "Dialogue", argument: str) -> None:
+    if not argument or not dialogue.turns:
+        raise ValueError("/save FILE needs a name" if dialogue.turns else "nothing has been said yet")
     try:
         with Path(argument).expanduser().open("x", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": conversation.messages}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"messages": dialogue.messages}, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ValueError(f"not saved: {error}") from error
     _say(f"(saved: {argument})")
 
 
-ACTIONS: Mapping[str, Callable[["Conversation", str], None]] = {
+ACTIONS: Mapping[str, Callable[["Dialogue", str], None]] = {
     "/reset": _reset,
     "/system": _system,
     "/save": _save,
-    "/help": lambda conversation, argument: _say(COMMANDS),
+    "/help": lambda dialogue, argument: _say(COMMANDS),
 }
 
 

@@ -10,6 +10,7 @@ from transformers.hf_argparser import HfArg
 
 Schedule = Literal["cosine", "linear", "warmup_stable_decay", "constant"]
 Optimizer = Literal["muon", "adamw"]
+PreferenceLoss = Literal["sigmoid", "ipo", "simpo"]
 Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
 TokenInit = Literal["mean", "keep"]
 BadRows = Literal["skip", "refuse"]

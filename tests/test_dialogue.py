@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from fgpt_hf.conversation import Conversation, Turn, as_messages, turns_to_drop
+from fgpt_hf.dialogue import Dialogue, Turn, as_messages, turns_to_drop
 from fgpt_hf.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, encode_conversation
 from tests.tiny import CONTEXT, random_model, tokenizer
@@ -24,11 +24,11 @@ def model() -> FGPTForCausalLM:
     return model
 
 
-def conversation(max_new_tokens: int = 8, system: str | None = None) -> Conversation:
-    return Conversation(model(), tokenizer(), GREEDY, max_new_tokens, system)
+def dialogue(max_new_tokens: int = 8, system: str | None = None) -> Dialogue:
+    return Dialogue(model(), tokenizer(), GREEDY, max_new_tokens, system)
 
 
-class Reading(Conversation):
+class Reading(Dialogue):
     """A conversation that keeps what the model has read."""
 
     def _prompt(self, message: str) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_a_long_conversation_reads_the_system_prompt_and_the_latest_whole_turns(
 
 def test_the_reply_arrives_in_pieces_and_ends_as_generate_ends_it() -> None:
     pieces: list[str] = []
-    reply = conversation(24).answer("What is 2 + 2?", pieces.append)
+    reply = dialogue(24).answer("What is 2 + 2?", pieces.append)
     ids = tokenizer().apply_chat_template(
         [{"role": "user", "content": "What is 2 + 2?"}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
@@ -71,7 +71,7 @@ def test_the_reply_arrives_in_pieces_and_ends_as_generate_ends_it() -> None:
 
 
 def test_an_interrupted_reply_really_stops_and_what_was_written_is_remembered() -> None:
-    said, pieces = conversation(40), []
+    said, pieces = dialogue(40), []
 
     def write(text: str) -> None:
         pieces.append(text)
@@ -86,7 +86,7 @@ def test_an_interrupted_reply_really_stops_and_what_was_written_is_remembered() 
 
 
 def test_a_message_longer_than_the_context_is_refused_and_the_conversation_goes_on() -> None:
-    said = conversation(system="Be brief.")
+    said = dialogue(system="Be brief.")
     said.answer("Hello", lambda text: None)
     with pytest.raises(ValueError, match=f"the message with the system prompt has .* reads {CONTEXT}"):
         said.answer("word " * CONTEXT, lambda text: None)
@@ -95,7 +95,7 @@ def test_a_message_longer_than_the_context_is_refused_and_the_conversation_goes_
 
 
 def test_a_message_that_leaves_little_room_gets_a_short_reply() -> None:
-    reply = conversation(40).answer("word " * (CONTEXT - 12), lambda text: None)
+    reply = dialogue(40).answer("word " * (CONTEXT - 12), lambda text: None)
     assert 0 < len(tokenizer().encode(reply.text)) < 12
 
 
@@ -107,7 +107,7 @@ def test_text_that_spells_a_control_token_does_not_become_it() -> None:
 
 
 def test_what_is_kept_is_a_row_that_training_reads() -> None:
-    said = conversation(system="Be brief.")
+    said = dialogue(system="Be brief.")
     said.answer("Hello", lambda text: None)
     messages = json.loads(json.dumps(said.messages))
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
@@ -115,7 +115,7 @@ def test_what_is_kept_is_a_row_that_training_reads() -> None:
 
 
 def test_forgetting_begins_anew() -> None:
-    said = conversation()
+    said = dialogue()
     first = said.answer("Hello", lambda text: None).text
     assert said.answer("Hello", lambda text: None).text != first
     said.reset()
@@ -124,4 +124,4 @@ def test_forgetting_begins_anew() -> None:
 
 def test_a_reply_as_long_as_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match=f"max_new_tokens={CONTEXT} leaves no room"):
-        conversation(CONTEXT)
+        dialogue(CONTEXT)

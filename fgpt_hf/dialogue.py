@@ -43,7 +43,7 @@ def turns_to_drop(turns: int, length_without: Callable[[int], int], longest: int
     return next((dropped for dropped in range(turns) if length_without(dropped) <= longest), turns)
 
 
-class Conversation:
+class Dialogue:
     """What a user and a model say to each other.
 
     Attributes:
