@@ -1,6 +1,5 @@
 """Conversations become rows: encoded, cut, packed, each with positions of its own, and what of them is learnt."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,8 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.batches import IGNORED, Batches, RandomRows
-from fgpt_hf.conversations import Conversation, Flaws, Message, load_conversations
-from fgpt_hf.corpora import document_hash
+from fgpt_hf.conversations import Conversation, Flaws, Message, load_conversations, times_an_epoch
 from fgpt_hf.packing import Ids, fullest_rows
 from fgpt_hf.runs import InstructRun
 from fgpt_hf.tokenizer import PAD_ID, Encoded, encode_conversations
@@ -88,7 +86,14 @@ def open_chats(run: InstructRun, tokenizer: PreTrainedTokenizerBase, context: in
             f"{run.dataset_name} with held_out_share={run.held_out_share} gives {len(train)} conversations to learn "
             f"and {len(held_out)} to hold out, and both are needed{f' ({flaws})' if len(flaws) else ''}"
         )
-    rows = pack_chats([chat for n, chat in train.items() for _ in range(_times(conversations[n]))], length)
+    rows = pack_chats(
+        [
+            chat
+            for n, chat in train.items()
+            for _ in range(times_an_epoch(conversations[n].origin, conversations[n].times))
+        ],
+        length,
+    )
     description = f"{run.dataset_name}: {len(train):,} conversations in {rows}; {len(held_out):,} held out"
     splits = {"train": train, "validation": held_out}
     sizes = {
@@ -156,12 +161,6 @@ def chat_batch(rows: ChatRows) -> dict[str, Tensor]:
         "position_ids": torch.from_numpy(rows.positions.astype(np.int64)),
         "labels": input_ids.masked_fill(torch.from_numpy(~rows.learnt), IGNORED),
     }
-
-
-def _times(conversation: Conversation) -> int:
-    """How often an epoch has it: of 2.5 times, three for half of the conversations and two for the others."""
-    whole = math.floor(conversation.times)
-    return whole + (document_hash(conversation.origin) < conversation.times - whole)
 
 
 def _prompt(conversation: Conversation) -> list[Message]:

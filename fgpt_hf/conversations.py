@@ -1,5 +1,6 @@
 """Which conversations: names become rows, rows become messages, and a hash says which of them are held out."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -82,6 +83,32 @@ def rows_of(share: Share, count: int) -> Sequence[int]:
     return np.sort(np.random.default_rng(0).permutation(count)[: share.most]).tolist()
 
 
+def times_an_epoch(origin: str, times: float) -> int:
+    """How often an epoch has a row: of 2.5 times, three for half of the rows and two for the others."""
+    whole = math.floor(times)
+    return whole + (document_hash(origin) < times - whole)
+
+
+def instruction(row: Mapping[str, Any]) -> Message:
+    """The original's prompt: the instruction, then a new line and the input where there is one."""
+    given = row.get("input") or ""
+    return {"role": "user", "content": filled(row, "instruction") + (f"\n{given}" if given.strip() else "")}
+
+
+def filled(row: Mapping[str, Any], name: str) -> Any:
+    """What a row has under a name; ValueError where that is nothing."""
+    if not (row[name].strip() if isinstance(row[name], str) else row[name]):
+        raise ValueError(f"{name!r} is missing or empty")
+    return row[name]
+
+
+def place_of(row: Mapping[str, Any], messages: Sequence[Message]) -> float:
+    """A hash of all that is said, or of the document that the row was made of, so that both are held out together."""
+    if isinstance(place := row.get("document_hash"), float):
+        return place
+    return document_hash("\n".join(f"{message.get('role')}\n{message['content']}" for message in messages))
+
+
 def _open(share: Share, run: TuningRun) -> Dataset:
     rows = open_rows(NAMES, share.name, run.dataset_train_split, run.dataset_config_name, run.dataset_revision)
     return TREES[share.name](rows) if share.name in TREES else rows
@@ -97,7 +124,7 @@ def _conversations(share: Share, rows: Dataset, flaws: Flaws, treatment: BadRows
         except ValueError as error:
             flaws.note(origin, str(error), treatment)
             continue
-        yield Conversation(messages, origin, _place(row, messages), share.times)
+        yield Conversation(messages, origin, place_of(row, messages), share.times)
 
 
 def _reader(name: str, columns: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Message]]:
@@ -121,16 +148,13 @@ def _from_messages(row: Mapping[str, Any]) -> list[Message]:
 
 def _from_completion(row: Mapping[str, Any]) -> list[Message]:
     """A prompt and its completion, each text or messages, as in TRL."""
-    prompt, completion = _filled(row, "prompt"), _filled(row, "completion")
+    prompt, completion = filled(row, "prompt"), filled(row, "completion")
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return [*before, *([{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion)]
 
 
 def _from_instruction(row: Mapping[str, Any]) -> list[Message]:
-    """The original's prompt: the instruction, then a new line and the input where there is one."""
-    given = row.get("input") or ""
-    question = _filled(row, "instruction") + (f"\n{given}" if given.strip() else "")
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": _filled(row, "output")}]
+    return [instruction(row), {"role": "assistant", "content": filled(row, "output")}]
 
 
 FORMS: Mapping[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]] = {
@@ -138,12 +162,6 @@ FORMS: Mapping[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]] = 
     ("prompt", "completion"): _from_completion,
     ("instruction", "output"): _from_instruction,
 }
-
-
-def _filled(row: Mapping[str, Any], name: str) -> Any:
-    if not (row[name].strip() if isinstance(row[name], str) else row[name]):
-        raise ValueError(f"{name!r} is missing or empty")
-    return row[name]
 
 
 def _checked(messages: list[Message]) -> list[Message]:
@@ -155,13 +173,6 @@ def _checked(messages: list[Message]) -> list[Message]:
     if not any(message.get("role") == "assistant" for message in messages):
         raise ValueError("no message is the assistant's")
     return messages
-
-
-def _place(row: Mapping[str, Any], messages: Sequence[Message]) -> float:
-    """A hash of all that is said, or of the document that the row was made of, so that both are held out together."""
-    if isinstance(place := row.get("document_hash"), float):
-        return place
-    return document_hash("\n".join(f"{message.get('role')}\n{message['content']}" for message in messages))
 
 
 def best_paths(rows: Dataset) -> Dataset:

@@ -244,3 +244,28 @@ class InstructRun(TuningRun):
     assistant_only_loss: bool = option(True, "learn the assistant's replies only, not what is said to it")
     held_out_prompts: int = option(13, "prompts of held-out conversations, answered before and after")
     max_new_tokens: int = option(64, "longest answer to a prompt, in tokens")
+
+
+@dataclass(kw_only=True)
+class PreferenceRun(TuningRun):
+    """Preference optimisation: pairs of replies, of which the chosen one is to become the likelier. The names are TRL's."""
+
+    may_be_zero: ClassVar[Sequence[str]] = (*TuningRun.may_be_zero, "label_smoothing", "simpo_gamma")
+    lasting: ClassVar[Sequence[str]] = (*TuningRun.lasting, "loss_type", "beta", "label_smoothing", "simpo_gamma")
+    folder_ending: ClassVar[str] = "-preference"
+
+    dataset_name: str = option(
+        "HuggingFaceH4/ultrafeedback_binarized",
+        "pairs to learn from, or a mixture NAME:MOST*TIMES,…: at most so many rows, so often an epoch",
+    )
+    loss_type: PreferenceLoss = option("sigmoid", "sigmoid: DPO; ipo: IPO; simpo: SimPO, which has no reference model")
+    beta: float = option(0.1, "how much rewards count against the distance from the model before training")
+    label_smoothing: float = option(0.0, "share of pairs that may be the wrong way round; not for ipo")
+    simpo_gamma: float = option(0.5, "the margin that simpo is to reach")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_smoothing >= 0.5:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5, or nothing is preferred")
+        if self.label_smoothing and self.loss_type == "ipo":
+            raise ValueError("label_smoothing has no meaning for loss_type=ipo: leave it out")
