@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,7 +15,7 @@ from fgpt_hf.answers import Shares, choice_shares, last_word_shares, letter_shar
 from fgpt_hf.batches import Rows, as_batch
 from fgpt_hf.boundaries import Encoder, context_length
 from fgpt_hf.metrics.hellaswag.hellaswag import mean
-from fgpt_hf.objectives import next_token_prediction, token_losses
+from fgpt_hf.objectives import Batch, Objective, next_token_prediction, token_losses
 from fgpt_hf.scoring import Scorer
 from fgpt_hf.tasks import find_task, load_examples
 
@@ -130,6 +131,19 @@ def held_out_loss(
         totals += torch.stack([losses.sum(), (labels >= 0).sum(), losses[text_bytes > 0].sum(), text_bytes.sum()])
     nats, tokens, text_nats, text_bytes = accelerator.reduce(totals.to(accelerator.device)).tolist()
     return {"eval_loss": nats / tokens, "eval_bits_per_byte": text_nats / math.log(2) / text_bytes}
+
+
+@torch.no_grad()
+def held_out_means(accelerator: Accelerator, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
+    """The means of what an objective sums over held-out batches, shared among all processes: `eval_loss` and so on."""
+    totals = torch.zeros(2 + len(objective.observed), dtype=torch.float64)  # the weight, then the sums
+    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+        with accelerator.autocast():
+            sums = objective.forward(send_to_device(batch, accelerator.device)).reshape(-1)
+        totals += torch.cat([objective.weight(batch).reshape(1).double(), sums.double().cpu()])
+    weight, *sums_of_all = accelerator.reduce(totals.to(accelerator.device)).tolist()
+    names = ("loss", *objective.observed)
+    return {f"eval_{name}": value / weight for name, value in zip(names, sums_of_all, strict=True)}
 
 
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:

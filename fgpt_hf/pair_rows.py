@@ -38,6 +38,10 @@ class PairRows:
     pairs: Sequence[tuple[Reply, Reply]]
     reference: npt.NDArray[np.float32]
 
+    @classmethod
+    def unreferenced(cls, pairs: Sequence[tuple[Reply, Reply]]) -> "PairRows":
+        return cls(pairs, np.zeros((len(pairs), 2), dtype=np.float32))
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -77,6 +81,10 @@ class PairData(NamedTuple):
     def batches(self, seed: int, rank: int, processes: int) -> Batches:
         return RandomRows(self.epoch, seed, rank, processes, pair_batch)
 
+    def held_out_batches(self, size: int) -> list[dict[str, Tensor]]:
+        numbers = range(len(self.held_out))
+        return [pair_batch(self.held_out[numbers[start : start + size]]) for start in numbers[::size]]
+
 
 def open_pairs(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase, context: int) -> PairData:
     """The pairs of `run.dataset_name`, each side of at most `run.max_length` tokens, or of the whole `context`.
@@ -104,9 +112,9 @@ def open_pairs(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase, context: 
     }
     description = f"{run.dataset_name}: {len(train):,} pairs to learn, {len(held_out):,} held out"
     return PairData(
-        _rows(train),
+        PairRows.unreferenced([replies for _, replies in train]),
         [times_an_epoch(pair.origin, pair.times) for pair, _ in train],
-        _rows(held_out[: run.max_eval_rows]),
+        PairRows.unreferenced([replies for _, replies in held_out[: run.max_eval_rows]]),
         "\n".join(filter(None, [description, str(flaws)])),
         {"data": data},
     )
@@ -115,23 +123,23 @@ def open_pairs(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase, context: 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], length: int, run: PreferenceRun, flaws: Flaws
 ) -> list[tuple[Pair, tuple[Reply, Reply]]]:
-    """The pairs with their ids, no longer than `length`. What cannot be used, and what is cut, goes to `flaws`."""
+    """The pairs with their ids, no longer than `length`.
+
+    What cannot be learnt from, and what is cut, goes to `flaws`; ValueError where the run refuses it.
+    """
     encoded = iter(encode_conversations(tokenizer, [said for pair in pairs for said in pair.conversations]))
     read = []
     for pair, *sides in zip(pairs, encoded, encoded, strict=True):
-        if error := next((side for side in sides if isinstance(side, ValueError)), None):
+        try:
+            replies = _replies(sides, length)
+        except ValueError as error:
             flaws.note(pair.origin, str(error), run.bad_rows)
             continue
-        chosen, rejected = (last_reply(side) for side in sides if isinstance(side, Encoded))
-        longest = max(len(chosen.ids), len(rejected.ids))
-        if chosen.start >= length or rejected.start >= length:
-            flaws.note(pair.origin, f"its prompt alone is longer than {length} tokens", run.bad_rows)
-            continue
-        if longest > length:
+        if any(isinstance(side, Encoded) and len(side.ids) > length for side in sides):
             flaws.note(pair.origin, f"it is longer than {length} tokens", run.long_rows)
             if run.long_rows == "skip":
                 continue
-        read.append((pair, (_cut(chosen, length), _cut(rejected, length))))
+        read.append((pair, replies))
     return read
 
 
@@ -166,9 +174,14 @@ def pair_batch(rows: PairRows) -> dict[str, Tensor]:
     }
 
 
-def _cut(reply: Reply, length: int) -> Reply:
-    return Reply(reply.ids[:length], reply.start)
-
-
-def _rows(items: Sequence[tuple[Pair, tuple[Reply, Reply]]]) -> PairRows:
-    return PairRows([pair for _, pair in items], np.zeros((len(items), 2), dtype=np.float32))
+def _replies(sides: Sequence[Encoded | ValueError], length: int) -> tuple[Reply, Reply]:
+    """Chosen and rejected, cut to `length`; ValueError where they cannot be told apart in what is left."""
+    for side in sides:
+        if isinstance(side, ValueError):
+            raise side
+    chosen, rejected = (last_reply(side) for side in sides if isinstance(side, Encoded))
+    if max(chosen.start, rejected.start) >= length:
+        raise ValueError(f"its prompt alone is longer than {length} tokens")
+    if np.array_equal(chosen.ids[:length], rejected.ids[:length]):
+        raise ValueError("its replies are equal as far as they are read")
+    return Reply(chosen.ids[:length], chosen.start), Reply(rejected.ids[:length], rejected.start)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fgpt_hf.runs import BaseRun, InstructRun
+from fgpt_hf.runs import BaseRun, InstructRun, PreferenceRun
 
 PRESETS: Mapping[str, BaseRun] = {
     run.preset: run
@@ -96,6 +96,60 @@ INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
             save_steps=50,
             save_total_limit=1,
             max_new_tokens=40,
+        ),
+    )
+}
+
+PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
+    run.preset: run
+    for run in (
+        PreferenceRun(
+            preset="fgpt-712m",
+            model_name_or_path="runs/fgpt-712m-instruct",
+            dataset_train_split="train_prefs",
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=8,
+            optim="adamw",
+            learning_rate=1e-6,
+            weight_decay=0.0,
+            held_out_share=0.01,
+            eval_steps=100,
+            sample_steps=500,
+            save_steps=500,
+        ),
+        PreferenceRun(
+            preset="rasbt",
+            model_name_or_path="runs/rasbt-instruct",
+            dataset_name="rasbt-preference",
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            optim="adamw",
+            learning_rate=1e-5,
+            weight_decay=0.0,
+            warmup_steps=10,
+            logging_steps=1,
+            eval_steps=20,
+            sample_steps=130,
+            save_steps=130,
+        ),
+        # Under a minute on two cores, from the quickstart's instruct model.
+        PreferenceRun(
+            preset="quickstart",
+            model_name_or_path="runs/quickstart/instruct",
+            dataset_name="pydocs-preference:400",
+            held_out_share=0.1,
+            max_eval_rows=32,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            optim="adamw",
+            learning_rate=1e-4,
+            weight_decay=0.0,
+            warmup_steps=4,
+            max_steps=30,
+            eval_steps=15,
+            sample_steps=30,
+            save_steps=30,
+            save_total_limit=1,
         ),
     )
 }

@@ -248,7 +248,7 @@ class InstructRun(TuningRun):
 
 @dataclass(kw_only=True)
 class PreferenceRun(TuningRun):
-    """Preference optimisation: pairs of replies, of which the chosen one is to become the likelier. The names are TRL's."""
+    """Preference optimisation: pairs of replies, of which the chosen one is to be the likelier. The names are TRL's."""
 
     may_be_zero: ClassVar[Sequence[str]] = (*TuningRun.may_be_zero, "label_smoothing", "simpo_gamma")
     lasting: ClassVar[Sequence[str]] = (*TuningRun.lasting, "loss_type", "beta", "label_smoothing", "simpo_gamma")
