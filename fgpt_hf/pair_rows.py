@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.batches import IGNORED, Batches, RandomRows
-from fgpt_hf.conversations import Flaws, times_an_epoch
+from fgpt_hf.conversations import Flaws, Message, times_an_epoch
 from fgpt_hf.packing import Ids
 from fgpt_hf.pairs import Pair, load_pairs
 from fgpt_hf.runs import PreferenceRun
@@ -50,14 +50,21 @@ class PairRows:
 
 
 class PairData(NamedTuple):
-    """What a preference run trains on: pairs to learn, each with how often an epoch has it, and held-out pairs.
+    """What a preference run works with.
 
-    `origin` is what a card says of the data, as `provenance.record_provenance` takes it.
+    Attributes:
+        rows: pairs to learn.
+        times: how often an epoch has each of them.
+        held_out: pairs that are not learnt.
+        prompts: what some of those reply to.
+        description: a line on the data, and one for each thing that is wrong with some of its rows.
+        origin: what a card says of the data, as `provenance.record_provenance` takes it.
     """
 
     rows: PairRows
     times: Sequence[int]
     held_out: PairRows
+    prompts: Sequence[list[Message]]
     description: str
     origin: dict[str, Any]
 
@@ -115,6 +122,7 @@ def open_pairs(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase, context: 
         PairRows.unreferenced([replies for _, replies in train]),
         [times_an_epoch(pair.origin, pair.times) for pair, _ in train],
         PairRows.unreferenced([replies for _, replies in held_out[: run.max_eval_rows]]),
+        [list(pair.prompt) for pair, _ in held_out[: run.held_out_prompts]],
         "\n".join(filter(None, [description, str(flaws)])),
         {"data": data},
     )

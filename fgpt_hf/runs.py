@@ -218,6 +218,8 @@ class TuningRun(Run):
     max_length: int | None = option(None, "tokens of a training row (default: the model's context)")
     bad_rows: BadRows = option("skip", "rows that are not what they should be: left out and told, or refused")
     long_rows: LongRows = option("cut", "rows longer than max_length: cut, left out, or refused; told in any case")
+    held_out_prompts: int = option(13, "prompts of held-out conversations, answered before and after")
+    max_new_tokens: int = option(64, "longest answer to a prompt, in tokens")
 
     use_peft: bool = option(False, "train LoRA adapters and role tokens only, with PEFT")
     lora_r: int = option(16, "rank of the adapters")
@@ -242,8 +244,6 @@ class InstructRun(TuningRun):
     folder_ending: ClassVar[str] = "-instruct"
 
     assistant_only_loss: bool = option(True, "learn the assistant's replies only, not what is said to it")
-    held_out_prompts: int = option(13, "prompts of held-out conversations, answered before and after")
-    max_new_tokens: int = option(64, "longest answer to a prompt, in tokens")
 
 
 @dataclass(kw_only=True)
@@ -265,6 +265,11 @@ class PreferenceRun(TuningRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "per_device_train_batch_size=auto: how many pairs fit depends on how long they are; give a number, "
+                "which is halved where the memory runs out"
+            )
         if self.label_smoothing >= 0.5:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5, or nothing is preferred")
         if self.label_smoothing and self.loss_type == "ipo":

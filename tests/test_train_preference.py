@@ -99,6 +99,15 @@ def test_length_normalised_losses_move_the_margin_too(home: Path, loss_type: str
     assert held_out[-1]["eval_rewards/margins"] > held_out[0]["eval_rewards/margins"]
 
 
+def test_adapters_learn_the_same_preference_and_leave_a_whole_model(home: Path) -> None:
+    main(flags(home, home / "lora", "--use_peft", "--lora_r=4", "--learning_rate=0.03", "--sample_steps=99"))
+    held_out = [line for line in read_lines(home / "lora" / "metrics.jsonl") if "eval_loss" in line]
+    assert held_out[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert held_out[-1]["eval_rewards/margins"] > 0.5
+    whole, start = (load_file(folder / "model.safetensors") for folder in (home / "lora" / "model", home / "start"))
+    assert whole.keys() == start.keys()
+
+
 def test_flawed_rows_are_told_or_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(flags(home, home / "told", "--max_steps=1"))
     assert f"1 left out, 'chosen' equals 'rejected': row 7 of {home / 'pairs.json'}" in capsys.readouterr().out
@@ -113,13 +122,17 @@ def test_flawed_rows_are_told_or_refused(home: Path, capsys: pytest.CaptureFixtu
         ("--loss_type=hinge", "loss_type"),
         ("--beta=0", "beta=0.0 must be above zero"),
         ("--label_smoothing=0.5", "label_smoothing=0.5 must be below 0.5"),
-        ("--held_out_share=1", "gives 0 pairs to learn"),
+        ("--held_out_share=0.999999", "gives 0 pairs to learn"),
+        ("--per_device_train_batch_size=auto", "how many pairs fit depends on how long they are"),
         ("--max_length=65", "max_length=65 is more than the 64 tokens"),
         ("--max_length=4", "its prompt alone is longer than 4 tokens"),
         ("--model_name_or_path=nowhere", "nowhere"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing_behind(home: Path, flag: str, said: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    home: Path, flag: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=said):
         main(flags(home, home / "bad", flag))
     assert not (home / "bad").exists()
