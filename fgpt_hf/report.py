@@ -24,11 +24,20 @@ class Figure(NamedTuple):
 
 
 FIGURES: Mapping[str, Figure] = {
-    "loss": Figure("loss, nats per token", {"loss": "training", "eval_loss": "held out"}),
+    "loss": Figure("loss, nats", {"loss": "training", "eval_loss": "held out"}),
     "learning_rate": Figure("learning rate", {"learning_rate": "learning rate"}, noisy=False),
     "gradient_norm": Figure("norm of the gradient before clipping", {"grad_norm": "gradient norm"}, logarithmic=True),
     "speed": Figure("tokens per second", {"tokens_per_second": "tokens per second"}, from_zero=True),
     "utilisation": Figure("share of the peak", {"mfu": "model FLOPs utilisation"}, from_zero=True),
+    "reward_margin": Figure(
+        "reward of the chosen reply less that of the rejected one",
+        {"rewards/margins": "training", "eval_rewards/margins": "held out"},
+    ),
+    "pairs_right": Figure(
+        "share of pairs whose chosen reply has the greater reward",
+        {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
+        from_zero=True,
+    ),
     "answer_length": Figure("tokens", {"answer_tokens": "mean length of the answers"}, from_zero=True),
     "answers_ended": Figure("share", {"answers_ended": "answers that end by themselves"}, from_zero=True),
 }
@@ -36,6 +45,8 @@ LOSSES = {
     "loss": "training loss",
     "eval_loss": "held-out loss",
     "eval_bits_per_byte": "bits per byte",
+    "eval_rewards/margins": "held-out reward margin",
+    "eval_rewards/accuracies": "held-out pairs right",
     "answers_ended": "share of answers that end",
     "answer_tokens": "tokens of an answer",
 }
@@ -60,14 +71,20 @@ def report(folder: Path) -> str:
 
 def draw(metrics: Lines, folder: Path) -> list[Path]:
     """A PNG for each figure of which anything was measured; benchmarks, whose keys are `task/measure`, share one."""
-    measures = {key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
-    figures = {**FIGURES, "benchmarks": Figure("share of right answers", {name: name for name in sorted(measures)})}
+    names = {name: name for name in sorted(_measures(metrics))}
+    figures = {**FIGURES, "benchmarks": Figure("share of right answers", names)}
     folder.mkdir(exist_ok=True)
     return [
         _draw(metrics, figure, folder / f"{name}.png")
         for name, figure in figures.items()
         if any(_series(metrics, key)[0] for key in figure.curves)
     ]
+
+
+def _measures(metrics: Lines) -> list[str]:
+    """The keys of benchmarks, in the order in which they were measured."""
+    keys = {key: None for line in metrics for key in line if "/" in key and "rewards/" not in key}
+    return [key for key in keys if not key.endswith("_stderr")]
 
 
 def _draw(metrics: Lines, figure: Figure, path: Path) -> Path:
@@ -133,15 +150,15 @@ def _losses(folder: Path, metrics: Lines) -> Iterator[str]:
     """What was first and last measured of each loss and benchmark, and the speed."""
     last = metrics[-1]
     yield f"{folder}: {last['step']:,} steps, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
-    names = LOSSES | {key: key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
-    width = max(map(len, names.values()))
+    named = LOSSES | {key: key for key in _measures(metrics)}
+    names = {key: name for key, name in named.items() if _series(metrics, key)[0]}
+    width = max(map(len, (*names.values(), "speed")))
     for key, name in names.items():
         steps, values = _series(metrics, key)
-        if steps:
-            error = _series(metrics, f"{key}_stderr")[1]
-            doubt = f" ± {error[-1]:.3f}" if error else ""
-            first, now = f"{values[0]:.3f} at step {steps[0]}", f"{values[-1]:.3f}{doubt} at step {steps[-1]}"
-            yield f"  {name:<{width}}  {first} -> {now}"
+        error = _series(metrics, f"{key}_stderr")[1]
+        doubt = f" ± {error[-1]:.3f}" if error else ""
+        first, now = f"{values[0]:.3f} at step {steps[0]}", f"{values[-1]:.3f}{doubt} at step {steps[-1]}"
+        yield f"  {name:<{width}}  {first} -> {now}"
     speeds = _series(metrics, "tokens_per_second")[1]
     if speeds:
         yield f"  {'speed':<{width}}  {statistics.median(speeds):,.0f} tokens/s (median)"

@@ -139,7 +139,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
 
 
 def test_the_folder_trains_in_trls_dpo_trainer_unchanged(home: Path, trained: Path, tmp_path: Path) -> None:
-    """The example of docs/tuning.md."""
+    """The example of docs/preference.md."""
     model, tokenizer = load_model(str(trained / "model"))
     data = load_dataset("json", data_files=str(home / "pairs.json"), split="train")
     config = DPOConfig(str(tmp_path), max_steps=2, use_cpu=True, bf16=False, report_to="none", save_strategy="no")
