@@ -136,8 +136,8 @@ PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
         PreferenceRun(
             preset="quickstart",
             model_name_or_path="runs/quickstart/instruct",
-            dataset_name="pydocs-preference:400",
-            held_out_share=0.1,
+            dataset_name="pydocs-preference:200",
+            held_out_share=0.16,
             max_eval_rows=32,
             per_device_train_batch_size=8,
             gradient_accumulation_steps=1,
@@ -145,11 +145,12 @@ PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
             learning_rate=1e-4,
             weight_decay=0.0,
             warmup_steps=4,
-            max_steps=30,
-            eval_steps=15,
-            sample_steps=30,
-            save_steps=30,
+            max_steps=20,
+            eval_steps=20,
+            sample_steps=20,
+            save_steps=20,
             save_total_limit=1,
+            max_new_tokens=40,
         ),
     )
 }
