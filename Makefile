@@ -14,6 +14,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/python train_base.py --preset quickstart --output_dir runs/quickstart/base --overwrite_output_dir
+	$(BIN)/python train_instruct.py --preset quickstart --output_dir runs/quickstart/instruct --overwrite_output_dir
+	$(BIN)/python train_preference.py --preset quickstart --output_dir runs/quickstart/preference --overwrite_output_dir
+	$(BIN)/fgpt evaluate runs/quickstart/base/model runs/quickstart/preference/model --tasks pydocs-choice --limit 64
+	$(BIN)/fgpt chat runs/quickstart/preference --greedy 'What does `load(path)` do?'
 
 test: install
 	$(BIN)/python -m pytest

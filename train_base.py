@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from transformers import GenerationConfig
 
 from fgpt_hf import FGPTForCausalLM
+from fgpt_hf.command_line import command_line, parse_run
 from fgpt_hf.data import open_data
 from fgpt_hf.devices import this_machine
 from fgpt_hf.estimate import network
@@ -15,13 +16,14 @@ from fgpt_hf.evaluation import Benchmark, BenchmarkCheck, bytes_of_tokens, held_
 from fgpt_hf.folders import RESULTS, RunFolder
 from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.presets import PRESETS
 from fgpt_hf.processes import start
 from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
 from fgpt_hf.report import report
 from fgpt_hf.results import as_json, write_results
-from fgpt_hf.runs import PRESETS, BaseRun, command_line, parse_run
-from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
+from fgpt_hf.runs import BaseRun
+from fgpt_hf.tokenizer import GENERATION_IDS, build_tokenizer
 from fgpt_hf.training import Check, fit
 
 
@@ -71,9 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 def new_model(run: BaseRun) -> FGPTForCausalLM:
     """A network of the run's shape with GPT-2's initial weights, which ends its texts and its turns."""
     model = FGPTForCausalLM(network(run))
-    model.generation_config = GenerationConfig(
-        bos_token_id=END_OF_TEXT_ID, eos_token_id=[END_OF_TEXT_ID, END_OF_TURN_ID], pad_token_id=PAD_ID
-    )
+    model.generation_config = GenerationConfig(**GENERATION_IDS)
     return model
 
 

@@ -21,7 +21,8 @@ from fgpt_hf.estimate import memory, network
 from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.optim import build_optimizer
-from fgpt_hf.runs import PRESETS, BaseRun
+from fgpt_hf.presets import PRESETS
+from fgpt_hf.runs import BaseRun
 from fgpt_hf.tokenizer import END_OF_TEXT_ID
 
 CPU = torch.device("cpu")

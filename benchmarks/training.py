@@ -23,7 +23,7 @@ from fgpt_hf.batches import as_batch
 from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes
 from fgpt_hf.objectives import Batch, LanguageModelObjective
 from fgpt_hf.optim import JointOptimizer, build_optimizer
-from fgpt_hf.runs import PRESETS
+from fgpt_hf.presets import PRESETS
 from fgpt_hf.tokenizer import END_OF_TEXT_ID
 
 LAYERS, WIDTH, HEADS, ROWS, LENGTH, VOCABULARY = 6, 384, 6, 8, 256, 50304

@@ -37,24 +37,32 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, numbers: Sequence[int]) -> Ids:
-        """The rows of these numbers, `(len(numbers), T)`."""
+    def __getitem__(self, numbers: Sequence[int]) -> Any:
+        """The rows of these numbers: ids, `(len(numbers), T)`, or whatever `collate` is to make a batch of."""
 
 
 class RandomRows:
-    """Rows in a new random order each epoch, of which every process takes its own part."""
+    """Rows in a new random order each epoch, of which every process takes its own part, as `collate` makes it."""
 
-    def __init__(self, rows: Rows, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        collate: Callable[[Any], dict[str, Tensor]] | None = None,
+    ) -> None:
         if not len(rows):
             raise ValueError("the corpus gives no training rows: it holds no documents outside the held-out share")
         self.rows, self.seed, self.rank, self.processes = rows, seed, rank, processes
+        self.collate = collate or as_batch
         self.position = 0
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def take(self, count: int) -> dict[str, Tensor]:
         first = self.position + self.rank * count
         self.position += count * self.processes
-        return as_batch(self.rows[[self._row(number) for number in range(first, first + count)]])
+        return self.collate(self.rows[[self._row(number) for number in range(first, first + count)]])
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, "rows": len(self.rows)}

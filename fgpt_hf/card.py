@@ -43,15 +43,15 @@ def build_card(facts: Facts, told: Told) -> str:
 
 def front_matter(facts: Facts, told: Told) -> dict[str, Any]:
     """What the Hub reads of a card; a field that is not known is left out."""
-    dataset, base_model = facts.hub_dataset, told.base_model or facts.base_model
+    base_model = told.base_model or facts.base_model
     index = model_index(facts, told.title(facts))
     fields = {
         "language": told.language,
         "license": told.license,
-        "library_name": "transformers",
+        "library_name": "peft" if facts.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["fgpt", "gpt2", *(["conversational"] if facts.is_chat_model else [])],
-        "datasets": [dataset] if dataset else None,
+        "datasets": facts.hub_datasets or None,
         "base_model": base_model,
         "metrics": _metric_names(index) if index else None,
         "model-index": index or None,

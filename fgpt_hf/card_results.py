@@ -15,6 +15,11 @@ HELD_OUT = {
     "eval_loss": ("loss", "nats per token of held-out documents"),
     "eval_bits_per_byte": ("bits_per_byte", "bits per byte of held-out text"),
 }
+HELD_OUT_PAIRS = {
+    "eval_loss": ("preference_loss", "nats per held-out pair"),
+    "eval_rewards/margins": ("reward_margin", "reward of the chosen reply less that of the rejected one"),
+    "eval_rewards/accuracies": ("reward_accuracy", "share of pairs whose chosen reply has the greater reward"),
+}
 
 
 class Measurement(NamedTuple):
@@ -30,9 +35,10 @@ class Measurement(NamedTuple):
 def held_out(facts: Facts) -> list[Measurement]:
     """The last losses on the run's own held-out split."""
     last = facts.last
+    of_pairs = "eval_rewards/margins" in last
     return [
-        Measurement("held-out text", metric, last[name], None, convention)
-        for name, (metric, convention) in HELD_OUT.items()
+        Measurement("held-out pairs" if of_pairs else "held-out text", metric, last[name], None, convention)
+        for name, (metric, convention) in (HELD_OUT_PAIRS if of_pairs else HELD_OUT).items()
         if name in last
     ]
 
@@ -114,8 +120,9 @@ def write_to_card(folder: Path, results: Mapping[str, Any]) -> None:
 def _entries(facts: Facts) -> list[EvalResult]:
     """What the run's own files say."""
     name, split = facts.dataset or "held-out documents", "held out by document hash"
+    place = facts.hub_datasets[0] if len(facts.hub_datasets) == 1 else name
     datasets = facts.results.get("datasets", {})
-    own = [_entry(measured, facts.hub_dataset or name, name, split) for measured in held_out(facts)]
+    own = [_entry(measured, place, name, split) for measured in held_out(facts)]
     for measured in benchmarks(facts):
         dataset = datasets.get(measured.task) or {"id": re.split("[ =]", measured.task)[0]}
         own.append(_entry(measured, dataset["id"], measured.task, dataset.get("split"), dataset.get("config")))

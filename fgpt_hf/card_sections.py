@@ -1,5 +1,6 @@
 """The sections of a model card, in their order; each is empty where the run knows nothing of it."""
 
+import html
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from fgpt_hf.facts import Facts
 
 # Fields of run.yaml that say where and how often something is written, and nothing about the model.
 HOUSEKEEPING = re.compile(
-    r"(overwrite_)?output_dir|resume_.*|.*_steps|save_.*|(push_to_)?hub.*|report_to|sample_prompt"
+    r"(overwrite_)?output_dir|resume_.*|.*_steps|save_.*|(push_to_)?hub.*|report_to|sample_prompt|held_out_prompts"
 )
 TRAINING_STEPS = ("max_steps", "warmup_steps", "gradient_accumulation_steps")
 
@@ -61,7 +62,7 @@ def sections(facts: Facts, told: Told) -> Iterator[str]:
 
 
 def _summary(facts: Facts, told: Told) -> str:
-    kind = "chat model" if facts.is_chat_model else "language model"
+    kind = "LoRA adapter" if facts.is_adapter else "chat model" if facts.is_chat_model else "language model"
     network = "GPT-2's architecture" + (", as a stock `GPT2LMHeadModel`" if told.stock else "")
     lines = [f"# {told.title(facts)}", "", f"A {kind} of {facts.parameters:,} parameters with {network}."]
     base_model = told.base_model or facts.base_model
@@ -119,8 +120,11 @@ def _quick_start(facts: Facts, told: Told) -> str:
 def _training_data(facts: Facts) -> str:
     if facts.dataset is None:
         return ""
-    on_hub = facts.hub_dataset
-    name = f"[{on_hub}](https://huggingface.co/datasets/{on_hub})" if on_hub else f"`{facts.dataset}`"
+    on_hub = facts.hub_datasets
+    name = ", ".join(
+        f"[{part}](https://huggingface.co/datasets/{part})" if part in on_hub else f"`{part}`"
+        for part in facts.dataset.split(", ")
+    )
     configuration = facts.dataset_configuration
     lines = ["## Training data", "", f"{name}{f', configuration `{configuration}`' if configuration else ''}."]
     splits = facts.provenance.get("data", {})
@@ -217,12 +221,43 @@ def _samples(facts: Facts) -> str:
     lines = facts.last_samples
     if not lines:
         return ""
+    if facts.is_chat_model:
+        return "\n".join(_answers(facts))
     text = ["## Samples", "", f"All that the run wrote down after {lines[0]['step']:,} steps; none was left out."]
     for line in lines:
         for decoding, written in line.items():
             if decoding not in ("step", "prompt"):
                 text += ["", f"{decoding}:", "", *_fenced(f"{line['prompt']}⟶{written}")]
     return "\n".join(text)
+
+
+def _answers(facts: Facts) -> Iterator[str]:
+    """Each prompt with its answers before and after."""
+    before = {line["prompt"]: line for line in facts.first_samples}
+    yield "## Answers"
+    yield ""
+    yield f"All that the run wrote down before it began and after {facts.last_samples[0]['step']:,} steps."
+    yield ""
+    decodings = [name for name in facts.last_samples[0] if name not in ("step", "prompt")]
+    header = ("prompt", *(f"{when}, {decoding}" for decoding in decodings for when in ("before", "after")))
+    rows = [
+        (
+            _inline(line["prompt"]),
+            *(
+                _inline(there.get(decoding, ""))
+                for decoding in decodings
+                for there in (before.get(line["prompt"], {}), line)
+            ),
+        )
+        for line in facts.last_samples
+    ]
+    yield from _table(header, rows)
+
+
+def _inline(text: str) -> str:
+    """Text in a cell as it is, but for its line ends."""
+    marked = re.sub(r"([\\`*_~\[\]$])", r"\\\1", html.escape(text.strip(), quote=False))
+    return "<br>".join(marked.splitlines())
 
 
 def _fenced(text: str) -> list[str]:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.batches import Batches
 from fgpt_hf.folders import PARTIAL, flaw, whole_folder, write_manifest
+from fgpt_hf.lora import has_adapter, restore_adapter
 from fgpt_hf.objectives import Objective
 from fgpt_hf.optim import JointOptimizer
 from fgpt_hf.runs import Run
@@ -103,8 +104,11 @@ class TrainingState:
         """Become what `save` wrote; every process must call it."""
         training = torch.load(checkpoint / "training.pt", weights_only=True, mmap=True)
         whole = StateDictOptions(full_state_dict=True, strict=False)  # a tied weight stands in the file once
-        weights: dict[str, Any] = {**load_file(checkpoint / "model.safetensors")}
-        set_model_state_dict(self.model, weights, options=whole)
+        if has_adapter(self.model):
+            restore_adapter(self.model, checkpoint)
+        else:
+            weights: dict[str, Any] = {**load_file(checkpoint / "model.safetensors")}
+            set_model_state_dict(self.model, weights, options=whole)
         set_optimizer_state_dict(self.model, self.optimizer.optimizers, training["optimizer"], options=whole)
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
@@ -166,11 +170,14 @@ def save_model(
 ) -> None:
     """Write a complete Hub folder: weights as safetensors, configuration, code, tokenizer, template, generation config.
 
+    Of a model with an adapter, the adapter's weights and configuration in place of the model's weights.
+
     Raises:
         OSError: it could not be written.
     """
     try:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
+        model.config.save_pretrained(folder)  # which a model with an adapter leaves out
         tokenizer.save_pretrained(folder)
     except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
         raise OSError(f"could not write {folder}: {error}") from error

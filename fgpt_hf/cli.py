@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgpt_hf.chat import add_chat
+from fgpt_hf.command_line import command_line, flags, from_flags
 from fgpt_hf.evaluate_command import add_evaluate
 from fgpt_hf.forecast import estimate
 from fgpt_hf.preparation import prepare_documents
 from fgpt_hf.report import report
-from fgpt_hf.runs import Preparation, command_line, flags, from_flags
+from fgpt_hf.runs import Preparation
 
 
 def main() -> None:
@@ -41,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     _add_export(commands)
     _add_publish(commands)
     add_evaluate(commands)
+    add_chat(commands)
     options = parser.parse_args(arguments)
     options.function(options)
 

@@ -7,23 +7,20 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import fsspec
 import pyarrow
-from datasets import Dataset, DatasetBuilder, IterableDataset, load_dataset_builder
-from datasets.data_files import DataFilesDict, EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+from datasets import Dataset, DatasetBuilder, IterableDataset
+from datasets.data_files import DataFilesDict
 from datasets.packaged_modules.parquet.parquet import Parquet
-from huggingface_hub.errors import HFValidationError
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.pydocs import load_pydocs
-from fgpt_hf.retries import patiently
 from fgpt_hf.runs import TextSource
+from fgpt_hf.sources import Names, find_builder
 
 CORPORA: Mapping[str, Callable[[], Dataset]] = {"pydocs": load_pydocs}
 
 HUB_NAMES = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT")}
 
-FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-COMPRESSIONS = {".gz", ".xz", ".bz2", ".zst"}
+NAMES = Names("corpus", embedded=CORPORA, on_hub=HUB_NAMES)
 
 DOCUMENTS_AT_ONCE = 1000
 
@@ -114,7 +111,7 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
         dataset = CORPORA[name]()
         versions = {Path(file["filename"]).parent.name for file in dataset.cache_files}
         return [DatasetShard(" ".join([name, *sorted(versions)]), dataset, column)]
-    builder = _builder(source)
+    builder = find_builder(NAMES, name, source.dataset_config_name, source.dataset_revision)
     files = _train_files(builder, name)
     if isinstance(builder, Parquet):
         return in_order([ParquetShard(_version(file), file, column) for file in files])
@@ -138,46 +135,6 @@ def document_hash(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
-
-
-def _builder(source: TextSource) -> DatasetBuilder:
-    path = Path(source.dataset_name)
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
-    if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir():
-        if not path.is_file():
-            raise ValueError(f"dataset_name={path}: there is no such file")
-        file_format = FILE_FORMATS[suffixes[-1]]
-        paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
-        return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)
-    return _builder_by_name(source)
-
-
-def _builder_by_name(source: TextSource) -> DatasetBuilder:
-    given = source.dataset_name
-    name, configuration = HUB_NAMES.get(given, (given, None))
-    configuration = source.dataset_config_name or configuration
-    try:
-        return patiently(name, lambda: load_dataset_builder(name, configuration, revision=source.dataset_revision))
-    except DatasetNotFoundError as error:
-        if "gated" in str(error):
-            raise ValueError(
-                f"{name} is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with "
-                "`hf auth login`, or set HF_TOKEN"
-            ) from error
-        raise ValueError(_no_corpus(given)) from error
-    except HFValidationError as error:
-        raise ValueError(_no_corpus(given)) from error
-    except (EmptyDatasetError, DataFilesNotFoundError) as error:
-        raise ValueError(f"{given!r} holds no data files in a format that `datasets` reads") from error
-    except ValueError as error:  # what `datasets` says of a configuration names those that exist
-        raise ValueError(f"dataset_name={given}, dataset_config_name={configuration}: {error}") from error
-
-
-def _no_corpus(name: str) -> str:
-    return (
-        f"no corpus {name!r}, or none that you may read: give one of {', '.join([*CORPORA, *HUB_NAMES])}, the id of a "
-        f"data set on the Hub, a folder of data files, or a file ending in {', '.join(FILE_FORMATS)}"
-    )
 
 
 def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:

@@ -15,13 +15,14 @@ from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HFValidationError
 
 from fgpt_hf.batches import Batches, RandomRows, StreamedRows, Stretch
-from fgpt_hf.corpora import CORPORA, FILE_FORMATS, HUB_NAMES, Shard, open_corpus
+from fgpt_hf.corpora import CORPORA, HUB_NAMES, Shard, open_corpus
 from fgpt_hf.packing import Ids
 from fgpt_hf.preparation import describe, prepared_once
 from fgpt_hf.prepared import PREPARED, PreparedRows, is_prepared, load_prepared, origin, require_fitting, summary
 from fgpt_hf.retries import patiently
 from fgpt_hf.rows import HELD_OUT, SPLITS, TRAIN, Tokenising, held_out_rows, training_windows
 from fgpt_hf.runs import BaseRun
+from fgpt_hf.sources import FILE_FORMATS
 from fgpt_hf.windows import epoch_start
 from fgpt_hf.workers import InBackground
 

@@ -9,7 +9,8 @@ import torch
 from fgpt_hf.configuration_fgpt import FGPTConfig
 from fgpt_hf.devices import Machine
 from fgpt_hf.objectives import logit_rows, softmax_rows
-from fgpt_hf.runs import PRESETS, BaseRun, Run
+from fgpt_hf.presets import PRESETS
+from fgpt_hf.runs import BaseRun, Run
 
 USABLE_SHARE = 0.9  # of the memory: allocators lose some between their blocks
 FLOAT, LOW = 4, 2  # bytes of a float32, and of a bfloat16 or float16

@@ -2,19 +2,20 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.answers import Shares, choice_shares, last_word_shares, letter_shares, text_shares
-from fgpt_hf.batches import Ids, as_batch
+from fgpt_hf.batches import Rows, as_batch
 from fgpt_hf.boundaries import Encoder, context_length
 from fgpt_hf.metrics.hellaswag.hellaswag import mean
-from fgpt_hf.objectives import next_token_prediction, token_losses
+from fgpt_hf.objectives import Batch, Objective, next_token_prediction, token_losses
 from fgpt_hf.scoring import Scorer
 from fgpt_hf.tasks import find_task, load_examples
 
@@ -103,18 +104,24 @@ class BenchmarkCheck:
 
 @torch.no_grad()
 def held_out_loss(
-    accelerator: Accelerator, model: PreTrainedModel, rows: Ids, bytes_of_token: Tensor, batch_size: int
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    rows: Rows,
+    bytes_of_token: Tensor,
+    batch_size: int,
+    collate: Callable[[Any], dict[str, Tensor]] = as_batch,
 ) -> dict[str, float]:
     """Mean loss per token and bits per byte of text on packed rows, `(N, T)`, shared among all processes.
 
-    `eval_loss` is in nats and counts every token, the `<|endoftext|>` that ends a document included.
+    `eval_loss` is in nats and counts every scored token, the `<|endoftext|>` that ends a document included.
     `eval_bits_per_byte` is the loss of the tokens that stand for text, in bits, over the bytes that they stand for.
     """
     totals = torch.zeros(4, dtype=torch.float64)  # nats, tokens, nats of text, bytes
-    own = rows[accelerator.process_index :: accelerator.num_processes]
+    own = range(accelerator.process_index, len(rows), accelerator.num_processes)
     for start in range(0, len(own), batch_size):
         batch = {
-            name: tensor.to(accelerator.device) for name, tensor in as_batch(own[start : start + batch_size]).items()
+            name: tensor.to(accelerator.device)
+            for name, tensor in collate(rows[own[start : start + batch_size]]).items()
         }
         with accelerator.autocast():
             states, embeddings, labels = next_token_prediction(model, batch)
@@ -126,11 +133,24 @@ def held_out_loss(
     return {"eval_loss": nats / tokens, "eval_bits_per_byte": text_nats / math.log(2) / text_bytes}
 
 
+@torch.no_grad()
+def held_out_means(accelerator: Accelerator, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
+    """The means of what an objective sums over held-out batches, shared among all processes: `eval_loss` and so on."""
+    totals = torch.zeros(2 + len(objective.observed), dtype=torch.float64)  # the weight, then the sums
+    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+        with accelerator.autocast():
+            sums = objective.forward(send_to_device(batch, accelerator.device)).reshape(-1)
+        totals += torch.cat([objective.weight(batch).reshape(1).double(), sums.double().cpu()])
+    weight, *sums_of_all = accelerator.reduce(totals.to(accelerator.device)).tolist()
+    names = ("loss", *objective.observed)
+    return {f"eval_{name}": value / weight for name, value in zip(names, sums_of_all, strict=True)}
+
+
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """How many bytes of text each id stands for, `(vocabulary,)`: none for control tokens and unused ids."""
-    lengths = torch.zeros(vocabulary, dtype=torch.int64)
+    lengths, control = torch.zeros(vocabulary, dtype=torch.int64), set(tokenizer.all_special_ids)
     for token, index in tokenizer.get_vocab().items():
-        if index not in tokenizer.all_special_ids:
+        if index not in control:
             lengths[index] = len(token)  # byte-level BPE writes each byte as one character
     return lengths
 

@@ -11,9 +11,16 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-from fgpt_hf.corpora import COMPRESSIONS, CORPORA, FILE_FORMATS, HUB_NAMES
+from fgpt_hf.conversations import NAMES as CONVERSATIONS
+from fgpt_hf.corpora import NAMES as CORPORA
 from fgpt_hf.folders import RESULTS, read_lines
+from fgpt_hf.lora import ADAPTER
 from fgpt_hf.provenance import PROVENANCE
+from fgpt_hf.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
+
+KNOWN = (CORPORA, CONVERSATIONS)
+HUB_NAMES = {name: place for names in KNOWN for name, place in names.on_hub.items()}
+NOT_ON_HUB = {name for names in KNOWN for name in (*names.embedded, *names.files)}
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,10 @@ class Facts:
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers the weight files hold; a tied head counts once."""
+        """How many numbers the weight files hold; a tied head counts once, and of an adapter its own count."""
+        weights = self.model / ADAPTER if self.is_adapter else self.model
         try:
-            return sum(get_local_safetensors_metadata(self.model).parameter_count.values())
+            return sum(get_local_safetensors_metadata(weights).parameter_count.values())
         except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
             raise ValueError(f"{self.model} holds no weights that can be read: {error}") from error
 
@@ -62,6 +70,11 @@ class Facts:
         """All samples of the last step that has any."""
         last = self.samples[-1]["step"] if self.samples else None
         return [line for line in self.samples if line["step"] == last]
+
+    @property
+    def first_samples(self) -> list[dict[str, Any]]:
+        """All samples of the first step that has any."""
+        return [line for line in self.samples if line["step"] == self.samples[0]["step"]]
 
     @property
     def training_flops(self) -> float | None:
@@ -79,23 +92,34 @@ class Facts:
 
     @property
     def dataset(self) -> str | None:
-        """What the data is called: its name on the Hub, a file without its folders, or a corpus of this project."""
-        name = self.source.get("dataset_name")
-        if name is None or name in CORPORA:
-            return name
-        return Path(name).name if self._is_local(name) else HUB_NAMES.get(name, (name,))[0]
+        """What the data is called: names on the Hub, files without their folders, or names of this project."""
+        return ", ".join(self._called(name) for name in self._dataset_names) or None
 
     @property
     def dataset_configuration(self) -> str | None:
         """The configuration of a data set on the Hub."""
-        name = self.source.get("dataset_name")
-        return self.source.get("dataset_config_name") or (HUB_NAMES[name][1] if name in HUB_NAMES else None)
+        known = next((HUB_NAMES[name][1] for name in self._dataset_names if name in HUB_NAMES), None)
+        return self.source.get("dataset_config_name") or known
 
     @property
-    def hub_dataset(self) -> str | None:
-        """The data's name, if it is on the Hub."""
+    def hub_datasets(self) -> list[str]:
+        """The data's names, as far as it is on the Hub."""
+        return [
+            self._called(name) for name in self._dataset_names if name not in NOT_ON_HUB and not self._is_local(name)
+        ]
+
+    @property
+    def _dataset_names(self) -> list[str]:
+        """The names that the run was given, which is a mixture where it began from another model."""
         name = self.source.get("dataset_name")
-        return None if name is None or name in CORPORA or self._is_local(name) else self.dataset
+        if name is None:
+            return []
+        return [share.name for share in parse_mixture(name)] if self.is_chat_model else [name]
+
+    def _called(self, name: str) -> str:
+        if name in NOT_ON_HUB:
+            return name
+        return Path(name).name if self._is_local(name) else HUB_NAMES.get(name, (name,))[0]
 
     @staticmethod
     def _is_local(name: str) -> bool:
@@ -108,6 +132,11 @@ class Facts:
         """The model on the Hub that the training began from; a folder of this machine is nobody else's business."""
         name = self.run.get("model_name_or_path")
         return name if name and name.count("/") <= 1 and name[0] not in "./~" and not Path(name).exists() else None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter, which works on the base model's weights."""
+        return (self.model / ADAPTER).is_file()
 
     @property
     def is_chat_model(self) -> bool:

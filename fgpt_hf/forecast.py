@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from fgpt_hf.command_line import parse_run
 from fgpt_hf.configuration_fgpt import FGPTConfig
 from fgpt_hf.devices import GPUS, Machine, known_machine, this_machine
 from fgpt_hf.estimate import (
@@ -17,7 +18,8 @@ from fgpt_hf.estimate import (
     remedies,
     rows_on_device,
 )
-from fgpt_hf.runs import PRESETS, BaseRun, Run, option, parse_run
+from fgpt_hf.presets import PRESETS
+from fgpt_hf.runs import BaseRun, Run, option
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
 LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s

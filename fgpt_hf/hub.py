@@ -25,7 +25,14 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fgpt_hf.card import CARD, merged
 
-WEIGHTS_AND_CODE = ("model*.safetensors", "model.safetensors.index.json", "configuration_fgpt.py", "modeling_fgpt.py")
+WEIGHTS_AND_CODE = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "configuration_fgpt.py",
+    "modeling_fgpt.py",
+)
 # Nothing else goes: no optimizer state, no token files, no logs, no pickles.
 PUBLISHED = (
     CARD,

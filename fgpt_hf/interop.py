@@ -73,7 +73,10 @@ def load(model: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
     source = str(model_folder(Path(model))) if Path(model).exists() else model
     config = _config(source)
     if config.model_type != FGPTConfig.model_type:
-        raise ValueError(f"{model} holds a model of the type {config.model_type!r}, not {FGPTConfig.model_type!r}")
+        raise ValueError(
+            f"{model} holds a model of the type {config.model_type!r}, not {FGPTConfig.model_type!r}: `fgpt convert` "
+            "makes one of a GPT-2"
+        )
     return FGPTForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
 
 

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 
 def load_model(
-    name: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    name: str, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in evaluation mode and of this type, and its tokenizer.
+    """The model, in evaluation mode and of this type, or as it is stored where that is "auto", and its tokenizer.
 
     Raises:
         ValueError: there is none of that name, or it is no causal language model.

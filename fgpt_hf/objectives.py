@@ -1,6 +1,6 @@
 """What a run minimises: sums of token losses with their weights, never means, so that any split of a batch adds up."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,12 @@ T = TypeVar("T")
 
 
 class Objective(nn.Module):
-    """A model with what it is trained for: `forward(batch)` is the sum of the batch's losses, a float32 scalar."""
+    """A model with what it is trained for: `forward(batch)` is the sum of the batch's losses, a float32 scalar.
+
+    Where an objective has something else to log, `forward` gives `(1 + len(observed),)`: the sums of those behind it.
+    """
+
+    observed: Sequence[str] = ()
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -66,12 +71,14 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> 
 
 
 def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """`cross_entropy(states @ embeddings.T, labels, reduction="none")`, `(N,)` float32, zero where a row is ignored."""
-    losses = states.new_zeros(len(labels), dtype=torch.float32)
-    scored = (labels != IGNORED).nonzero().squeeze(1)
-    places = torch.arange(len(scored), device=scored.device)
-    losses[scored] = token_scores(states[scored], embeddings, places, labels[scored])[0]
-    return losses
+    """`cross_entropy(states @ embeddings.T, labels, reduction="none")`, `(N,)` float32, zero where a row is ignored.
+
+    As lean as `summed_cross_entropy`, for losses whose sum is not what is minimised: since their weights are known only
+    afterwards, the backward pass forms the logits again.
+    """
+    scored = labels != IGNORED
+    losses = _TokenLosses.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
+    return losses.new_zeros(len(labels)).masked_scatter(scored, losses)
 
 
 @torch.no_grad()
@@ -106,18 +113,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        total = states.new_zeros((), dtype=torch.float32)
-        states_grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        embeddings_grad = torch.zeros_like(embeddings) if ctx.needs_input_grad[1] else None
-        low_states, low_embeddings = states.to(dtype), embeddings.to(dtype)
-        for rows, logits in _logit_chunks(low_states, low_embeddings):
-            total += _to_gradients_(logits, labels[rows]).sum()
-            if states_grad is not None:
-                states_grad[rows] = logits @ low_embeddings
-            if embeddings_grad is not None:
-                _add_product_(embeddings_grad, logits.T, low_states[rows])
-        ctx.save_for_backward(states_grad, embeddings_grad)
-        return total
+        losses, *gradients = _losses_and_gradients(states, embeddings, labels, dtype, ctx.needs_input_grad[:2])
+        ctx.save_for_backward(*gradients)
+        return losses.sum()
 
     @staticmethod
     @once_differentiable
@@ -137,6 +135,54 @@ def logit_rows(device: str, dtype: torch.dtype) -> int:
 def softmax_rows(device: str) -> int:
     """Rows whose softmax is formed at once, in float32: on a CPU as many as fit its cache."""
     return 16 if device == "cpu" else 4096
+
+
+class _TokenLosses(torch.autograd.Function):
+    """`apply(states, embeddings, labels, dtype of the products)`, with every label scored."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(states, embeddings, labels)
+        ctx.dtype = dtype
+        return token_scores(states, embeddings, torch.arange(len(labels), device=labels.device), labels)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        states, embeddings, labels = ctx.saved_tensors
+        size = upstream.norm().clamp(min=1e-30)  # what a loss scaler makes of it is more than float16 holds
+        _, *gradients = _losses_and_gradients(
+            states, embeddings, labels, ctx.dtype, ctx.needs_input_grad[:2], upstream / size
+        )
+        states_grad, embeddings_grad = (None if grad is None else grad.mul_(size) for grad in gradients)
+        return states_grad, embeddings_grad, None, None
+
+
+def _losses_and_gradients(
+    states: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype,
+    wanted: Sequence[bool],
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The losses of the rows, `(N,)` float32, and the gradients of their sum for states and embeddings where wanted.
+
+    In the sum each loss has its weight, `(N,)`, or one.
+    """
+    losses = states.new_empty(len(states), dtype=torch.float32)
+    states_grad = torch.empty_like(states) if wanted[0] else None
+    embeddings_grad = torch.zeros_like(embeddings) if wanted[1] else None
+    low_states, low_embeddings = states.to(dtype), embeddings.to(dtype)
+    for rows, logits in _logit_chunks(low_states, low_embeddings):
+        losses[rows] = _to_gradients_(logits, labels[rows])
+        if weights is not None:
+            logits *= weights[rows, None]
+        if states_grad is not None:
+            states_grad[rows] = logits @ low_embeddings
+        if embeddings_grad is not None:
+            _add_product_(embeddings_grad, logits.T, low_states[rows])
+    return losses, states_grad, embeddings_grad
 
 
 def _product_dtype(states: Tensor) -> torch.dtype:

@@ -20,6 +20,7 @@ class Rule(NamedTuple):
 
 
 RULES = (
+    Rule(r"\blora_[AB]\b|\btrainable_tokens_delta\b", "adamw", decays=False),
     Rule(r"\bbias$|norm\.weight$", "adamw", decays=False),
     Rule(r"\b(embed_\w+|lm_head)\.weight$", "adamw", decays=True),
     Rule(r"\blayers\.\d+\..*\.weight$", "muon", decays=True),

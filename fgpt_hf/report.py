@@ -2,7 +2,9 @@
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +24,34 @@ class Figure(NamedTuple):
 
 
 FIGURES: Mapping[str, Figure] = {
-    "loss": Figure("loss, nats per token", {"loss": "training", "eval_loss": "held out"}),
+    "loss": Figure("loss, nats", {"loss": "training", "eval_loss": "held out"}),
     "learning_rate": Figure("learning rate", {"learning_rate": "learning rate"}, noisy=False),
     "gradient_norm": Figure("norm of the gradient before clipping", {"grad_norm": "gradient norm"}, logarithmic=True),
     "speed": Figure("tokens per second", {"tokens_per_second": "tokens per second"}, from_zero=True),
     "utilisation": Figure("share of the peak", {"mfu": "model FLOPs utilisation"}, from_zero=True),
+    "reward_margin": Figure(
+        "reward of the chosen reply less that of the rejected one",
+        {"rewards/margins": "training", "eval_rewards/margins": "held out"},
+    ),
+    "pairs_right": Figure(
+        "share of pairs whose chosen reply has the greater reward",
+        {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
+        from_zero=True,
+    ),
+    "answer_length": Figure("tokens", {"answer_tokens": "mean length of the answers"}, from_zero=True),
+    "answers_ended": Figure("share", {"answers_ended": "answers that end by themselves"}, from_zero=True),
 }
-LOSSES = {"loss": "training loss", "eval_loss": "held-out loss", "eval_bits_per_byte": "bits per byte"}
+LOSSES = {
+    "loss": "training loss",
+    "eval_loss": "held-out loss",
+    "eval_bits_per_byte": "bits per byte",
+    "eval_rewards/margins": "held-out reward margin",
+    "eval_rewards/accuracies": "held-out pairs right",
+    "answers_ended": "share of answers that end",
+    "answer_tokens": "tokens of an answer",
+}
+ANSWERS = {"prompt": 30, "before": 40, "after": 40}  # columns of the table, with their widths
+MAX_LINES = 4  # of a prompt or an answer in it
 LISTED = ("checkpoints", "figures")  # folders of which each entry is named
 
 
@@ -41,20 +64,27 @@ def report(folder: Path) -> str:
     metrics = _metrics(folder)
     draw(metrics, folder / "figures")
     samples = _lines(folder / "samples.jsonl")
-    parts = [_losses(folder, metrics), _samples(samples), _contents(folder)]
+    has_answers = any("answers_ended" in line for line in metrics)
+    parts = [_losses(folder, metrics), (_answers if has_answers else _samples)(samples), _contents(folder)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def draw(metrics: Lines, folder: Path) -> list[Path]:
     """A PNG for each figure of which anything was measured; benchmarks, whose keys are `task/measure`, share one."""
-    measures = {key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
-    figures = {**FIGURES, "benchmarks": Figure("share of right answers", {name: name for name in sorted(measures)})}
+    names = {name: name for name in sorted(_measures(metrics))}
+    figures = {**FIGURES, "benchmarks": Figure("share of right answers", names)}
     folder.mkdir(exist_ok=True)
     return [
         _draw(metrics, figure, folder / f"{name}.png")
         for name, figure in figures.items()
         if any(_series(metrics, key)[0] for key in figure.curves)
     ]
+
+
+def _measures(metrics: Lines) -> list[str]:
+    """The keys of benchmarks, in the order in which they were measured."""
+    keys = {key: None for line in metrics for key in line if "/" in key and "rewards/" not in key}
+    return [key for key in keys if not key.endswith("_stderr")]
 
 
 def _draw(metrics: Lines, figure: Figure, path: Path) -> Path:
@@ -120,15 +150,15 @@ def _losses(folder: Path, metrics: Lines) -> Iterator[str]:
     """What was first and last measured of each loss and benchmark, and the speed."""
     last = metrics[-1]
     yield f"{folder}: {last['step']:,} steps, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
-    names = LOSSES | {key: key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
-    width = max(map(len, names.values()))
+    named = LOSSES | {key: key for key in _measures(metrics)}
+    names = {key: name for key, name in named.items() if _series(metrics, key)[0]}
+    width = max(map(len, (*names.values(), "speed")))
     for key, name in names.items():
         steps, values = _series(metrics, key)
-        if steps:
-            error = _series(metrics, f"{key}_stderr")[1]
-            doubt = f" ± {error[-1]:.3f}" if error else ""
-            first, now = f"{values[0]:.3f} at step {steps[0]}", f"{values[-1]:.3f}{doubt} at step {steps[-1]}"
-            yield f"  {name:<{width}}  {first} -> {now}"
+        error = _series(metrics, f"{key}_stderr")[1]
+        doubt = f" ± {error[-1]:.3f}" if error else ""
+        first, now = f"{values[0]:.3f} at step {steps[0]}", f"{values[-1]:.3f}{doubt} at step {steps[-1]}"
+        yield f"  {name:<{width}}  {first} -> {now}"
     speeds = _series(metrics, "tokens_per_second")[1]
     if speeds:
         yield f"  {'speed':<{width}}  {statistics.median(speeds):,.0f} tokens/s (median)"
@@ -143,6 +173,32 @@ def _samples(samples: Lines) -> Iterator[str]:
         for line in samples:
             if line["step"] == step:
                 yield f"  {line['prompt']!r} ... {line['sampled'][:160]!r}"
+
+
+def _answers(samples: Lines) -> Iterator[str]:
+    """A table of the likeliest answers at the first and at the last step that has any, prompt by prompt."""
+    if not samples:
+        return
+    steps = samples[0]["step"], samples[-1]["step"]
+    before, after = ({line["prompt"]: line["greedy"] for line in samples if line["step"] == step} for step in steps)
+    yield f"its likeliest answers before, and after {steps[1]:,} steps (samples.jsonl has sampled ones too):"
+    yield from _table_row(ANSWERS)
+    for prompt, answer in after.items():
+        yield _BETWEEN.join("-" * width for width in ANSWERS.values())
+        yield from _table_row((prompt, before.get(prompt, ""), answer))
+
+
+_BETWEEN = "  "
+
+
+def _table_row(cells: Iterable[str]) -> Iterator[str]:
+    """The lines of a row, each cell in as many as its width needs, up to `MAX_LINES`."""
+    columns = [
+        textwrap.wrap(" ".join(cell.split()), width, max_lines=MAX_LINES, placeholder=" …") or [""]
+        for cell, width in zip(cells, ANSWERS.values(), strict=True)
+    ]
+    for parts in zip_longest(*columns, fillvalue=""):
+        yield _BETWEEN.join(f"{part:<{width}}" for part, width in zip(parts, ANSWERS.values(), strict=True)).rstrip()
 
 
 def _contents(folder: Path) -> Iterator[str]:
@@ -169,7 +225,11 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, at least one."""
     if not (folder / "run.yaml").is_file():
         inside = [str(record.parent) for record in sorted(folder.glob("*/run.yaml"))]
-        hint = f"it holds the runs {', '.join(inside)}" if inside else "that is what train_base.py writes to output_dir"
+        hint = (
+            f"it holds the runs {', '.join(inside)}"
+            if inside
+            else "that is what a training script writes to output_dir"
+        )
         raise ValueError(f"{folder} is no run, since it has no run.yaml: {hint}")
     metrics = _lines(folder / "metrics.jsonl")
     if not metrics:

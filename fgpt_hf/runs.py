@@ -1,20 +1,20 @@
 """The typed description of a run: its fields are the command line, its instances the presets, its YAML the record."""
 
-import difflib
-import os
-import sys
-from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal
 
 import yaml
-from transformers.hf_argparser import HfArg, HfArgumentParser, string_to_bool
+from transformers.hf_argparser import HfArg
 
 Schedule = Literal["cosine", "linear", "warmup_stable_decay", "constant"]
 Optimizer = Literal["muon", "adamw"]
+PreferenceLoss = Literal["sigmoid", "ipo", "simpo"]
 Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
+TokenInit = Literal["mean", "keep"]
+BadRows = Literal["skip", "refuse"]
+LongRows = Literal["cut", "skip", "refuse"]
 Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
@@ -89,11 +89,13 @@ class Run:
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub=true needs hub_model_id=user/name")
         if self.output_dir is None:
-            self.output_dir = f"runs/{self.preset}"
+            self.output_dir = f"runs/{self.preset}{self.folder_ending}"
 
     may_be_zero: ClassVar[Sequence[str]] = ("seed", "warmup_steps", "min_lr_ratio", "weight_decay")
     # What a resumed run must have as it was, because weights, data or optimizer state depend on it.
     lasting: ClassVar[Sequence[str]] = ("preset", "seed", "optim")
+    # What tells the default folder of this kind of run from that of the base run of the same preset.
+    folder_ending: ClassVar[str] = ""
 
     @property
     def task_names(self) -> list[str]:
@@ -176,151 +178,99 @@ class BaseRun(TextSource, Run):
     sample_prompt: str = option("Once upon a time", "continued as training goes, with one of the corpus")
 
 
-PRESETS: Mapping[str, BaseRun] = {
-    run.preset: run
-    for run in (
-        BaseRun(preset="fgpt-712m"),
-        # GPT-3's rates for these sizes; 20 tokens a parameter.
-        BaseRun(
-            preset="fgpt-355m",
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            hidden_size=1024,
-            learning_rate=3e-4,
-            max_steps=13_600,
-        ),
-        BaseRun(
-            preset="fgpt-124m",
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            hidden_size=768,
-            learning_rate=6e-4,
-            max_steps=4_800,
-        ),
-        # Minutes on two cores. The vocabulary is most of its work, so a smaller network would hardly be faster.
-        BaseRun(
-            preset="quickstart",
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            hidden_size=256,
-            max_position_embeddings=256,
-            dataset_name="pydocs",
-            streaming=False,
-            max_eval_rows=64,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=1,
-            learning_rate=2e-3,
-            warmup_steps=20,
-            max_steps=200,
-            logging_steps=10,
-            eval_steps=100,
-            eval_tasks="pydocs-choice",
-            eval_task_limit=128,
-            eval_task_steps=400,
-            sample_steps=100,
-            save_steps=200,
-            save_total_limit=1,
-        ),
+@dataclass(kw_only=True)
+class TuningRun(Run):
+    """What the runs that begin with a trained model have in common. The names are those of TRL and PEFT."""
+
+    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "max_steps", "lora_dropout")
+    lasting: ClassVar[Sequence[str]] = (
+        *Run.lasting,
+        "model_name_or_path",
+        "dataset_name",
+        "dataset_config_name",
+        "dataset_revision",
+        "dataset_train_split",
+        "held_out_share",
+        "max_length",
+        "bad_rows",
+        "long_rows",
+        "use_peft",
+        "lora_r",
+        "lora_alpha",
+        "lora_target_modules",
     )
-}
 
-SomeRun = TypeVar("SomeRun", bound=Run)
-Described = TypeVar("Described", bound=TextSource)
-
-
-def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Sequence[str]) -> SomeRun:
-    """The run that a command line describes: a preset, changed by `--config FILE.yaml`, changed by the flags.
-
-    Raises:
-        ValueError: one line that says what was given and what would work.
-    """
-    first = _Parser(add_help=False)
-    first.add_argument("--preset", default=kind.preset)
-    first.add_argument("--config", type=Path, help="a YAML file of these names, such as another run's run.yaml")
-    config = first.parse_known_args(arguments)[0].config
-    arguments = [*(_flags_of(config) if config else ()), *arguments]  # of two equal flags the later one counts
-    preset = first.parse_known_args(arguments)[0].preset
-    if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
-
-    parser = _Parser(kind, parents=[first], conflict_handler="resolve")
-    rows = parser._option_string_actions["--per_device_train_batch_size"]
-    parser.add_argument("--per_device_train_batch_size", action=_RowsOrAuto, type=_rows_or_auto, help=rows.help)
-    parser.set_defaults(**asdict(presets[preset]))
-    run, _, unknown = parser.parse_args_into_dataclasses(
-        arguments, look_for_args_file=False, return_remaining_strings=True
+    model_name_or_path: str = option("runs/fgpt-712m", "the model to begin with: its folder, a run's, or a Hub id")
+    new_token_init: TokenInit = option(
+        "mean", "rows of role tokens that the model has never seen: the mean of the embeddings, or kept as they are"
     )
-    if unknown:
-        raise ValueError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
-    return run
+    max_steps: int = option(0, "optimizer steps of the whole run (0: as num_train_epochs says)")
+    num_train_epochs: float = option(1.0, "how often the run sees all of its data, where max_steps is 0")
+
+    dataset_name: str = option(
+        "smol-smoltalk", "what to learn from, or a mixture NAME:MOST*TIMES,…: at most so many rows, so often an epoch"
+    )
+    dataset_config_name: str | None = option(None, "configuration of Hub data sets that have no short name")
+    dataset_revision: str | None = option(None, "commit of such a data set (default: the newest)")
+    dataset_train_split: str = option("train", "split of such a data set")
+    held_out_share: float = option(0.05, "share of the rows that is never trained on, by a hash of each")
+    max_eval_rows: int = option(256, "rows of the fixed held-out set")
+    max_length: int | None = option(None, "tokens of a training row (default: the model's context)")
+    bad_rows: BadRows = option("skip", "rows that are not what they should be: left out and told, or refused")
+    long_rows: LongRows = option("cut", "rows longer than max_length: cut, left out, or refused; told in any case")
+    held_out_prompts: int = option(13, "prompts of held-out conversations, answered before and after")
+    max_new_tokens: int = option(64, "longest answer to a prompt, in tokens")
+
+    use_peft: bool = option(False, "train LoRA adapters and role tokens only, with PEFT")
+    lora_r: int = option(16, "rank of the adapters")
+    lora_alpha: float = option(32, "the adapters' work is scaled by lora_alpha / lora_r")
+    lora_dropout: float = option(0.0, "of what goes into the adapters")
+    lora_target_modules: str = option("all-linear", "names of the adapted layers, separated by commas, or all-linear")
+    merge_adapter: bool = option(True, "leave a whole model; false leaves the adapter alone")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.held_out_share < 1:
+            raise ValueError(f"held_out_share={self.held_out_share} must be a share between 0 and 1, such as 0.05")
+        if self.use_peft and self.fsdp:
+            raise ValueError("use_peft and fsdp exclude each other: adapters are small enough without sharing")
 
 
-def flags(kind: type[Any]) -> ArgumentParser:
-    """A parser of the flags of such a description, to be the parent of a subcommand's."""
-    return _Parser(kind, add_help=False)
+@dataclass(kw_only=True)
+class InstructRun(TuningRun):
+    """Instruction tuning: conversations, and what of them is learnt."""
+
+    lasting: ClassVar[Sequence[str]] = (*TuningRun.lasting, "assistant_only_loss")
+    folder_ending: ClassVar[str] = "-instruct"
+
+    assistant_only_loss: bool = option(True, "learn the assistant's replies only, not what is said to it")
 
 
-def from_flags(kind: type[Described], options: Namespace) -> Described:
-    """The description that these flags make."""
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
+@dataclass(kw_only=True)
+class PreferenceRun(TuningRun):
+    """Preference optimisation: pairs of replies, of which the chosen one is to be the likelier. The names are TRL's."""
 
+    may_be_zero: ClassVar[Sequence[str]] = (*TuningRun.may_be_zero, "label_smoothing", "simpo_gamma")
+    lasting: ClassVar[Sequence[str]] = (*TuningRun.lasting, "loss_type", "beta", "label_smoothing", "simpo_gamma")
+    folder_ending: ClassVar[str] = "-preference"
 
-def command_line(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main` with the process's arguments; what a user can mend ends it with one line and exit code 2.
+    dataset_name: str = option(
+        "HuggingFaceH4/ultrafeedback_binarized",
+        "pairs to learn from, or a mixture NAME:MOST*TIMES,…: at most so many rows, so often an epoch",
+    )
+    loss_type: PreferenceLoss = option("sigmoid", "sigmoid: DPO; ipo: IPO; simpo: SimPO, which has no reference model")
+    beta: float = option(0.1, "how much rewards count against the distance from the model before training")
+    label_smoothing: float = option(0.0, "share of pairs that may be the wrong way round; not for ipo")
+    simpo_gamma: float = option(0.5, "the margin that simpo is to reach")
 
-    `FGPT_TRACEBACK=1` shows where the error came from.
-    """
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("FGPT_TRACEBACK"):
-            raise
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
-class _Parser(HfArgumentParser):
-    """Takes `--flag` for `--flag true`, no abbreviations, and raises what argparse would print under its usage."""
-
-    def __init__(self, kind: Any = None, **options: Any) -> None:
-        super().__init__(kind, allow_abbrev=False, **options)
-        for action in self._actions:
-            if action.type is string_to_bool:
-                action.nargs, action.const = "?", True
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-class _RowsOrAuto(Action):
-    """A number of rows replaces the preset's; `auto` leaves it, since it says what a step is, and has it divided."""
-
-    def __call__(self, parser: ArgumentParser, namespace: Namespace, value: Any, option: str | None = None) -> None:
-        namespace.auto_find_batch_size = value is None
-        if value is not None:
-            namespace.per_device_train_batch_size = value
-
-
-def _rows_or_auto(text: str) -> int | None:
-    try:
-        return None if text == "auto" else int(text)
-    except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} is neither a number of rows nor auto") from error
-
-
-def _flags_of(config: Path) -> list[str]:
-    if not config.is_file():
-        raise ValueError(f"--config {config}: there is no such file")
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {config} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {config} must hold lines of 'name: value'")
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
-
-
-def _unknown_flag(flag: str, names: Sequence[str]) -> str:
-    name = flag.split("=")[0].lstrip("-").replace("-", "_")
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"unknown argument {flag!r}: {f'did you mean --{close[0]}?' if close else '--help lists all of them'}"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "per_device_train_batch_size=auto: how many pairs fit depends on how long they are; give a number, "
+                "which is halved where the memory runs out"
+            )
+        if self.label_smoothing >= 0.5:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5, or nothing is preferred")
+        if self.label_smoothing and self.loss_type == "ipo":
+            raise ValueError("label_smoothing has no meaning for loss_type=ipo: leave it out")

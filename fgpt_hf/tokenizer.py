@@ -1,7 +1,8 @@
 """Text to ids: GPT-2's byte-level BPE, the control tokens of a conversation, and the chat template.
 
 `build_tokenizer` gives the tokenizer that a model publishes. `encode_documents` gives the same ids for plain text,
-several times faster. `encode_conversation` gives a conversation's ids and the mask of what the assistant says in it.
+several times faster. `encode_conversation` gives a conversation's ids and the mask of what the assistant says in it;
+`encode_conversations` gives those of thousands.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,17 @@ CONTROL_TOKENS = {
     "<|end|>": 50260,
     "<|pad|>": 50261,
 }
+ROLE_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 END_OF_TEXT_ID = CONTROL_TOKENS["<|endoftext|>"]
 END_OF_TURN_ID = CONTROL_TOKENS["<|end|>"]
 PAD_ID = CONTROL_TOKENS["<|pad|>"]
+
+# What ends a generated text, for the generation config: a chat stops at <|end|> too.
+GENERATION_IDS = {
+    "bos_token_id": END_OF_TEXT_ID,
+    "eos_token_id": [END_OF_TEXT_ID, END_OF_TURN_ID],
+    "pad_token_id": PAD_ID,
+}
 
 CHAT_TEMPLATE = "chat_template.jinja"
 ORIGINAL_CHAT_TEMPLATE = "original_chat_template.jinja"
@@ -54,6 +63,7 @@ _MARKS = _CUT, _END = (
     "\U000fffff",
 )  # where to cut and where a document ends: Unicode has no such characters
 _MARK_IDS = _CUT_ID, _END_ID = 65534, 65535
+_NEWLINE_ID = 198
 _DOCUMENTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
 
 
@@ -118,6 +128,85 @@ def encode_conversation(
     except TemplateError as error:
         raise ValueError(f"not a conversation: {error}") from error
     return encoded["input_ids"], encoded["assistant_masks"]
+
+
+class Encoded(NamedTuple):
+    """A conversation's ids, and where they are the assistant's: on each reply and the <|end|> after it."""
+
+    ids: npt.NDArray[np.uint16]
+    replies: npt.NDArray[np.bool_]
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[Encoded | ValueError]:
+    """Return what `encode_conversation` gives for each, or the error that it raises, many times faster.
+
+    Between control tokens nothing merges, so with the project's own template the texts between them are encoded as
+    documents, all of them together.
+    """
+    is_fast = _is_ours(tokenizer)
+    plain = [number for number, messages in enumerate(conversations) if is_fast and _is_plain(messages)]
+    texts = encode_documents(_turn_text(message) for number in plain for message in conversations[number])
+    encoded: dict[int, Encoded | ValueError] = {}
+    start = 0
+    for number in plain:
+        stop = start + len(conversations[number])
+        encoded[number] = _joined(conversations[number], texts[start:stop])
+        start = stop
+    for number, messages in enumerate(conversations):
+        if number not in encoded:
+            encoded[number] = _encoded_by_template(tokenizer, messages)
+    return [encoded[number] for number in range(len(conversations))]
+
+
+def _is_ours(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether this is the project's tokenizer with the project's template."""
+    template = Path(__file__).with_name(CHAT_TEMPLATE).read_text(encoding="utf-8")
+    return tokenizer.chat_template == template and has_control_tokens(tokenizer)
+
+
+def has_control_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has the project's control tokens, at their places behind GPT-2's vocabulary."""
+    return tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(CONTROL_TOKENS.values())
+
+
+def _is_plain(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the template takes the messages, and each is a string: all that the fast way knows of the template."""
+    turns = messages[1:] if messages and messages[0].get("role") == "system" else messages
+    return all(isinstance(message.get("content"), str) for message in messages) and all(
+        message.get("role") == ("assistant" if number % 2 else "user") for number, message in enumerate(turns)
+    )
+
+
+def _turn_text(message: Mapping[str, str]) -> str:
+    """What the template writes between a role's token and the end of its turn."""
+    text = message["content"]
+    for token in CONTROL_TOKENS:
+        text = text.replace(token, token.replace("<", "< "))
+    return "\n" + (text.lstrip() if message["role"] == "assistant" else text)
+
+
+def _joined(messages: Sequence[Mapping[str, str]], texts: Sequence[npt.NDArray[np.uint16]]) -> Encoded:
+    """The turns of a conversation, each with its role in front and the end of the turn and of the line behind."""
+    ids: list[Any] = []
+    replies: list[npt.NDArray[np.bool_]] = []
+    for message, text in zip(messages, texts, strict=True):
+        ids += [[CONTROL_TOKENS[f"<|{message['role']}|>"]], text, [END_OF_TURN_ID, _NEWLINE_ID]]
+        is_reply = np.full(len(text) + 3, message["role"] == "assistant")
+        is_reply[[0, 1, -1]] = False
+        replies.append(is_reply)
+    return Encoded(np.concatenate(ids).astype(np.uint16), np.concatenate(replies))
+
+
+def _encoded_by_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
+) -> Encoded | ValueError:
+    try:
+        ids, mask = encode_conversation(tokenizer, messages)
+    except ValueError as error:
+        return error
+    return Encoded(np.array(ids, dtype=np.uint16), np.array(mask, dtype=np.bool_))
 
 
 def _encode_together(encoding: tiktoken.Encoding, texts: Sequence[str]) -> list[npt.NDArray[np.uint16]]:

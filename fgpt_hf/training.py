@@ -99,9 +99,11 @@ def _prepare(
 
 
 class _Step(NamedTuple):
-    """What one step gave: its mean loss, the norm of its gradient, and whether the run was asked to stop."""
+    """What one step gave: the means of its losses and of what its objective observed, the norm of its gradient, and
+    whether the run was asked to stop."""
 
     loss: float
+    observed: Mapping[str, float]
     grad_norm: float
     weight: float
     stop: bool
@@ -180,36 +182,40 @@ class _Loop:
         weight, stops = summed(
             accelerator, sum(float(objective.weight(batch)) for batch in micro_batches), float(stop_requested)
         )
-        loss = self._gradients(micro_batches, max(weight, 1.0))
-        while loss is None:
+        shares = self._gradients(micro_batches, max(weight, 1.0))
+        while shares is None:
             self.optimizer.zero_grad()
             micro_batches = smaller(micro_batches, self.run, accelerator)
             self.folder.record_run()
-            loss = self._gradients(micro_batches, max(weight, 1.0))
+            shares = self._gradients(micro_batches, max(weight, 1.0))
         grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
-        (mean_loss,) = summed(accelerator, loss.item())
-        step = _Step(mean_loss, float(grad_norm), weight, stops > 0)
+        mean_loss, *observed_means = summed(accelerator, *shares.tolist())
+        observed = dict(zip(objective.observed, observed_means, strict=True))
+        step = _Step(mean_loss, observed, float(grad_norm), weight, stops > 0)
         if step.flaw is None or accelerator.scaler is not None:  # a scaler skips the step by itself, and learns from it
             self.optimizer.step()
         self.optimizer.zero_grad()
         return step
 
     def _gradients(self, micro_batches: Sequence[Mapping[str, Tensor]], weight: float) -> Tensor | None:
-        """Add up the gradients of this process's losses over `weight`, and the losses; None if the memory is short."""
+        """Add up the gradients of this process's losses over `weight`; return what `forward` gave over it.
+
+        None if the memory is short.
+        """
         accelerator = self.accelerator
-        loss = torch.zeros((), device=accelerator.device)
+        means = torch.zeros(1 + len(self.state.objective.observed), device=accelerator.device)
         try:
             for number, batch in enumerate(micro_batches, start=1):
                 with synchronised(self.forward, accelerator, number == len(micro_batches)), accelerator.autocast():
-                    share = self.forward(send_to_device(batch, accelerator.device)) / weight
+                    shares = self.forward(send_to_device(batch, accelerator.device)).reshape(-1) / weight
                     # Gradients are averaged over the processes, and their sum is wanted.
-                    accelerator.backward(share * accelerator.num_processes)
-                loss += share.detach()
+                    accelerator.backward(shares[0] * accelerator.num_processes)
+                means += shares.detach()
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
             return None  # what the failed pass holds goes with its traceback
-        return loss
+        return means
 
     def _account_for(self, step: _Step) -> None:
         """Count a step that left the weights as they were, and give up after too many in a row."""
@@ -235,6 +241,7 @@ class _Loop:
         share_of_peak = mfu(self.state.model.config, tokens / seconds, self.machine)  # type: ignore[arg-type]
         return {
             "loss": step.loss,
+            **step.observed,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
             "grad_norm": step.grad_norm,
             "skipped_steps": progress.skipped_steps,

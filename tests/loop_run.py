@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,11 +17,12 @@ import torch
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.batches import IGNORED, RandomRows
+from fgpt_hf.command_line import command_line, parse_run
 from fgpt_hf.evaluation import held_out_loss
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.processes import start
-from fgpt_hf.runs import Run, command_line, option, parse_run
+from fgpt_hf.runs import Run, option
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
 from fgpt_hf.training import Check, fit
 
@@ -116,9 +117,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def in_child(
-    arguments: Sequence[str], environment: dict[str, str], output: Path, errors: Path, file_size_limit: int | None
+    main: Callable[[Sequence[str]], None],
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    output: Path,
+    errors: Path,
+    file_size_limit: int | None,
 ) -> None:
-    """The same in a process that is forked for it, with what it prints in two files."""
+    """A script's `main` in a process that is forked for it, with what it prints in two files."""
     os.environ.update(environment)
     for descriptor, path in ((1, output), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)

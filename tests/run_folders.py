@@ -8,8 +8,8 @@ from transformers import GenerationConfig
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.checkpoints import save_model
-from fgpt_hf.runs import PRESETS
-from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
+from fgpt_hf.presets import PRESETS
+from fgpt_hf.tokenizer import GENERATION_IDS, build_tokenizer
 
 METRICS = [
     {"step": 0, "tokens": 0, "seconds": 0.0, "eval_loss": 10.8, "eval_bits_per_byte": 3.4},
@@ -44,9 +44,7 @@ def tiny_model() -> FGPTForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
     model = FGPTForCausalLM(FGPTConfig(**shape)).eval()
-    model.generation_config = GenerationConfig(
-        bos_token_id=END_OF_TEXT_ID, eos_token_id=[END_OF_TEXT_ID, END_OF_TURN_ID], pad_token_id=PAD_ID
-    )
+    model.generation_config = GenerationConfig(**GENERATION_IDS)
     return model
 
 

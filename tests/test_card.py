@@ -57,6 +57,15 @@ def test_its_results_equal_the_runs_files(facts: Facts) -> None:
     assert entry["notes"] == "acc; sum of log-likelihoods; standard error 0.0045"
 
 
+def test_a_preference_run_has_results_of_pairs_and_no_perplexity(facts: Facts) -> None:
+    last = {"step": 400, "eval_loss": 0.5, "eval_rewards/margins": 0.7, "eval_rewards/accuracies": 0.9}
+    text = build_card(replace(facts, metrics=[last]), TOLD)
+    published = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert published["preference_loss"] == 0.5 and published["reward_margin"] == 0.7
+    assert published["reward_accuracy"] == 0.9 and "loss" not in published
+    assert "held-out pairs" in text and "perplexity" not in text
+
+
 @pytest.mark.parametrize(
     "known",
     [

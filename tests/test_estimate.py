@@ -21,7 +21,8 @@ from fgpt_hf.estimate import (
     rows_on_device,
 )
 from fgpt_hf.optim import build_optimizer
-from fgpt_hf.runs import PRESETS, BaseRun
+from fgpt_hf.presets import PRESETS
+from fgpt_hf.runs import BaseRun
 from fgpt_hf.tokenizer import END_OF_TEXT_ID
 
 TINY = BaseRun(

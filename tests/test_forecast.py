@@ -7,7 +7,8 @@ import pytest
 from fgpt_hf.devices import GPUS, Machine, known_machine
 from fgpt_hf.estimate import memory, network
 from fgpt_hf.forecast import estimate, fit_to_machine
-from fgpt_hf.runs import PRESETS, BaseRun
+from fgpt_hf.presets import PRESETS
+from fgpt_hf.runs import BaseRun
 
 
 def fitted(run: BaseRun, machine: Machine) -> list[str]:

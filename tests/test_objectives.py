@@ -72,6 +72,20 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     assert states.grad is not None and embeddings.grad is None
 
 
+@pytest.mark.parametrize("rows", [2, 257, 700])
+def test_weighted_token_losses_have_the_plain_gradients(rows: int) -> None:
+    """Any function of the losses, such as a preference loss, which weighs them by what they are."""
+    states, embeddings, labels = problem(rows)
+    expected = F.cross_entropy(states @ embeddings.T, labels, reduction="none")
+    lean = token_losses(states, embeddings, labels)
+    gradients, expected_gradients = (
+        torch.autograd.grad(F.logsigmoid(losses[::2].sum() - losses[1::2].sum() * 0.9), (states, embeddings))
+        for losses in (lean, expected)
+    )
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_token_losses_are_those_of_each_row(dtype: torch.dtype) -> None:
     states, embeddings, labels = problem(300, dtype)
@@ -101,7 +115,7 @@ def test_the_objective_is_the_models_own_loss_with_tied_weights() -> None:
 MEASURE = """
 import sys, torch
 from fgpt_hf.hardware import peak_memory_bytes
-from fgpt_hf.objectives import summed_cross_entropy
+from fgpt_hf.objectives import summed_cross_entropy, token_losses
 cpu = torch.device("cpu")
 states = torch.randn(2048, 32, requires_grad=True)
 embeddings = torch.randn(50304, 32, requires_grad=True)
@@ -109,6 +123,8 @@ labels = torch.randint(0, 50304, (2048,))
 before = peak_memory_bytes(cpu)
 if sys.argv[1] == "lean":
     loss = summed_cross_entropy(states, embeddings, labels)
+elif sys.argv[1] == "weighted":
+    loss = torch.nn.functional.logsigmoid(token_losses(states, embeddings, labels).sum())
 else:
     loss = torch.nn.functional.cross_entropy(states @ embeddings.T, labels, reduction="sum")
 loss.backward()
@@ -116,9 +132,9 @@ print(peak_memory_bytes(cpu) - before)
 """
 
 
-def test_the_lean_loss_needs_an_eighth_of_the_memory() -> None:
-    lean, plain_bytes = (
+def test_the_lean_losses_need_an_eighth_of_the_memory() -> None:
+    lean, weighted, plain_bytes = (
         int(subprocess.run([sys.executable, "-c", MEASURE, kind], capture_output=True, text=True, check=True).stdout)
-        for kind in ("lean", "plain")
+        for kind in ("lean", "weighted", "plain")
     )
-    assert lean * 8 <= plain_bytes
+    assert max(lean, weighted) * 8 <= plain_bytes

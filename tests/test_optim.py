@@ -7,7 +7,7 @@ import torch
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.optim import SCHEDULES, build_optimizer, describe_groups, learning_rate_factor, parameter_groups
-from fgpt_hf.runs import PRESETS
+from fgpt_hf.presets import PRESETS
 
 RUN = PRESETS["quickstart"]
 

@@ -17,11 +17,13 @@ from huggingface_hub import ModelCard
 import train_base
 from fgpt_hf import cli
 from fgpt_hf.card_sections import Told
+from fgpt_hf.command_line import parse_run
 from fgpt_hf.facts import read_facts
 from fgpt_hf.hub import Destination
 from fgpt_hf.interop import load
+from fgpt_hf.presets import PRESETS
 from fgpt_hf.publish import commit_message, files_to_publish, listing
-from fgpt_hf.runs import PRESETS, BaseRun, parse_run
+from fgpt_hf.runs import BaseRun
 from tests.loopback_hub import LoopbackHub, hub_environment
 from tests.run_folders import write_run
 

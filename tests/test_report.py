@@ -41,6 +41,14 @@ def test_losses_and_samples_are_told_before_and_after(tmp_path: Path) -> None:
     assert f"--config {tmp_path}/run/run.yaml" in answer and "metrics.jsonl" in answer
 
 
+def test_rewards_are_no_benchmarks_and_have_figures_of_their_own(tmp_path: Path) -> None:
+    measured = {"rewards/margins": 0.25, "rewards/accuracies": 0.75, "eval_rewards/margins": 0.5, "task/acc": 0.25}
+    answer = report(make_run(tmp_path / "run", **measured))
+    assert {"reward_margin", "pairs_right", "benchmarks"} <= figures(tmp_path / "run")
+    assert "held-out reward margin  0.500 at step 1 -> 0.500 at step 20" in answer
+    assert "rewards/" not in answer and "task/acc" in answer
+
+
 def test_every_figure_is_a_picture_and_only_what_was_measured_is_drawn(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     report(folder)

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.runs import PRESETS, BaseRun, parse_run
+from fgpt_hf.command_line import parse_run
+from fgpt_hf.presets import PRESETS
+from fgpt_hf.runs import BaseRun
 
 
 def parse(*arguments: object) -> BaseRun:
@@ -76,7 +78,14 @@ def test_a_bad_file_is_answered_too(content: str, tmp_path: Path) -> None:
 
 
 def test_the_command_line_ends_with_one_line_and_exit_code_2() -> None:
-    program = "from fgpt_hf.runs import *; command_line(lambda arguments: parse_run(BaseRun, PRESETS, arguments))"
+    program = "\n".join(
+        [
+            "from fgpt_hf.command_line import command_line, parse_run",
+            "from fgpt_hf.presets import PRESETS",
+            "from fgpt_hf.runs import BaseRun",
+            "command_line(lambda arguments: parse_run(BaseRun, PRESETS, arguments))",
+        ]
+    )
     done = subprocess.run([sys.executable, "-c", program, "--max_steps=0"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from safetensors.torch import load_file
 from fgpt_hf.checkpoints import checkpoints
 from fgpt_hf.folders import flaw, read_lines
 from fgpt_hf.hardware import supports_bf16
-from tests.loop_run import in_child
+from tests import loop_run
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("FGPT_TEST_KILLS", "20"))
 
 
 SERVER = multiprocessing.get_context("forkserver")  # it imports once, so that a run starts at once
-SERVER.set_forkserver_preload(["tests.loop_run"])
+SERVER.set_forkserver_preload(["tests.loop_run", "train_instruct"])
 
 
 class Launched:
@@ -41,6 +42,7 @@ class Launched:
         processes: int = 1,
         port: int | None = None,
         file_size_limit: int | None = None,
+        main: Callable[[Sequence[str]], None] = loop_run.main,
     ) -> None:
         self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
         arguments = [f"--output_dir={folder}", *map(str, flags)]
@@ -48,8 +50,8 @@ class Launched:
         self.processes = []
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **group} if processes > 1 else {}
-            child = (arguments, place, self.logs / f"{rank}.out", self.logs / f"{rank}.err", file_size_limit)
-            process = SERVER.Process(target=in_child, args=child, daemon=True)
+            child = (main, arguments, place, self.logs / f"{rank}.out", self.logs / f"{rank}.err", file_size_limit)
+            process = SERVER.Process(target=loop_run.in_child, args=child, daemon=True)
             process.start()
             self.processes.append(process)
 

@@ -1,0 +1,111 @@
+"""Instruction tuning from packed rows against batches that are padded to their longest conversation.
+
+`python benchmarks/instruct_loader.py [--dataset_name FILE]` prints how many tokens of replies each learns a second, and
+the ratios. Network, loss and optimizer are the same; only what a batch is made of differs. The padded batches hold as
+many conversations as the original's, and as many as a packed one. All take turns, and medians are compared.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import cycle
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from fgpt_hf import FGPTForCausalLM
+from fgpt_hf.batches import IGNORED, RandomRows
+from fgpt_hf.chat_rows import chat_batch, encode_chats, pack_chats
+from fgpt_hf.conversations import Flaws, load_conversations
+from fgpt_hf.estimate import network
+from fgpt_hf.hardware import keep_freed_memory
+from fgpt_hf.objectives import Batch, LanguageModelObjective
+from fgpt_hf.optim import build_optimizer
+from fgpt_hf.presets import INSTRUCT_PRESETS, PRESETS
+from fgpt_hf.tokenizer import PAD_ID, Encoded, build_tokenizer
+
+ROWS = 8  # of a packed batch; conversations of a padded one of the original's
+LENGTH = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset_name", default="pydocs-chat:4000", help="as that of train_instruct.py")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=3, help="batches of each kind in a round")
+    options = parser.parse_args()
+    keep_freed_memory()
+    run = replace(INSTRUCT_PRESETS["quickstart"], dataset_name=options.dataset_name)
+    flaws = Flaws()
+    told = load_conversations(run, flaws)
+    chats = list(encode_chats(build_tokenizer(LENGTH), told, flaws, LENGTH, run).values())
+    rows = pack_chats(chats, LENGTH)
+    print(f"{len(chats):,} conversations in {rows}")
+    packed = RandomRows(rows, seed=0, collate=chat_batch)
+    as_many = round(ROWS * len(chats) / len(rows))
+    contenders: dict[str, Callable[[], Batch]] = {
+        "packed": lambda: packed.take(ROWS),
+        f"padded, {ROWS} conversations": padded(chats, ROWS),
+        f"padded, {as_many} conversations": padded(chats, as_many),
+    }
+    step = training_step()
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(options.rounds + 1):
+        for name, take in contenders.items():
+            learnt, seconds = 0, 0.0
+            for _ in range(options.batches):
+                began = time.perf_counter()
+                learnt += step(take())
+                seconds += time.perf_counter() - began
+            if round_number:  # the first is for warming up
+                speeds[name].append(learnt / seconds)
+    for name, values in speeds.items():
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds["packed"], values, strict=True))
+        speed = statistics.median(values)
+        print(f"{name:26} {speed:6,.0f} tokens learnt a second; packed rows give {ratio:.2f} times as many")
+
+
+def padded(chats: Sequence[Encoded], size: int) -> Callable[[], Batch]:
+    """Batches of so many conversations in random order, each padded behind to the longest."""
+    order = cycle(np.random.default_rng(0).permutation(len(chats)).tolist())
+
+    def take() -> Batch:
+        batch = [chats[next(order)] for _ in range(size)]
+        ids = [torch.from_numpy(chat.ids.astype(np.int64)) for chat in batch]
+        labels = [
+            tokens.masked_fill(torch.from_numpy(~chat.replies), IGNORED)
+            for tokens, chat in zip(ids, batch, strict=True)
+        ]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=PAD_ID),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        }
+
+    return take
+
+
+def training_step() -> Callable[[Batch], int]:
+    """A step on a batch as the training loop makes it, which returns how many tokens were learnt."""
+    torch.manual_seed(0)
+    base = PRESETS["quickstart"]
+    model = FGPTForCausalLM(network(base))
+    objective, optimizer = LanguageModelObjective(model), build_optimizer(model, base)
+
+    def step(batch: Batch) -> int:
+        weight = int(objective.weight(batch))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = objective(batch) / weight
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return weight
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
