@@ -134,14 +134,14 @@ def _losses(folder: Path, metrics: Lines) -> Iterator[str]:
     last = metrics[-1]
     yield f"{folder}: {last['step']:,} steps, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
     names = LOSSES | {key: key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
-    width = max(map(len, names.values()))
-    for key, name in names.items():
+    measured = {key: name for key, name in names.items() if any(key in line for line in metrics)}
+    width = max(map(len, measured.values()), default=0)
+    for key, name in measured.items():
         steps, values = _series(metrics, key)
-        if steps:
-            error = _series(metrics, f"{key}_stderr")[1]
-            doubt = f" ± {error[-1]:.3f}" if error else ""
-            first, now = f"{values[0]:.3f} at step {steps[0]}", f"{values[-1]:.3f}{doubt} at step {steps[-1]}"
-            yield f"  {name:<{width}}  {first} -> {now}"
+        error = _series(metrics, f"{key}_stderr")[1]
+        doubt = f" ± {error[-1]:.3f}" if error else ""
+        first, now = f"{values[0]:.3f} at step {steps[0]}", f"{values[-1]:.3f}{doubt} at step {steps[-1]}"
+        yield f"  {name:<{width}}  {first} -> {now}"
     speeds = _series(metrics, "tokens_per_second")[1]
     if speeds:
         yield f"  {'speed':<{width}}  {statistics.median(speeds):,.0f} tokens/s (median)"
