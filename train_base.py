@@ -13,7 +13,7 @@ from fgpt_hf.data import open_data
 from fgpt_hf.devices import this_machine
 from fgpt_hf.estimate import network
 from fgpt_hf.evaluation import Benchmark, BenchmarkCheck, bytes_of_tokens, held_out_loss, sample
-from fgpt_hf.folders import RESULTS, RunFolder
+from fgpt_hf.folders import RunFolder
 from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.presets import PRESETS
@@ -21,7 +21,7 @@ from fgpt_hf.processes import start
 from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
 from fgpt_hf.report import report
-from fgpt_hf.results import as_json, write_results
+from fgpt_hf.results import record_results
 from fgpt_hf.runs import BaseRun
 from fgpt_hf.tokenizer import GENERATION_IDS, build_tokenizer
 from fgpt_hf.training import Check, fit
@@ -61,10 +61,8 @@ def main(arguments: Sequence[str]) -> None:
         objective = LanguageModelObjective(model)
         fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         record_provenance(folder, accelerator, data.origin)
+        record_results(folder, accelerator, check_benchmarks.latest)
         if folder.is_writer:
-            if check_benchmarks.latest:
-                settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
-                write_results(folder.path / RESULTS, as_json(check_benchmarks.latest, settings, run.eval_task_limit))
             print(report(folder.path))
         delivery.finish()
     accelerator.end_training()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fgpt_hf.chat_rows import chat_batch, open_chats
 from fgpt_hf.command_line import command_line, parse_run
 from fgpt_hf.devices import this_machine
-from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss
+from fgpt_hf.evaluation import Benchmark, BenchmarkCheck, bytes_of_tokens, held_out_loss
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.objectives import LanguageModelObjective
@@ -18,6 +18,7 @@ from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
 from fgpt_hf.replies import QUESTIONS, answer, fitting
 from fgpt_hf.report import report
+from fgpt_hf.results import record_results
 from fgpt_hf.runs import InstructRun
 from fgpt_hf.training import Check, fit
 from fgpt_hf.tuning import merge_adapter, open_model, set_length
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
         fit_to_machine(run, model.config, machine, accelerator.print)
         batches = data.batches(run.seed, accelerator.process_index, accelerator.num_processes)
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
+        benchmarks = [Benchmark(name, tokenizer, run.eval_task_limit) for name in run.task_names]
+        check_benchmarks = BenchmarkCheck(accelerator, model, benchmarks)
         prompts = fitting(tokenizer, [*QUESTIONS, *data.prompts], context, run.max_new_tokens)
 
         def check_held_out(step: int) -> dict[str, float]:
@@ -50,11 +53,16 @@ def main(arguments: Sequence[str]) -> None:
                 folder.append("samples.jsonl", {"step": step} | line)
             return measured
 
-        checks = [Check(run.eval_steps, check_held_out), Check(run.sample_steps, check_answers)]
+        checks = [
+            Check(run.eval_steps, check_held_out),
+            Check(run.eval_task_steps, check_benchmarks),
+            Check(run.sample_steps, check_answers),
+        ]
         objective = LanguageModelObjective(model)
         fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         merge_adapter(run, folder, tokenizer)
         record_provenance(folder, accelerator, data.origin)
+        record_results(folder, accelerator, check_benchmarks.latest)
         if folder.is_writer:
             print(report(folder.path))
         delivery.finish()

@@ -1,6 +1,6 @@
 """Conversations become rows: encoded, cut, packed, each with positions of its own, and what of them is learnt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,17 +95,12 @@ def open_chats(run: InstructRun, tokenizer: PreTrainedTokenizerBase, context: in
         length,
     )
     description = f"{run.dataset_name}: {len(train):,} conversations in {rows}; {len(held_out):,} held out"
-    splits = {"train": train, "validation": held_out}
-    sizes = {
-        split: {"documents": len(part), "tokens": sum(len(chat.ids) for chat in part.values())}
-        for split, part in splits.items()
-    }
     return ChatData(
         rows,
         pack_chats(list(held_out.values()), length)[: run.max_eval_rows],
         [_prompt(conversations[number]) for number in list(held_out)[: run.held_out_prompts]],
         "\n".join(filter(None, [description, str(flaws)])),
-        {"data": sizes},
+        {"data": {"train": _size(train), "validation": _size(held_out)}},
     )
 
 
@@ -161,6 +156,10 @@ def chat_batch(rows: ChatRows) -> dict[str, Tensor]:
         "position_ids": torch.from_numpy(rows.positions.astype(np.int64)),
         "labels": input_ids.masked_fill(torch.from_numpy(~rows.learnt), IGNORED),
     }
+
+
+def _size(chats: Mapping[int, Encoded]) -> dict[str, int]:
+    return {"documents": len(chats), "tokens": sum(len(chat.ids) for chat in chats.values())}
 
 
 def _prompt(conversation: Conversation) -> list[Message]:

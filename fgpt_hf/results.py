@@ -8,7 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate import Accelerator
+
 from fgpt_hf.evaluation import TaskResult
+from fgpt_hf.folders import RESULTS, RunFolder
 from fgpt_hf.metrics.hellaswag.hellaswag import mean
 from fgpt_hf.tasks import HubSource, find_task
 
@@ -126,6 +129,13 @@ def as_json(results: Sequence[TaskResult], settings: Mapping[str, Any], limit: i
             for result in results
         },
     }
+
+
+def record_results(folder: RunFolder, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:
+    """Write a run's last results into its folder as `results.json`, if it has any."""
+    if folder.is_writer and results:
+        settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+        write_results(folder.path / RESULTS, as_json(results, settings, folder.run.eval_task_limit))
 
 
 def write_results(path: Path, content: Mapping[str, Any]) -> None:

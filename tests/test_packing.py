@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from fgpt_hf.packing import ACCOUNTS, Account, accounts, best_fit_decreasing, pack_documents
+from fgpt_hf.packing import ACCOUNTS, Account, accounts, best_fit_decreasing, fullest_rows, pack_documents
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, PAD_ID
 
 
@@ -103,3 +103,26 @@ def test_every_account_counts_every_token_and_only_best_fit_pads() -> None:
 def test_documents_that_fill_rows_exactly_are_kept_by_every_packing() -> None:
     for name, account in accounts([15] * 40, 16).items():
         assert account == Account(600, 0, 0), name
+
+
+LENGTHS = {
+    "of every length": lengths_of(3, 2000, 256),
+    "of like length": [40 + number % 20 for number in range(2000)],
+    "mostly long": [200 if number % 3 else 10 + number % 40 for number in range(2000)],
+    "few": [100, 100, 100],
+    "all as long as a row": [256] * 10,
+}
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
+def test_full_rows_hold_every_item_once_in_as_few_rows_as_best_fit_or_fewer(kind: str) -> None:
+    lengths = LENGTHS[kind]
+    rows = fullest_rows(lengths, 256)
+    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
+    assert all(sum(lengths[item] for item in row) <= 256 for row in rows)
+    assert len(rows) <= len(best_fit_decreasing(lengths, 256))
+
+
+def test_items_of_like_length_fill_rows_without_gaps() -> None:
+    lengths = LENGTHS["of like length"]
+    assert len(fullest_rows(lengths, 256)) * 256 < 1.005 * sum(lengths)

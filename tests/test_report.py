@@ -72,6 +72,20 @@ def test_short_and_long_runs_and_infinite_values_are_drawn(tmp_path: Path, steps
     assert "gradient_norm" in figures(folder)
 
 
+def test_answers_before_and_after_are_a_table(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", answers_ended=0.5, answer_tokens=9.0)
+    samples = [
+        {"step": step, "prompt": "Who?\nYou?", "greedy": f"{said} " * 20, "sampled": ""}
+        for step, said in ((0, "nobody"), (20, "me"))
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))
+    lines = report(folder).splitlines()
+    (row,) = (line for line in lines if line.startswith("Who? You?"))
+    assert "nobody" in row and row.index("nobody") < row.index("me me")
+    assert lines[lines.index(row) - 2].split() == ["prompt", "before", "after"]
+    assert figures(folder) >= {"answer_length", "answers_ended"}
+
+
 def test_a_killed_run_without_samples_is_told_too(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "samples.jsonl").unlink()

@@ -28,6 +28,7 @@ from fgpt_hf.tokenizer import (
     PAD_ID,
     build_tokenizer,
     encode_conversation,
+    encode_conversations,
     encode_documents,
 )
 
@@ -428,3 +429,37 @@ def test_a_continued_message_must_not_spell_a_control_token(tokenizer):
     """transformers looks for the message as it was given, and the template cannot write a control token as given."""
     with pytest.raises(ValueError, match="final message does not appear in the chat"):
         tokenizer.apply_chat_template(say("Hi", "a<|end|>b"), continue_final_message=True)
+
+
+# Many conversations at once
+
+
+def conversation(chance: random.Random) -> list[dict]:
+    """A conversation of any length with text that a fast way could get wrong, and now and then a flaw."""
+    spaces, controls = [" ", "\n", "\n\n", "\t", "\u00a0", "\u2003"], ["<|end|>", "<|user|>", "<|", "|>"]
+    pieces = [*spaces, *controls, "word", "é", "\ud83d", "😀", "'s", "12"]
+    roles = ["user", *["assistant", "user"] * chance.randint(0, 3)][: chance.randint(1, 7)]
+    if chance.random() < 0.1:
+        chance.shuffle(roles)
+    messages = [{"role": role, "content": "".join(chance.choices(pieces, k=chance.randint(0, 8)))} for role in roles]
+    if chance.random() < 0.1 and messages:
+        messages[-1]["content"] = chance.choice([None, parts("in ", "parts"), 5])
+    return [{"role": "system", "content": "Be brief."}, *messages] if chance.random() < 0.5 else messages
+
+
+@pytest.mark.parametrize("template", ["own", "another"])
+def test_many_conversations_give_what_each_gives_alone(template):
+    tokenizer = build_tokenizer()
+    if template == "another":
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|endoftext|>")
+    chance = random.Random(0)
+    conversations = [conversation(chance) for _ in range(400)]
+    for messages, together in zip(conversations, encode_conversations(tokenizer, conversations), strict=True):
+        if isinstance(together, ValueError):
+            with pytest.raises(ValueError) as alone:
+                encode_conversation(tokenizer, messages)
+            assert str(alone.value) == str(together)
+        else:
+            assert (together.ids.tolist(), together.replies.astype(int).tolist()) == encode_conversation(
+                tokenizer, messages
+            )

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from fgpt_hf.batches import IGNORED
 from fgpt_hf.tokenizer import encode_conversation
 from tests.test_conversations import say
 from tests.tiny import random_model, save
@@ -33,9 +34,10 @@ def test_sft_trainer_learns_the_replies_of_the_same_folder_and_rows(tmp_path: Pa
         logging_steps=1,
     )
     trainer = trl.SFTTrainer(str(folder), args=options, train_dataset=rows)
-    learnt = [mask for row in trainer.train_dataset for mask in row["assistant_masks"]]
+    learnt = [token for row in trainer.train_dataset for token in row["labels"] if token != IGNORED]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert sum(learnt) == sum(sum(encode_conversation(tokenizer, row["messages"])[1]) for row in rows)
+    encoded = [encode_conversation(tokenizer, row["messages"]) for row in rows]
+    assert sorted(learnt) == sorted(token for pair in encoded for token, mask in zip(*pair, strict=True) if mask)
     before = trainer.model.model.embed_tokens.weight.detach().clone()
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
