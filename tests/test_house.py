@@ -50,6 +50,7 @@ ORDER = [
     {"card"},
     {"hub"},
     {"publish"},
+    {"space"},
     {"cli"},
 ]
 
