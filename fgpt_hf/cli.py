@@ -92,7 +92,9 @@ def _add_publish(commands: Any) -> None:
     parser.add_argument("--license", help="for the card: the weights' licence, such as mit")
     parser.add_argument("--language", help="for the card: the language of the data, such as en")
     parser.add_argument("--base_model", help="for the card: the model on the Hub that this one was trained from")
-    parser.add_argument("--space", help="user/name: make or update the Space that serves the model, which its card names")
+    parser.add_argument(
+        "--space", help="user/name: make or update the Space that serves the model, which its card names"
+    )
     parser.add_argument("--dollars_per_hour", type=float, help="for the card: what one device costs")
     parser.add_argument("--watts", type=float, help="for the card: what one device draws")
     parser.set_defaults(function=_publish)

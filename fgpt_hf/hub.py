@@ -195,11 +195,13 @@ def _tagged_commit(api: HfApi, destination: Destination) -> str | None:
 def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, message: str) -> tuple[str, str]:
     """Commit on top of what the branch has now; returns the commit's URL and name."""
     repo_id, kind, revision = destination.repo_id, destination.kind, destination.revision
-    head = api.repo_info(repo_id, repo_type=kind, revision=revision)
+    head = (api.model_info if kind == "model" else api.space_info)(repo_id, revision=revision)
     there = {sibling.rfilename for sibling in head.siblings or ()}
     files = dict(files)
     if CARD in files and CARD in there:
-        published = Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, revision=head.sha)).read_text(encoding="utf-8")
+        published = Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, revision=head.sha)).read_text(
+            encoding="utf-8"
+        )
         files[CARD] = merged(_text(files[CARD]), published).encode()
     stale = [name for name in sorted(there - files.keys()) if _matches(name, REPLACED[kind])]
     info = api.create_commit(

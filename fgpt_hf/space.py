@@ -59,10 +59,11 @@ def source_files() -> dict[str, Path]:
 def _card(models: Sequence[Pinned]) -> str:
     """The Space's README, which names its models to the Hub and to readers."""
     card = SpaceCard((SPACE / CARD).read_text(encoding="utf-8"))
-    model = models[0]
-    card.data.title = model.repo_id.rpartition("/")[2]
-    card.data.models = [served.repo_id for served in models]
-    card.data.preload_from_hub = [f"{served.repo_id} {','.join(served.weights)} {served.commit}" for served in models]
+    card.data["title"] = models[0].repo_id.rpartition("/")[2]
+    card.data["models"] = [served.repo_id for served in models]
+    card.data["preload_from_hub"] = [
+        f"{served.repo_id} {','.join(served.weights)} {served.commit}" for served in models
+    ]
     links = [f"[{served.repo_id}](https://huggingface.co/{served.repo_id}) at `{served.commit}`" for served in models]
     compared = f", beside its base model {links[1]}" if len(links) > 1 else ""
     card.text = f"{card.text.rstrip()}\n\nIt serves {links[0]}{compared}.\n"

@@ -10,7 +10,7 @@ from as_text import as_text, said_text
 from chat import Chat, Reply
 from conversation import MAX_MESSAGE, MAX_SYSTEM_PROMPT
 from demo import MODEL_QUEUE, Demo, visitor
-from language_model import BOUNDS, MAX_SEED, Settings
+from language_model import BOUNDS, Settings
 
 QUESTIONS = (
     "What is a tokenizer?",
@@ -77,13 +77,12 @@ class ChatTab:
         with gr.Row():
             penalty = _slider("repetition_penalty", "Repetition penalty", "1 is none", 0.05)
             longest = _slider("max_new_tokens", "Longest reply", "in tokens", 1)
-            seed = gr.Number(
-                value=None,
+            seed = gr.Textbox(
+                value="",
                 label="Seed",
-                info="the same gives the same reply; empty is another each time",
-                precision=0,
-                minimum=0,
-                maximum=MAX_SEED,
+                info="the same gives the same reply",
+                placeholder="another each time",
+                max_length=10,
             )
         greedy = gr.Checkbox(label="Greedy: the likeliest token each time, without chance", container=False)
         return [prompt, temperature, top_p, top_k, penalty, longest, seed, greedy]
@@ -93,7 +92,7 @@ class ChatTab:
         outputs = [self.message, self.chatbot, self.compared]
         written: dict[str, Any] = {"outputs": outputs, "api_visibility": "private", **MODEL_QUEUE}
         direct: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        events = [
+        events: Any = [
             self.message.submit(self._send, [self.message, *inputs], **written),
             self.chatbot.retry(self._retry, inputs, **written),
             self.chatbot.edit(self._edit, inputs, **written),
@@ -102,8 +101,9 @@ class ChatTab:
         for event in events:
             event.failure(_may_send, None, self.message, **direct)
         self.message.stop(_may_send, None, self.message, cancels=events, **direct)
-        self.chatbot.undo(self._undo, [self.chatbot], outputs, **direct)
-        self.chatbot.clear(lambda: [], None, self.compared, **direct)
+        # Cancelling comes first, lest a reply under way comes back.
+        self.chatbot.undo(None, cancels=events).then(_undo, self.chatbot, outputs, **direct)
+        self.chatbot.clear(None, cancels=events).then(lambda: (_may_send(), [], []), None, outputs, **direct)
         self.compare.change(
             lambda both: (gr.update(show_label=both), gr.update(visible=both)),
             self.compare,
@@ -123,11 +123,6 @@ class ChatTab:
 
     def _example(self, request: gr.Request, data: gr.SelectData, history: History, *chosen: Any) -> Iterator[Shown]:
         yield from self._written(request, data.value["text"], history, chosen)
-
-    def _undo(self, data: gr.UndoData, history: History) -> Shown:
-        """Take the last message back into the text box."""
-        at = _first(data.index)
-        return _text(history[at]), history[:at], []
 
     def _written(self, request: gr.Request, message: Any, history: History, chosen: Sequence[Any]) -> Iterator[Shown]:
         """Empty the text box once the message is accepted; then the reply, and the base model's, longer each time."""
@@ -172,12 +167,13 @@ def _settings_of(
     top_k: int,
     repetition_penalty: float,
     max_new_tokens: int,
-    seed: int | None,
+    seed: str,
     greedy: bool,
 ) -> Settings:
     """The page's settings; without a seed, a new one."""
-    drawn = secrets.randbelow(100_000) if seed is None else seed
-    return Settings(temperature, top_p, top_k, repetition_penalty, max_new_tokens, drawn, greedy)
+    typed = seed.strip()
+    number: Any = int(typed) if typed.isdecimal() else typed or secrets.randbelow(100_000)
+    return Settings(temperature, top_p, top_k, repetition_penalty, max_new_tokens, number, greedy)
 
 
 def _messages(reply: Reply) -> History:
@@ -203,6 +199,12 @@ def _text(message: dict[str, Any]) -> str:
     content = message["content"]
     parts = [part.get("text", "") for part in content] if isinstance(content, list) else [content]
     return said_text("".join(map(str, parts)))
+
+
+def _undo(history: History) -> Shown:
+    """Take the last message back into the text box."""
+    at = max(number for number, message in enumerate(history) if message["role"] == "user")
+    return gr.Textbox(_text(history[at]), submit_btn=True, stop_btn=False), history[:at], []
 
 
 def _first(index: int | Sequence[int]) -> int:

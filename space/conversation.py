@@ -37,7 +37,11 @@ def checked_text(text: Any, name: str, longest: int) -> str:
         raise ValueError(f"the {name} must be text, not {type(text).__name__}")
     if len(text) > longest:
         raise ValueError(f"the {name} has {len(text):,} characters: {longest:,} at most")
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return (
+        text.encode("utf-16-le", "surrogatepass")
+        .decode("utf-16-le", "replace")
+        .replace("\0", "\N{REPLACEMENT CHARACTER}")
+    )
 
 
 def checked_message(message: Any) -> str:
@@ -60,7 +64,9 @@ def checked_history(history: Any) -> list[Message]:
     for number, message in enumerate(history, start=1):
         role = "assistant" if number % 2 == 0 else "user"
         if not isinstance(message, dict) or message.get("role") != role:
-            raise ValueError(f"message {number} of the history must have the role '{role}': a user's and an assistant's in turn")
+            raise ValueError(
+                f"message {number} of the history must have the role '{role}': a user's and an assistant's in turn"
+            )
         content = checked_text(message.get("content"), f"message {number} of the history", 4 * MAX_MESSAGE)
         turns.append({"role": role, "content": content})
     if len(turns) % 2:
@@ -73,7 +79,7 @@ def chat_prompt(
 ) -> Prompt:
     """The conversation up to the last message, without as many first turns as must go to leave room for the reply.
 
-    Room for `wanted` tokens, or for as many as the last message alone leaves.
+    Room for `wanted` tokens, for half the context if that is less, or for what the last message alone leaves.
 
     Raises:
         ValueError: the last message alone is too long; the model's template refuses the conversation.
@@ -81,7 +87,7 @@ def chat_prompt(
     system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     for first in range(0, len(turns), 2):
         ids = _rendered(tokenizer, [*system, *turns[first:]])
-        if len(ids) + wanted <= context:
+        if len(ids) + min(wanted, context // 2) <= context:
             break
     return Prompt(ids, first // 2, _room(ids, context))
 
@@ -115,5 +121,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -
 def _room(ids: Sequence[int], context: int) -> int:
     room = context - len(ids)
     if room < MIN_ROOM:
-        raise ValueError(f"the message is {len(ids):,} tokens with its frame, and the model reads {context:,}: shorten it")
+        raise ValueError(
+            f"the message is {len(ids):,} tokens with its frame, and the model reads {context:,}: shorten it"
+        )
     return room

@@ -10,7 +10,9 @@ def described(model: LanguageModel) -> str:
     size = f"{model.model.num_parameters():,} parameters, a context of {model.context:,} tokens"
     what = shown(model.card.first_words(model.card.title)) or f"A language model: {size}."
     data = shown(model.card.first_words("Training data"))
-    limits = shown(model.card.first_words("Limits and intended use")) or "It continues text, and does not know what is true."
+    limits = (
+        shown(model.card.first_words("Limits and intended use")) or "It continues text, and does not know what is true."
+    )
     lines = [f"# {shown(model.name)}", what + (f" Trained on {data}" if data else "")]
     if not model.answers:
         lines[-1] += " It was not taught to answer: it goes on from what you write."

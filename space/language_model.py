@@ -103,7 +103,7 @@ class LanguageModel:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=True)
         dtype = "auto" if self.device == "cuda" else torch.float32  # CPUs are slow at bfloat16
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=True)
         self.model: PreTrainedModel = model.to(self.device).eval()
         is_chat_model = self.tokenizer.chat_template is not None and self.card.is_conversational
         self.answers = is_chat_model if answers is None else answers

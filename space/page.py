@@ -38,8 +38,8 @@ def failure_page(model_id: str | None, error: Exception) -> gr.Blocks:
     with gr.Blocks(title="The model could not be loaded", analytics_enabled=False) as page:
         gr.HTML(
             f"<h1>The model could not be loaded</h1><p>{named}. {problem}</p>"
-            "<p>For the owner of this Space: under Settings, Variables, set <code>MODEL_ID</code> to a model on the Hub, "
-            "<code>user/name</code> or <code>user/name@revision</code>, for a private one also the secret "
+            "<p>For the owner of this Space: under Settings, Variables, set <code>MODEL_ID</code> to a model on the "
+            "Hub, <code>user/name</code> or <code>user/name@revision</code>, for a private one also the secret "
             "<code>HF_TOKEN</code>, and restart. The log has the details.</p>",
             elem_id="failure",
         )

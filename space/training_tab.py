@@ -102,7 +102,9 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
     after = gr.Slider(
         steps[0], max(steps[-1], steps[0] + 1), value=steps[-1], step=apart, label="What it wrote after so many steps"
     )
-    written = gr.Textbox(_at(samples, steps[-1]), lines=10, max_lines=24, interactive=False, show_label=False, elem_id="samples")
+    written = gr.Textbox(
+        _at(samples, steps[-1]), lines=10, max_lines=24, interactive=False, show_label=False, elem_id="samples"
+    )
     after.change(
         lambda step: _at(samples, max(known for known in steps if known <= max(step, steps[0]))),
         after,
