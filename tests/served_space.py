@@ -2,24 +2,24 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import GenerationConfig
 
 from benchmarks.space import Served, serving
-from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf import FGPTConfig, FGPTForCausalLM, cli
 from fgpt_hf.card import write_card
 from fgpt_hf.checkpoints import save_model
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
-from tests.loopback_hub import LoopbackHub, hub_environment
+from tests.hub_here import hub_here
+from tests.loopback_hub import hub_environment
 from tests.run_folders import write_run
 
-ROOT = Path(__file__).parent.parent
 CONTEXT = 512  # enough for a reply that lasts some seconds
 
 # Runs app.py as a Space would, where only what requirements.txt brings can be imported.
@@ -87,20 +87,17 @@ def published_space(folder: Path) -> Iterator[tuple[Served, Path]]:
     """The Space that `fgpt publish --space` made on a loopback Hub, and the run that was published."""
     chat = write_chat_run(folder / "chat", seed=0, model_name_or_path="tester/base")
     base = write_chat_run(folder / "base", seed=1)
-    with LoopbackHub() as server:
-        environment = hub_environment(server, folder) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with pytest.MonkeyPatch.context() as patches, hub_here(folder, patches) as server:
         server.add_repo("model", "tester/base", base / "model")
-        publish = [sys.executable, "-m", "fgpt_hf.cli", "publish", str(chat), "tester/tiny", "--space", "tester/chat"]
-        subprocess.run(publish, env=environment, check=True, capture_output=True, timeout=120)
+        cli.run(["publish", str(chat), "tester/tiny", "--space", "tester/chat"])
         space = folder / "space"
         for name, content in server.repo("space", "tester/chat").files().items():
             (space / name).parent.mkdir(parents=True, exist_ok=True)
             (space / name).write_bytes(content)
-        environment.pop("PYTHONPATH")
+        environment = hub_environment(server, folder) | {"OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
         with serving([sys.executable, "-c", LAUNCH], space, environment) as served:
             yield served, chat
-        names = json.loads((space / "models.json").read_text())
-        assert (
-            server.count("GET", rf"/tester/tiny/resolve/{names['MODEL_ID'].partition('@')[2]}/model.safetensors") == 1
-        )
+        commit = json.loads((space / "models.json").read_text())["MODEL_ID"].partition("@")[2]
+        assert server.count("GET", rf"/tester/tiny/resolve/{commit}/model.safetensors") == 1
         assert server.strays == []  # no analytics, nothing from elsewhere

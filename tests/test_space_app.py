@@ -1,5 +1,6 @@
 """The modules of `space/`: what reaches the model, what is refused, and what is shown."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import app
 from as_text import as_text, said_text
 from card import Card
 from chat import Chat
@@ -25,6 +27,7 @@ from conversation import (
 from description import described, shown
 from fgpt_hf.card import write_card
 from language_model import LanguageModel, Settings
+from tests.loopback_hub import LoopbackHub
 from tests.run_folders import METRICS, write_run
 from tests.tiny import tokenizer
 from training_tab import PLOTS, table
@@ -234,6 +237,19 @@ def test_a_plot_has_every_measured_point_and_of_many_evenly_some() -> None:
     assert set(points["curve"]) == {"training", "held out"} and len(points) == 3
     many = table([{"step": step, "loss": 1.0} for step in range(5000)], loss)
     assert 500 <= len(many) <= 600 and many["step"].iloc[0] == 0
+
+
+@pytest.mark.parametrize("model_id", ["<b>nobody", "", "tester/none@v1"])
+def test_a_model_that_cannot_be_loaded_is_a_page_that_says_what_to_set(
+    model_id: str, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[Any] = []
+    monkeypatch.setattr("app.serve", pages.append)
+    monkeypatch.setenv("MODEL_ID", model_id)
+    app.main()
+    (text,) = (block["props"]["value"] for block in pages[0].get_config_file()["components"])
+    assert "set <code>MODEL_ID</code> to a model on the Hub" in text
+    assert "Traceback" not in text and "<b>" not in text and (not model_id or html.escape(model_id) in text)
 
 
 # Limits, and what the Space needs

@@ -2,11 +2,8 @@
 
 import asyncio
 import itertools
-import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from benchmarks.space import CHROMIUM, OFFLINE, Served, crowd, serving
+from benchmarks.space import CHROMIUM, OFFLINE, Served, crowd
 from fgpt_hf.interop import load
 from tests.served_space import published_space
 
@@ -114,7 +111,7 @@ def test_broken_requests_are_refused_without_a_traceback_and_the_server_stays_we
         b"[]",
         b'{"data": 5}',
         b'{"data": []}',
-        json.dumps({"data": ["a"] * 300}).encode(),
+        b'{"data": [{}, {}, {}, {}]}',
         b"\0" * 10**6,
     ):
         answer = httpx.post(
@@ -136,21 +133,12 @@ def test_a_visitor_who_asks_too_often_is_told_when_to_come_again_and_others_are_
 
 
 def test_in_a_crowd_everybody_is_answered_or_told_and_memory_returns(space: Served) -> None:
-    asyncio.run(crowd(space.url, visitors=50, seconds=1))
+    asyncio.run(crowd(space.url, visitors=10, seconds=1))
     before = space.megabytes()
     met = asyncio.run(crowd(space.url, visitors=50, seconds=8))
     assert met.replies > 0 and met.told_it_is_full > 0
     assert met.failures == met.lost == 0 and met.told_a_place == met.replies
     assert space.megabytes() < before + 100
-
-
-def test_a_model_that_cannot_be_loaded_is_a_page_that_says_what_to_set(space: Served, tmp_path: Path) -> None:
-    app = Path(__file__).parent.parent / "space" / "app.py"
-    environment = {**os.environ, "MODEL_ID": "<b>nobody", "HF_HUB_OFFLINE": "1"}
-    with serving([sys.executable, str(app)], tmp_path, environment) as failed:
-        page = httpx.get(f"{failed.url}/config").text
-    assert "set <code>MODEL_ID</code>" in json.loads(page)["components"][0]["props"]["value"]
-    assert "&lt;b&gt;nobody" in page and "Traceback" not in page
 
 
 # In a browser
@@ -234,10 +222,9 @@ def test_words_arrive_one_by_one_and_stop_ends_the_writing(page: Page) -> None:
     assert page.page.locator("#chat .message-content :is(b, script)").count() == 0
 
 
-def test_retry_edit_and_undo_change_the_last_turn(page: Page) -> None:
+def test_retry_edit_and_undo_change_the_last_turn(browser: Any, space: Served) -> None:
+    page = Page(browser, space)
     page.longest("Home")
-    page.page.get_by_label("Clear").first.click()
-    page.page.locator("#chat .example").first.wait_for()
     page.send("First")
     page.page.locator("#chat .bot.message:not(.pending)").wait_for()
     page.wait_until_written()
@@ -253,15 +240,17 @@ def test_retry_edit_and_undo_change_the_last_turn(page: Page) -> None:
     page.page.get_by_label("Edit").click()
     page.page.locator("#chat textarea").fill("Second <b>")
     page.page.get_by_label("Submit").click()
-    page.page.wait_for_function("document.querySelector('#chat').innerText.includes('Second')")
+    page.page.wait_for_function("document.querySelector('#chat').innerText.match(/Second <[^]*1 written/)")
     page.wait_until_written()
     assert [text.replace("\u2060", "") for text in page.questions()] == ["Second <b>"] and page.written() == 1
-    page.page.get_by_label("Undo").click()
+    page.page.get_by_role("button", name="Undo").first.click()
     page.page.wait_for_function("document.querySelector('#message textarea').value === 'Second <b>'")
     assert page.questions() == []
 
 
-def test_an_example_and_the_comparison_by_the_keyboard_alone(page: Page) -> None:
+def test_an_example_the_comparison_and_clearing_by_the_keyboard_alone(browser: Any, space: Served) -> None:
+    page = Page(browser, space)
+    page.longest("Home")
     page.page.focus("#compare input")
     page.page.keyboard.press("Space")
     page.page.locator("#base").wait_for()
@@ -271,13 +260,17 @@ def test_an_example_and_the_comparison_by_the_keyboard_alone(page: Page) -> None
     page.wait_until_written()
     assert page.questions() == ["What is a tokenizer?"]
     assert page.reply("#base") != page.reply("#chat")
+    page.page.get_by_role("button", name="Clear").first.focus()
+    page.page.keyboard.press("Enter")
+    page.page.locator("#chat .example").first.wait_for()
+    assert page.questions() == []
 
 
 def test_a_refusal_leaves_the_message_where_it_is(page: Page) -> None:
     page.page.fill("#message textarea", "   ")
     page.page.keyboard.press("Enter")
     page.page.get_by_text("the message is empty: write something").wait_for()
-    assert len(page.questions()) == 1
+    assert page.page.input_value("#message textarea") == "   "
 
 
 def test_the_second_of_two_visitors_is_told_a_place_and_both_are_answered(
@@ -298,7 +291,7 @@ def test_the_second_of_two_visitors_is_told_a_place_and_both_are_answered(
 def test_the_training_tab_has_curves_samples_results_and_the_card(page: Page) -> None:
     page.page.bring_to_front()
     page.page.get_by_role("tab", name="How it was trained").click()
-    page.page.locator(".vega-embed :is(canvas, svg)").nth(1).wait_for()
+    page.page.locator(".vega-embed svg.marks").first.wait_for()
     samples = page.page.locator("#samples textarea").first
     assert "upon upon" in samples.input_value()
     page.page.get_by_label("number input for What it wrote after so many steps").first.fill("0")
