@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart test check bench clean
+.PHONY: install quickstart space test check bench clean
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,14 @@ quickstart: install
 	$(BIN)/python train_preference.py --preset quickstart --output_dir runs/quickstart/preference --overwrite_output_dir
 	$(BIN)/fgpt evaluate runs/quickstart/base/model runs/quickstart/preference/model --tasks pydocs-choice --limit 64
 	$(BIN)/fgpt chat runs/quickstart/preference --greedy 'What does `load(path)` do?'
+
+# The newest stage that the quickstart has reached, beside the base model where it came from one.
+STAGE = $(firstword $(wildcard $(foreach stage,preference instruct base,runs/quickstart/$(stage)/model)))
+BASE = $(filter-out $(STAGE),$(wildcard runs/quickstart/base/model))
+
+space: install
+	@test -n "$(STAGE)" || { echo "there is no runs/quickstart/*/model to serve: run make quickstart first"; exit 2; }
+	MODEL_ID=$(STAGE) $(if $(BASE),BASE_MODEL_ID=$(BASE)) $(BIN)/python space/app.py
 
 test: install
 	$(BIN)/python -m pytest

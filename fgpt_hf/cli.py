@@ -95,7 +95,9 @@ def _add_publish(commands: Any) -> None:
     parser.add_argument("--license", help="for the card: the weights' licence, such as mit")
     parser.add_argument("--language", help="for the card: the language of the data, such as en")
     parser.add_argument("--base_model", help="for the card: the model on the Hub that this one was trained from")
-    parser.add_argument("--space", help="for the card: a Space that shows the model, user/name")
+    parser.add_argument(
+        "--space", help="user/name: make or update the Space that serves the model, which its card names"
+    )
     parser.add_argument("--dollars_per_hour", type=float, help="for the card: what one device costs")
     parser.add_argument("--watts", type=float, help="for the card: what one device draws")
     parser.set_defaults(function=_publish)
@@ -105,6 +107,7 @@ def _publish(options: Any) -> None:
     from fgpt_hf.card_sections import Told
     from fgpt_hf.hub import Destination
     from fgpt_hf.publish import files_to_publish, listing, publish
+    from fgpt_hf.space import publish_with_space
 
     said = ("license", "language", "base_model", "space", "dollars_per_hour", "watts")
     told = Told(stock=options.variant == "gpt2", **{name: getattr(options, name) for name in said})
@@ -113,6 +116,9 @@ def _publish(options: Any) -> None:
     if options.dry_run:
         with files_to_publish(options.model, destination, told) as files:
             print(listing(files))
+    elif told.space:
+        model, space = publish_with_space(options.model, destination, told)
+        print(f"published: {model}\nits Space: {space}")
     else:
         print(f"published: {publish(options.model, destination, told)}")
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
@@ -33,6 +33,7 @@ WEIGHTS_AND_CODE = (
     "configuration_fgpt.py",
     "modeling_fgpt.py",
 )
+REPLACED = {"model": WEIGHTS_AND_CODE, "space": ("*.py",)}  # what goes from a repo if a push does not bring it again
 # Nothing else goes: no optimizer state, no token files, no logs, no pickles.
 PUBLISHED = (
     CARD,
@@ -67,15 +68,25 @@ class Destination:
     """A place on the Hub.
 
     Attributes:
+        kind: what the repo is there.
         private: make a new repo private.
         revision: the branch (default: main); it is made if need be.
         tag: a name for the commit, such as v1.0.
     """
 
     repo_id: str
+    kind: Literal["model", "space"] = "model"
     private: bool = False
     revision: str | None = None
     tag: str | None = None
+
+
+class Pinned(NamedTuple):
+    """A model on the Hub as it is at one commit, and the names of its weight files."""
+
+    repo_id: str
+    commit: str
+    weights: tuple[str, ...]
 
 
 def push_folder(folder: Path, destination: Destination, message: str) -> str:
@@ -109,6 +120,19 @@ def push(files: Mapping[str, Content], destination: Destination, message: str) -
         elif tag and taken != commit:
             raise ValueError(f"tag={tag} names another commit of {repo_id}: the new one is there, choose another tag")
     return url
+
+
+def pinned(repo_id: str, revision: str | None = None) -> Pinned:
+    """What a model's repo holds now.
+
+    Raises:
+        ValueError: there is no such model, or none that this token may read.
+        OSError: the Hub could not be reached.
+    """
+    with _plain_errors(repo_id):
+        info = _persistently(lambda: HfApi().model_info(repo_id, revision=revision))
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    return Pinned(repo_id, str(info.sha), tuple(name for name in names if name.endswith(".safetensors")))
 
 
 def publishable(folder: Path) -> dict[str, Content]:
@@ -151,14 +175,15 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def _make_repo(api: HfApi, destination: Destination) -> None:
     """Find the repo, or make it, and the branch in it."""
-    repo_id = destination.repo_id
+    repo_id, kind = destination.repo_id, destination.kind
     try:
-        info = api.model_info(repo_id)
+        info = api.repo_info(repo_id, repo_type=kind)
     except RepositoryNotFoundError:
-        for other in ("dataset", "space"):
+        for other in ("dataset", "space") if kind == "model" else ():
             if api.repo_exists(repo_id, repo_type=other):
                 raise ValueError(f"{repo_id} is a {other} on the Hub: choose another name for the model") from None
-        api.create_repo(repo_id, private=destination.private, exist_ok=True)
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(repo_id, repo_type=kind, space_sdk=sdk, private=destination.private, exist_ok=True)
     else:
         if destination.private and not info.private:
             raise ValueError(f"{repo_id} is there and public: make it private in its settings, or choose another name")
@@ -176,20 +201,23 @@ def _tagged_commit(api: HfApi, destination: Destination) -> str | None:
 
 def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, message: str) -> tuple[str, str]:
     """Commit on top of what the branch has now; returns the commit's URL and name."""
-    repo_id, revision = destination.repo_id, destination.revision
-    head = api.model_info(repo_id, revision=revision)
+    repo_id, kind, revision = destination.repo_id, destination.kind, destination.revision
+    head = (api.model_info if kind == "model" else api.space_info)(repo_id, revision=revision)
     there = {sibling.rfilename for sibling in head.siblings or ()}
     files = dict(files)
     if CARD in files and CARD in there:
-        published = Path(api.hf_hub_download(repo_id, CARD, revision=head.sha)).read_text(encoding="utf-8")
+        published = Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, revision=head.sha)).read_text(
+            encoding="utf-8"
+        )
         files[CARD] = merged(_text(files[CARD]), published).encode()
-    stale = [name for name in sorted(there - files.keys()) if _matches(name, WEIGHTS_AND_CODE)]
+    stale = [name for name in sorted(there - files.keys()) if _matches(name, REPLACED[kind])]
     info = api.create_commit(
         repo_id,
         [
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()),
             *(CommitOperationDelete(path_in_repo=name) for name in stale),
         ],
+        repo_type=kind,
         commit_message=message,
         revision=revision,
         parent_commit=head.sha,

@@ -1,5 +1,6 @@
-"""What is published of a model: its files, its card, its run's figures and results."""
+"""What is published of a model: its files, its card, its run's figures, results and record."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -44,12 +45,23 @@ def files_to_publish(model: Path, destination: Destination, told: Told) -> Itera
     is_stock = facts.config.get("model_type") == "gpt2"
     told = replace(told, repo_id=destination.repo_id, stock=told.stock or is_stock)
     beside: dict[str, Content] = {CARD: card_of(facts, told).encode(), **figure_files(facts), **result_files(facts)}
+    beside |= record_files(facts)
     with TemporaryDirectory() as scratch:
         folder = facts.model
         if told.stock and not is_stock:
             folder = Path(scratch, "gpt2")
             write_gpt2(*load(str(facts.model)), folder)
         yield publishable(folder) | beside
+
+
+def record_files(facts: Facts) -> dict[str, bytes]:
+    """What the run measured and wrote as it went on, which a Space shows; none of it names a path."""
+    record = {"metrics.jsonl": facts.metrics, "samples.jsonl": facts.samples}
+    return {
+        name: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        for name, lines in record.items()
+        if lines
+    }
 
 
 def listing(files: Mapping[str, Content]) -> str:

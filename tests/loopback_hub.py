@@ -405,7 +405,8 @@ class Endpoints:
         for key, value in operations:
             changes |= _changes(repo, head, key, value)
         oid = repo.commit(changes, header["summary"], header["description"], revision)
-        return Reply.of({"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repo_id}/commit/{oid}"})
+        page = repo_id if kind == "model" else f"{kind}s/{repo_id}"
+        return Reply.of({"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{page}/commit/{oid}"})
 
     def create_branch(self, request: Request, kind: str, repo_id: str, branch: str) -> Reply:
         repo = self.writable(request, kind, repo_id)

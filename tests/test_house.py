@@ -60,6 +60,7 @@ ORDER = [
     {"card"},
     {"hub"},
     {"publish"},
+    {"space"},
     {"cli"},
 ]
 

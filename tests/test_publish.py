@@ -165,7 +165,7 @@ def test_a_dry_run_shows_every_file_and_its_size_and_touches_nothing(run: Path, 
             "tokenizer.json",
             "tokenizer_config.json",
         ),
-        *("figures/held_out_loss.png", ".eval_results/hellaswag.yaml"),
+        *("figures/held_out_loss.png", ".eval_results/hellaswag.yaml", "metrics.jsonl", "samples.jsonl"),
     }
     assert shown["model.safetensors"] == (run / "model" / "model.safetensors").stat().st_size
     assert total.split() == [f"{sum(shown.values()):,}", "bytes", "in", str(len(shown)), "files"]

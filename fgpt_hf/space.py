@@ -1,0 +1,70 @@
+"""The Space of a published model: the files of `space/`, with the model's name and commit in them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import SpaceCard
+
+from fgpt_hf.card import CARD
+from fgpt_hf.card_sections import Told
+from fgpt_hf.facts import read_facts
+from fgpt_hf.folders import model_folder
+from fgpt_hf.hub import Content, Destination, Pinned, check_name, pinned, push
+from fgpt_hf.publish import publish
+
+SPACE = Path(__file__).parent.parent / "space"
+MODELS = "models.json"
+VARIABLES = ("MODEL_ID", "BASE_MODEL_ID")  # what `space/app.py` reads, in this order
+
+
+def publish_with_space(model: Path, destination: Destination, told: Told) -> tuple[str, str]:
+    """Publish a model, and then the Space `told.space` that serves this very commit of it; returns both commits' URLs.
+
+    Beside it the Space shows the model on the Hub from which it was trained, if that is known.
+
+    Raises:
+        ValueError: as `publish`; a base model that is not on the Hub; `space/` is not here.
+        OSError: as `publish`.
+    """
+    space = Destination(repo_id=str(told.space), kind="space", private=destination.private)
+    check_name(space.repo_id)
+    base_model = told.base_model or read_facts(model_folder(model)).base_model
+    base = [pinned(base_model)] if base_model else []
+    source_files()
+    url = publish(model, destination, told)
+    models = [pinned(destination.repo_id, destination.revision), *base]
+    return url, push(space_files(models), space, f"Serve {destination.repo_id} at {models[0].commit[:8]}")
+
+
+def space_files(models: Sequence[Pinned]) -> dict[str, Content]:
+    """The files of a Space that serves the first model, and shows the second beside it if there is one."""
+    files: dict[str, Content] = dict(source_files())
+    names = {name: f"{model.repo_id}@{model.commit}" for name, model in zip(VARIABLES, models, strict=False)}
+    return files | {MODELS: (json.dumps(names, indent=2) + "\n").encode(), CARD: _card(models).encode()}
+
+
+def source_files() -> dict[str, Path]:
+    """The files of `space/`.
+
+    Raises:
+        ValueError: it is not here, because the package was installed without it.
+    """
+    files = [path for pattern in ("*.py", "*.css", "*.txt", CARD) for path in sorted(SPACE.glob(pattern))]
+    if not files:
+        raise ValueError(f"{SPACE} is not here: a Space is published from a clone of the repository, installed with -e")
+    return {path.name: path for path in files}
+
+
+def _card(models: Sequence[Pinned]) -> str:
+    """The Space's README, which names its models to the Hub and to readers."""
+    card = SpaceCard((SPACE / CARD).read_text(encoding="utf-8"))
+    card.data["title"] = models[0].repo_id.rpartition("/")[2]
+    card.data["models"] = [served.repo_id for served in models]
+    card.data["preload_from_hub"] = [
+        f"{served.repo_id} {','.join(served.weights)} {served.commit}" for served in models
+    ]
+    links = [f"[{served.repo_id}](https://huggingface.co/{served.repo_id}) at `{served.commit}`" for served in models]
+    compared = f", beside its base model {links[1]}" if len(links) > 1 else ""
+    card.text = f"{card.text.rstrip()}\n\nIt serves {links[0]}{compared}.\n"
+    return str(card)

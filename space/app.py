@@ -1,0 +1,56 @@
+"""The Space: a chat with a published model, and how the model was trained.
+
+Environment, or `models.json` beside this file:
+    MODEL_ID: user/name, user/name@revision, or a folder.
+    BASE_MODEL_ID: the same, for a second model to compare with; optional.
+Environment only:
+    REPLY_SECONDS: how long one reply may take (default 60).
+    MESSAGES_PER_MINUTE: how many messages a visitor may send (default 12).
+"""
+
+import json
+import os
+import traceback
+from pathlib import Path
+
+from chat import Chat
+from demo import Demo
+from language_model import LanguageModel
+from page import chat_page, failure_page, serve
+from visitors import Visitors
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    try:
+        page = chat_page(build())
+    except Exception as error:  # whatever is wrong with a model, visitors see a page and the log has the rest
+        traceback.print_exc()
+        page = failure_page(named_models().get("MODEL_ID"), error)
+    serve(page)
+
+
+def build() -> Demo:
+    """Load the models, once for all visitors."""
+    names = named_models()
+    if not names.get("MODEL_ID"):
+        raise ValueError("MODEL_ID is not set")
+    seconds = float(os.environ.get("REPLY_SECONDS", 60))
+    base = names.get("BASE_MODEL_ID")
+    return Demo(
+        chat=Chat(LanguageModel(names["MODEL_ID"]), seconds),
+        base=Chat(LanguageModel(base, answers=False), seconds) if base else None,
+        visitors=Visitors(int(os.environ.get("MESSAGES_PER_MINUTE", 12))),
+    )
+
+
+def named_models() -> dict[str, str]:
+    """The models' names: what the environment says, else what was published with this file."""
+    published = HERE / "models.json"
+    names: dict[str, str] = json.loads(published.read_text("utf-8")) if published.is_file() else {}
+    return names | {name: os.environ[name] for name in ("MODEL_ID", "BASE_MODEL_ID") if name in os.environ}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The page as a whole, what stands in its place when there is no model, and how both are served."""
+
+import html
+import importlib.util
+from pathlib import Path
+
+import gradio as gr
+
+from api import add_api
+from chat_tab import ChatTab
+from demo import Demo
+from description import described
+from training_tab import training_tab
+
+QUEUE = 40  # visitors who may wait
+STYLE = Path(__file__).with_name("style.css")
+FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # what the visitor has: nothing is fetched
+MONO_FONTS = ["ui-monospace", "Consolas", "monospace"]
+
+
+def chat_page(demo: Demo) -> gr.Blocks:
+    """The chat, the training and the API of one model."""
+    model = demo.chat.model
+    with gr.Blocks(title=model.name, analytics_enabled=False) as page:
+        gr.Markdown(described(model), elem_id="about")
+        with gr.Tab("Chat" if model.answers else "Write"):
+            ChatTab(demo)
+        with gr.Tab("How it was trained"):
+            training_tab([model, *([demo.base.model] if demo.base else [])])
+        add_api(demo)
+    return page
+
+
+def failure_page(model_id: str | None, error: Exception) -> gr.Blocks:
+    """What visitors see, and the Space's owner has to set, when the model could not be loaded."""
+    problem = html.escape(" ".join(str(error).split())[:400])
+    named = f"MODEL_ID is <code>{html.escape(model_id)}</code>" if model_id else "No model is named"
+    with gr.Blocks(title="The model could not be loaded", analytics_enabled=False) as page:
+        gr.HTML(
+            f"<h1>The model could not be loaded</h1><p>{named}. {problem}</p>"
+            "<p>For the owner of this Space: under Settings, Variables, set <code>MODEL_ID</code> to a model on the "
+            "Hub, <code>user/name</code> or <code>user/name@revision</code>, for a private one also the secret "
+            "<code>HF_TOKEN</code>, and restart. The log has the details.</p>",
+            elem_id="failure",
+        )
+    return page
+
+
+def serve(page: gr.Blocks) -> None:
+    """Serve the page until the process ends; visitors beyond the queue are told that it is full."""
+    page.queue(max_size=QUEUE).launch(
+        theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO_FONTS),
+        css_paths=STYLE,
+        footer_links=["api", "settings"],
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        enable_monitoring=False,
+        ssr_mode=False,  # it would start a second server, in Node
+        max_file_size="1mb",
+    )

@@ -1,0 +1,125 @@
+"""How the model was trained: curves, samples by step, results and the card, from the record published with it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gradio as gr
+import pandas as pd
+
+from card import Card
+from description import shown
+from language_model import LanguageModel
+
+COLORS = ("#6366f1", "#f59e0b", "#10b981", "#ef4444", "#0ea5e9", "#a855f7", "#84cc16", "#ec4899")
+MOST_POINTS = 600  # for each curve: more are not seen, and slow the page
+
+
+class Curves(NamedTuple):
+    """A plot: keys of `metrics.jsonl`, each with what to call it."""
+
+    title: str
+    unit: str
+    keys: Mapping[str, str]
+
+
+PLOTS = (
+    Curves("Loss", "nats per token", {"loss": "training", "eval_loss": "held out"}),
+    Curves("Learning rate", "", {"learning_rate": "learning rate"}),
+    Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}),
+    Curves("Speed", "tokens per second", {"tokens_per_second": "tokens per second"}),
+)
+
+
+def training_tab(models: Sequence[LanguageModel]) -> None:
+    """Lay out the record of each model, the last stage first."""
+    if len(models) == 1:
+        _record(models[0].card)
+        return
+    for name, model in zip(("This model", "The base model"), models, strict=True):
+        with gr.Tab(name):
+            _record(model.card)
+
+
+def _record(card: Card) -> None:
+    if card.metrics:
+        plots = [plot for plot in (*PLOTS, *_other_plots(card.metrics)) if not table(card.metrics, plot).empty]
+        for first in range(0, len(plots), 2):
+            with gr.Row():
+                for plot in plots[first : first + 2]:
+                    _plot(card.metrics, plot)
+    else:
+        gr.Markdown("This model was published without the record of its training (`metrics.jsonl`).")
+    if card.samples:
+        _samples(card.samples)
+    if card.section("Results"):
+        gr.Markdown(shown(f"### Results\n{card.section('Results')}"), elem_classes="prose")
+    if card.text:
+        with gr.Accordion("The model card", open=False):
+            gr.Markdown(shown(card.text), elem_classes="prose")
+
+
+def _other_plots(metrics: Sequence[Mapping[str, Any]]) -> list[Curves]:
+    """One for each benchmark, whose keys are `task/measure`."""
+    keys = {key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
+    return [
+        Curves(task, "", {key: key.partition("/")[2] for key in sorted(keys) if key.startswith(f"{task}/")})
+        for task in sorted({key.partition("/")[0] for key in keys})
+    ]
+
+
+def table(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> pd.DataFrame:
+    """A plot's points, `step`, `value` and `curve`; of many, evenly some."""
+    frames = []
+    for key, name in plot.keys.items():
+        points = [(line["step"], float(line[key]), name) for line in metrics if line.get(key) is not None]
+        stride = -(-len(points) // MOST_POINTS) or 1
+        frames.append(pd.DataFrame(points[::stride], columns=["step", "value", "curve"]))
+    return pd.concat(frames)
+
+
+def _plot(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> None:
+    names = list(plot.keys.values())
+    gr.LinePlot(
+        table(metrics, plot),
+        x="step",
+        y="value",
+        color="curve" if len(names) > 1 else None,
+        color_map=dict(zip(names, COLORS, strict=False)) if len(names) > 1 else None,
+        title=plot.title,
+        x_title="step",
+        y_title=plot.unit or plot.title.lower(),
+        color_title=" ",
+        height=280,
+        buttons=["fullscreen"],
+    )
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
+    """What the model wrote as it learned, by a slider over its steps."""
+    steps = sorted({line["step"] for line in samples})
+    apart = math.gcd(*(step - steps[0] for step in steps)) or 1
+    after = gr.Slider(
+        steps[0], max(steps[-1], steps[0] + 1), value=steps[-1], step=apart, label="What it wrote after so many steps"
+    )
+    written = gr.Textbox(
+        _at(samples, steps[-1]), lines=10, max_lines=24, interactive=False, show_label=False, elem_id="samples"
+    )
+    after.change(
+        lambda step: _at(samples, max(known for known in steps if known <= max(step, steps[0]))),
+        after,
+        written,
+        queue=False,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+
+
+def _at(samples: Sequence[Mapping[str, Any]], step: int) -> str:
+    """All samples of a step, as they are."""
+    parts = []
+    for line in samples:
+        if line["step"] == step:
+            written = [f"[{name}] {text}" for name, text in line.items() if name not in ("step", "prompt")]
+            parts.append("\n".join([f"» {line['prompt']}", *written]))
+    return "\n\n".join(parts)
