@@ -170,14 +170,13 @@ def save_model(
 ) -> None:
     """Write a complete Hub folder: weights as safetensors, configuration, code, tokenizer, template, generation config.
 
-    Of a model with an adapter, the adapter's weights and configuration in place of the model's weights.
+    Of a model with an adapter, the adapter's weights and configuration in place of the model's.
 
     Raises:
         OSError: it could not be written.
     """
     try:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
-        model.config.save_pretrained(folder)  # which a model with an adapter leaves out
         tokenizer.save_pretrained(folder)
     except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
         raise OSError(f"could not write {folder}: {error}") from error

@@ -106,13 +106,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def model_folder(path: Path) -> Path:
-    """The folder that holds the model: `path` itself, or `model/` in it where `path` is a run's folder.
+    """The folder that holds the model, or its adapter: `path` itself, or `model/` in it where `path` is a run's folder.
 
     Raises:
         ValueError: neither holds a model.
     """
     for folder in (path, path / "model"):
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        is_described = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if is_described and any(folder.glob("*.safetensors")):
             return folder
     raise ValueError(f"{path} is not a model's folder: neither it nor its model/ holds config.json and *.safetensors")
 

@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_instruct
 from fgpt_hf.card import CARD
+from fgpt_hf.command_line import parse_run
 from fgpt_hf.folders import read_lines
 from fgpt_hf.hub import publishable
+from fgpt_hf.presets import INSTRUCT_PRESETS, PRESETS
+from fgpt_hf.runs import InstructRun
 from tests.test_training import Launched
 from tests.tiny import random_model, save
 
@@ -142,14 +145,9 @@ def test_an_adapter_alone_is_a_folder_to_publish(place: Path) -> None:
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(place: Path) -> None:
     answers = {
-        "--model_name_or_path=nowhere": "nowhere",
-        "--dataset_name=nowhere.json": "nowhere.json: there is no such file",
-        "--dataset_name=rasbt-instruct*none": "is not NAME, NAME:MOST, NAME*TIMES",
+        f"--model_name_or_path={place}": "is not a model's folder",
         "--bad_rows=refuse": "row 7 of",
-        "--held_out_share=1": "held_out_share=1.0 must be a share between 0 and 1",
-        "--max_length=100000": "is more than the 64 tokens that the model reads",
         "--max_new_tokens=64": "max_new_tokens=64 leaves no room for a prompt",
-        "--lora_rank=3": "unknown argument '--lora_rank=3': did you mean --lora_r?",
     }
     for flag, answer in answers.items():
         done = launch(place, "bad", flag)
@@ -157,3 +155,23 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(place: Path) -> None:
         assert answer in done.errors.splitlines()[-1]
         assert "Traceback" not in done.errors
         assert not (place / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "answer"),
+    [
+        ("--held_out_share=1", "held_out_share=1.0 must be a share between 0 and 1"),
+        ("--lora_rank=3", "unknown argument '--lora_rank=3': did you mean --lora_r?"),
+        ("--long_rows=drop", "invalid choice: 'drop' (choose from"),
+        ("--num_train_epochs=0", "num_train_epochs=0.0 must be above zero"),
+        ("--preset=alpaca", "unknown preset 'alpaca': the presets are fgpt-712m, rasbt, quickstart"),
+    ],
+)
+def test_a_flag_that_does_not_work_is_answered_with_one_that_does(flag: str, answer: str) -> None:
+    with pytest.raises(ValueError) as error:
+        parse_run(InstructRun, INSTRUCT_PRESETS, [flag])
+    assert answer in str(error.value)
+
+
+def test_an_instruct_run_does_not_write_where_the_base_run_of_its_preset_did() -> None:
+    assert {run.folder for run in INSTRUCT_PRESETS.values()}.isdisjoint(run.folder for run in PRESETS.values())
