@@ -117,9 +117,9 @@ import sys, torch
 from fgpt_hf.hardware import peak_memory_bytes
 from fgpt_hf.objectives import summed_cross_entropy, token_losses
 cpu = torch.device("cpu")
-states = torch.randn(2048, 32, requires_grad=True)
+states = torch.randn(4096, 32, requires_grad=True)
 embeddings = torch.randn(50304, 32, requires_grad=True)
-labels = torch.randint(0, 50304, (2048,))
+labels = torch.randint(0, 50304, (4096,))
 before = peak_memory_bytes(cpu)
 if sys.argv[1] == "lean":
     loss = summed_cross_entropy(states, embeddings, labels)

@@ -1,10 +1,12 @@
 """Preference losses, gradients and rewards are TRL's on the same pairs."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
@@ -21,6 +23,14 @@ PAIRS = [
     {"prompt": [50], "chosen": [400, 9, 8, 7, 6, 5], "rejected": [9]},
     {"prompt": list(range(60, 80)), "chosen": [500, 501], "rejected": [500, 502]},
 ]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """No accelerator from another test or for another one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def batch(reference: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -78,7 +88,7 @@ def test_loss_gradients_and_rewards_equal_trls_dpo_trainer(loss_type: str, tmp_p
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert_equal(gradients(model, loss), expected_gradients)
     for name, value in zip(objective.observed, observed, strict=True):
-        assert float(value) == pytest.approx(trainer._metrics["train"][name][0], abs=1e-4), name
+        assert value.item() == pytest.approx(trainer._metrics["train"][name][0], abs=1e-4), name
 
 
 def test_simpo_equals_trls(tmp_path: Path) -> None:

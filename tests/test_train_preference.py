@@ -3,10 +3,12 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import load_dataset
 from safetensors.torch import load_file
 from transformers import GenerationConfig
@@ -55,10 +57,13 @@ def flags(home: Path, output: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(home: Path) -> None:
+def alone(home: Path) -> Iterator[None]:
+    """A cache of its own, and no accelerator from another test or for another one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fgpt_hf.reference.HF_HOME", str(home / "cache"))
         yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
