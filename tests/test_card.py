@@ -14,6 +14,7 @@ from fgpt_hf.card import CARD, build_card, card_of, front_matter, merged, write_
 from fgpt_hf.card_results import result_files
 from fgpt_hf.card_sections import Told, figure_files
 from fgpt_hf.facts import Facts, read_facts
+from fgpt_hf.presets import PRESETS
 from tests.loopback_hub import card_errors
 from tests.run_folders import METRICS, PROVENANCE, RESULTS, SAMPLES, write_run
 
@@ -77,7 +78,7 @@ def test_a_preference_run_has_results_of_pairs_and_no_perplexity(facts: Facts) -
         "| hours | 0.5 |",
         "| estimated cost | $5.00 |",
         "| estimated energy | 1.40 kWh |",
-        "| `learning_rate` | `0.002` |",
+        f"| `learning_rate` | `{PRESETS['quickstart'].learning_rate}` |",
         "| hellaswag | acc | 0.2892 ± 0.0045 | sum of log-likelihoods |",
         "Measured with fgpt evaluate (fgpt-hf 0.1.0).",
         "![held out loss](figures/held_out_loss.png)",
