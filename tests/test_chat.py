@@ -53,6 +53,13 @@ def test_a_pipe_gets_the_reply_and_nothing_else(
     assert given.endswith("\n") and len(given) > 12 and "\x1b" not in given and ">" not in given
 
 
+def test_the_message_may_stand_behind_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--greedy", "--max_new_tokens=8")
+    assert answered(capsys, folder, *flags, "Hello") == answered(capsys, folder, "Hello", *flags)
+    with pytest.raises(SystemExit):
+        run(["chat", str(folder), "Hello", *flags, "again"])
+
+
 def test_bytes_that_are_no_text_are_answered_too(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
