@@ -106,7 +106,7 @@ def _quick_start(facts: Facts, told: Told) -> str:
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{told.place()}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{told.place()}"{trust})',
         f'model = AutoModelForCausalLM.from_pretrained("{told.place()}"{trust})',
         "```",
     ]

@@ -15,10 +15,11 @@ from fgpt_hf.conversations import NAMES as CONVERSATIONS
 from fgpt_hf.corpora import NAMES as CORPORA
 from fgpt_hf.folders import RESULTS, read_lines
 from fgpt_hf.lora import ADAPTER
+from fgpt_hf.pairs import NAMES as PAIRS
 from fgpt_hf.provenance import PROVENANCE
 from fgpt_hf.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
 
-KNOWN = (CORPORA, CONVERSATIONS)
+KNOWN = (CORPORA, CONVERSATIONS, PAIRS)
 HUB_NAMES = {name: place for names in KNOWN for name, place in names.on_hub.items()}
 NOT_ON_HUB = {name for names in KNOWN for name in (*names.embedded, *names.files)}
 

@@ -139,6 +139,10 @@ def test_no_folder_of_the_machine_is_in_it(tmp_path: Path) -> None:
         ({"dataset_name": "somebody/poems"}, {"datasets": ["somebody/poems"]}),
         ({"dataset_name": "pydocs"}, {}),
         ({"dataset_name": "../rows"}, {}),
+        (
+            {"dataset_name": "pydocs-preference:200,somebody/pairs", "model_name_or_path": "tester/base"},
+            {"datasets": ["somebody/pairs"], "base_model": "tester/base"},
+        ),
         ({"model_name_or_path": "tester/base"}, {"base_model": "tester/base"}),
         ({"model_name_or_path": "/home/me/base"}, {}),
         ({"model_name_or_path": "../base"}, {}),
