@@ -75,7 +75,7 @@ def made_small(command: list[str]) -> list[str]:
 
 def write_data(folder: Path) -> None:
     """The files that the README calls one's own, and a benchmark."""
-    numbers = range(200)
+    numbers = range(600)
     turns = [({"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": str(n + 1)}) for n in numbers]
     endings = [f"{end} says." for end in ("Document", "that", "and", "make")]
     rows = {
