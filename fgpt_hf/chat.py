@@ -8,7 +8,6 @@ import unicodedata
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ def add_chat(commands: Any) -> None:
     """Add `chat`, with its arguments, to the subparsers of `fgpt`."""
     parser: ArgumentParser = commands.add_parser("chat", help=HELP, description=__doc__)
     parser.set_defaults(function=chat)
-    parser.parse_known_args = partial(_message_anywhere, parser.parse_known_args)  # type: ignore[method-assign, assignment]
     add = parser.add_argument
     add("model", help="a model's or a run's folder, or the id of a model on the Hub")
     add("message", nargs="?", help="answer this and leave; without it, what a pipe brings, or a conversation")
@@ -65,16 +63,6 @@ def chat(options: Namespace) -> None:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-
-
-def _message_anywhere(
-    parse: Callable[..., tuple[Namespace, list[str]]], *arguments: Any
-) -> tuple[Namespace, list[str]]:
-    """Find the message behind options too, where argparse before Python 3.13 has taken it to be absent."""
-    options, rest = parse(*arguments)
-    if options.message is None and len(rest) == 1 and not rest[0].startswith("-"):
-        options.message = rest.pop()
-    return options, rest
 
 
 def _decoding(options: Namespace) -> dict[str, Any]:

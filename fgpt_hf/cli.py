@@ -1,12 +1,11 @@
 """`fgpt …`: what one does with a model or a run that is there."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fgpt_hf.chat import add_chat
-from fgpt_hf.command_line import command_line, flags, from_flags
+from fgpt_hf.command_line import Commands, command_line, flags, from_flags
 from fgpt_hf.evaluate_command import add_evaluate
 from fgpt_hf.forecast import estimate
 from fgpt_hf.preparation import prepare_documents
@@ -19,8 +18,8 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="fgpt", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Commands(prog="fgpt", description=__doc__)
+    commands: Any = parser.add_subparsers(dest="command", required=True)
     a_run = commands.add_parser("report", help="figures, losses and samples of a run: fgpt report runs/quickstart/base")
     a_run.add_argument("run", type=Path)
     a_run.set_defaults(function=lambda options: print(report(options.run)))
@@ -44,7 +43,9 @@ def run(arguments: Sequence[str]) -> None:
     _add_publish(commands)
     add_evaluate(commands)
     add_chat(commands)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ValueError(f"unknown argument {unknown[0]!r}: fgpt {options.command} --help lists all of them")
     options.function(options)
 
 

@@ -69,6 +69,25 @@ def command_line(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(2)
 
 
+class Commands(ArgumentParser):
+    """A parser of subcommands, and each of theirs: raises ValueError for what argparse would print under its usage."""
+
+    # The stub's overloads differ in what type of namespace comes back, and here it is always the same.
+    def parse_known_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[Namespace, list[str]]:
+        """Also find an optional argument behind options, which argparse before Python 3.13 takes to be absent."""
+        options, rest = super().parse_known_args(args, namespace)
+        for action in self._get_positional_actions():
+            is_absent = action.nargs == "?" and getattr(options, action.dest) is None
+            if is_absent and len(rest) == 1 and not rest[0].startswith("-"):
+                setattr(options, action.dest, rest.pop())
+        return options, rest
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help explains)")
+
+
 class _Parser(HfArgumentParser):
     """Takes `--flag` for `--flag true`, no abbreviations, and raises what argparse would print under its usage."""
 

@@ -56,7 +56,7 @@ def test_a_pipe_gets_the_reply_and_nothing_else(
 def test_the_message_may_stand_behind_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--greedy", "--max_new_tokens=8")
     assert answered(capsys, folder, *flags, "Hello") == answered(capsys, folder, "Hello", *flags)
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="unknown argument 'again': fgpt chat --help lists all of them"):
         run(["chat", str(folder), "Hello", *flags, "again"])
 
 
