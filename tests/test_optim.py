@@ -1,12 +1,15 @@
 """Every parameter has its optimizer, and every schedule its shape."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.optim import SCHEDULES, build_optimizer, describe_groups, learning_rate_factor, parameter_groups
+from fgpt_hf.optim import SCHEDULES, Muon, build_optimizer, describe_groups, learning_rate_factor, parameter_groups
 from fgpt_hf.presets import PRESETS
 
 RUN = PRESETS["quickstart"]
@@ -71,6 +74,37 @@ def test_muons_updates_are_as_large_as_adamws(model: FGPTForCausalLM) -> None:
         optimizer.step()
         sizes[optim] = (weight.detach() - before).square().mean().sqrt().item()
     assert 0.1 < sizes["muon"] / sizes["adamw"] < 1.0
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_muon_is_torchs_and_multiplies_what_the_hardware_does(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that the hardware only emulates take a hundred times as long."""
+    monkeypatch.setattr("fgpt_hf.optim.supports_bf16", lambda device: has_bf16)
+    torch.manual_seed(0)
+    start, gradient = torch.randn(24, 16), torch.randn(24, 16)
+    moved = []
+    for optimizer_class in (torch.optim.Muon, Muon):
+        weight = nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        optimizer = optimizer_class([weight], lr=1.0, adjust_lr_fn="match_rms_adamw")
+        with TypesOfProducts() as types:
+            optimizer.step()
+        moved.append(weight.detach() - start)
+    assert types.seen == {torch.bfloat16 if has_bf16 else torch.float32}
+    torch.testing.assert_close(*moved, rtol=0, atol=0 if has_bf16 else 0.02)
+
+
+class TypesOfProducts(TorchDispatchMode):
+    """Notes of which types the matrices are that are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
