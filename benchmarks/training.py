@@ -1,7 +1,8 @@
 """A training step of FGPT against one of `GPT2LMHeadModel` with its own loss, at the same shape and precision.
 
 `python benchmarks/training.py` prints tokens per second and peak memory of each, and the ratios. Every measurement is a
-process of its own; they take turns, and medians are compared. Both have AdamW; FGPT's step is the loop's own.
+process of its own; they take turns, and medians are compared. Both have AdamW; FGPT's step is the loop's own. The first
+line says how many tokens per second the cores could do if they did nothing but multiply matrices, at their best.
 """
 
 import argparse
@@ -20,13 +21,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.batches import as_batch
-from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes
+from fgpt_hf.estimate import flops_per_token
+from fgpt_hf.hardware import device_name, keep_freed_memory, peak_memory_bytes
 from fgpt_hf.objectives import Batch, LanguageModelObjective
 from fgpt_hf.optim import JointOptimizer, build_optimizer
 from fgpt_hf.presets import PRESETS
 from fgpt_hf.tokenizer import END_OF_TEXT_ID
 
 LAYERS, WIDTH, HEADS, ROWS, LENGTH, VOCABULARY = 6, 384, 6, 8, 256, 50304
+CONFIG = FGPTConfig(
+    num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, max_position_embeddings=LENGTH
+)
 Contender: TypeAlias = tuple[Callable[[Batch], Tensor], nn.Module, torch.optim.Optimizer | JointOptimizer]
 CONTENDERS = ("gpt2", "gpt2-compiled", "fgpt", "fgpt-compiled", "fgpt-muon")
 
@@ -41,6 +46,11 @@ def main() -> None:
     if options.measure:
         print(*measure(options.measure, options.dtype, options.steps))
         return
+    rate = matrix_rate(options.dtype)
+    print(
+        f"{device_name(torch.device('cpu'))}: {rate / 1e9:,.0f} GFLOP/s in {options.dtype} at best, "
+        f"which would allow {rate / flops_per_token(CONFIG):,.0f} tokens/s"
+    )
     speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     memory: dict[str, float] = {}
     for _ in range(options.repeats):
@@ -56,6 +66,17 @@ def main() -> None:
             f"{medians[name] / medians['gpt2-compiled']:.2f} of gpt2-compiled's; "
             f"{memory[name] / 2**20:,.0f} MiB, {memory[name] / memory['gpt2']:.2f} of gpt2's memory"
         )
+
+
+def matrix_rate(dtype: str) -> float:
+    """Operations a second of the fastest of ten products of square matrices, as a linear layer has them."""
+    left, right = torch.randn(2, 2048, 2048).to(getattr(torch, dtype))
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        nn.functional.linear(left, right)
+        seconds.append(time.perf_counter() - began)
+    return 2 * 2048**3 / min(seconds)
 
 
 def measure(name: str, dtype: str, steps: int) -> tuple[float, int]:
@@ -93,10 +114,7 @@ def gpt2(name: str) -> Contender:
 
 def fgpt(name: str) -> Contender:
     keep_freed_memory()
-    config = FGPTConfig(
-        num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, max_position_embeddings=LENGTH
-    )
-    model = FGPTForCausalLM(config)
+    model = FGPTForCausalLM(CONFIG)
     if name == "fgpt-compiled":
         model.get_decoder().compile()
     objective = LanguageModelObjective(model)

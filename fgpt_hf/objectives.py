@@ -203,19 +203,13 @@ def _to_gradients_(logits: Tensor, labels: Tensor) -> Tensor:
     losses = []
     for part in _parts(logits):
         targets = labels[part, None]
-        shifted = logits[part].float()
-        losses_of_part, sums = _to_exponentials_(shifted, targets)
-        losses.append(losses_of_part)
-        logits[part] = shifted.div_(sums).scatter_add_(1, targets, torch.full_like(sums, -1.0))
+        values = logits[part].float()
+        below_greatest = values.amax(dim=1, keepdim=True) - values.gather(1, targets)
+        torch.softmax(values, dim=1, out=values)
+        # The likeliest token's probability is one over the sum of all; an unlikely target's may have vanished.
+        losses.append(below_greatest - values.amax(dim=1, keepdim=True).log())
+        logits[part] = values.scatter_add_(1, targets, torch.full_like(below_greatest, -1.0))
     return torch.cat(losses).squeeze(1)
-
-
-def _to_exponentials_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn float32 logits into exponentials, the greatest 1, in place; return the losses and the sums, `(N, 1)`."""
-    logits -= logits.amax(dim=1, keepdim=True)
-    target_logits = logits.gather(1, targets)
-    sums = logits.exp_().sum(dim=1, keepdim=True)
-    return sums.log() - target_logits, sums
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -84,10 +84,10 @@ class Muon(torch.optim.Muon):
     There the products would take up to a hundred times as long, and a step of a small model half a minute.
     """
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         device = self.param_groups[0]["params"][0].device
         with nullcontext() if supports_bf16(device) else _StayFloat32():
-            super().step()
+            return super().step(closure)
 
 
 class _StayFloat32(TorchFunctionMode):
