@@ -16,6 +16,7 @@ from fgpt_hf.batches import Rows, as_batch
 from fgpt_hf.boundaries import Encoder, context_length
 from fgpt_hf.metrics.hellaswag.hellaswag import mean
 from fgpt_hf.objectives import Batch, Objective, next_token_prediction, token_losses
+from fgpt_hf.processes import summed
 from fgpt_hf.scoring import Scorer
 from fgpt_hf.tasks import find_task, load_examples
 
@@ -125,11 +126,11 @@ def held_out_loss(
         }
         with accelerator.autocast():
             states, embeddings, labels = next_token_prediction(model, batch)
-            losses = token_losses(states, embeddings, labels).double().cpu()
+            losses = token_losses(states, embeddings, labels).cpu().double()  # Apple's GPUs have no float64
         labels = labels.cpu()
         text_bytes = torch.where(labels < 0, 0, bytes_of_token[labels.clamp(min=0)])
         totals += torch.stack([losses.sum(), (labels >= 0).sum(), losses[text_bytes > 0].sum(), text_bytes.sum()])
-    nats, tokens, text_nats, text_bytes = accelerator.reduce(totals.to(accelerator.device)).tolist()
+    nats, tokens, text_nats, text_bytes = summed(accelerator, *totals.tolist())
     return {"eval_loss": nats / tokens, "eval_bits_per_byte": text_nats / math.log(2) / text_bytes}
 
 
@@ -140,8 +141,8 @@ def held_out_means(accelerator: Accelerator, objective: Objective, batches: Sequ
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         with accelerator.autocast():
             sums = objective.forward(send_to_device(batch, accelerator.device)).reshape(-1)
-        totals += torch.cat([objective.weight(batch).reshape(1).double(), sums.double().cpu()])
-    weight, *sums_of_all = accelerator.reduce(totals.to(accelerator.device)).tolist()
+        totals += torch.cat([objective.weight(batch).reshape(1).cpu(), sums.cpu()]).double()
+    weight, *sums_of_all = summed(accelerator, *totals.tolist())
     names = ("loss", *objective.observed)
     return {f"eval_{name}": value / weight for name, value in zip(names, sums_of_all, strict=True)}
 

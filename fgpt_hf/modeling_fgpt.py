@@ -17,13 +17,15 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fgpt import FGPTConfig
+
+PADDED_DEVICES = ("cuda",)  # whose attention kernels want head sizes in eights
 
 
 def eager_attention_forward(
@@ -87,10 +89,23 @@ class FGPTAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.attention_dropout.p if self.training else 0.0
+        query, key, value = pad_heads(query, key, value)
         attended, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )
-        return self.o_proj(attended.reshape(*rows_tokens, -1)), weights
+        return self.o_proj(attended[..., : self.head_dim].reshape(*rows_tokens, -1)), weights
+
+
+def pad_heads(*heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Pad the head size of query, key and value (B, H, T, D) with zeros to a multiple of 8, if they are on a GPU.
+
+    Fused kernels need it there (the flagship's is 54), and with a mask, as packed documents have, torch would form all
+    scores in float32 instead. A single query, when a reply is written, is not worth a copy of the cache.
+    """
+    padding = -heads[0].shape[-1] % 8
+    if padding == 0 or heads[0].shape[2] == 1 or heads[0].device.type not in PADDED_DEVICES:
+        return heads
+    return tuple(nn.functional.pad(head, (0, padding)) for head in heads)
 
 
 class FGPTMLP(nn.Module):
@@ -280,6 +295,8 @@ class FGPTModel(FGPTPreTrainedModel):
 def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
     """Say where the packed documents of all rows (B, T) lie, since FlashAttention itself only looks in a single row."""
     (queries, keys), (longest_query, longest_key) = prepare_fa_kwargs_from_position_ids(position_ids)
+    if not is_tracing(position_ids):  # one wait for the device, or else each layer would wait
+        longest_query = longest_key = int(longest_query)
     lengths = {"max_length_q": longest_query, "max_length_k": longest_key}
     return {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys, **lengths}
 
@@ -326,7 +343,7 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(states_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -337,6 +354,21 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def states_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The hidden states (B, T, C) whose logits are wanted: the last so many, 0 for all; or those at given positions.
+
+    Positions are (K,) for all rows or (B, K), or a (B, T) mask, which gives (K, C). The same as transformers'
+    `slice_logits_to_keep`, which came with 5.23: models load in earlier versions too.
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 FGPTModel.register_for_auto_class("AutoModel")

@@ -94,7 +94,7 @@ class Scorer:
         losses, likeliest = self._token_scores(tensors)
         keys = [key for tree in trees for key in tree.keys]
         owners = tensors.owners.cpu()
-        nats = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, owners, losses.double().cpu())
+        nats = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, owners, losses.cpu().double())
         misses = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, owners, (~likeliest).long().cpu())
         for key, loss, missed in zip(keys, nats.tolist(), misses.tolist(), strict=True):
             yield key, Score(-loss, missed == 0)

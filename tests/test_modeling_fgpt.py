@@ -23,8 +23,9 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fgpt_hf import modeling_fgpt
 from fgpt_hf.configuration_fgpt import FGPTConfig
-from fgpt_hf.modeling_fgpt import FGPTForCausalLM, FGPTModel
+from fgpt_hf.modeling_fgpt import FGPTForCausalLM, FGPTModel, eager_attention_forward
 
 VOCABULARY, CONTEXT = 96, 48
 PAD = 2
@@ -374,13 +375,18 @@ def test_gradient_checkpointing_keeps_the_gradients(reentrant: bool) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("keep", [1, 4, torch.tensor([0, 5]), torch.tensor([[1, 2], [8, 3]])])
+MASK = torch.tensor([[True, False, True, True, False], [False, True, False, False, False]]).repeat(1, 2)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 4, torch.tensor([0, 5]), torch.tensor([[1, 2], [8, 3]]), MASK])
 def test_logits_to_keep_gives_the_asked_positions(keep: int | torch.Tensor) -> None:
     model = tiny_model()
     ids = random_ids(2, 10)
     every = model(ids).logits
     if isinstance(keep, int):
         expected = every[:, -keep:]
+    elif keep is MASK:
+        expected = every[MASK]
     else:
         expected = torch.stack([row[at] for row, at in zip(every, keep.expand(2, -1), strict=True)])
     torch.testing.assert_close(model(ids, logits_to_keep=keep).logits, expected)
@@ -417,6 +423,40 @@ def test_every_attention_function_gives_the_same_logits() -> None:
                 logits[attention] = model(ids, **given).logits[mask == 1]
         torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=0, atol=1e-5)
         torch.testing.assert_close(logits["flex_attention"], logits["eager"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_head_size_that_fused_kernels_lack_is_padded_where_they_are(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flagship's is 54, and kernels on GPUs take multiples of 8; here the CPU is made to count as a GPU."""
+    model = tiny_model(hidden_size=108, num_attention_heads=2)
+    model.set_attn_implementation(attention)
+    ids, positions = random_ids(2, 20), packed(8, 12)
+    expected = model(ids, position_ids=positions).logits
+    expected.sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    written = model.generate(ids, max_new_tokens=4, do_sample=False)
+
+    head_sizes = []
+    plain = ALL_ATTENTION_FUNCTIONS.get_interface(attention, eager_attention_forward)
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._local_mapping,
+        attention,
+        lambda module, query, *rest, **kwargs: (
+            head_sizes.append((query.shape[2], query.shape[3])) or plain(module, query, *rest, **kwargs)
+        ),
+    )
+    monkeypatch.setattr(modeling_fgpt, "PADDED_DEVICES", ("cpu",))
+    model.zero_grad()
+    logits = model(ids, position_ids=positions).logits
+    logits.sum().backward()
+    assert set(head_sizes) == {(20, 56)}
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), written)
+    assert (1, 54) in head_sizes  # a token at a time, not worth a copy of the cache
 
 
 @pytest.mark.slow
