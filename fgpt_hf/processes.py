@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -20,6 +20,8 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from fgpt_hf.hardware import keep_freed_memory, supports_bf16
 from fgpt_hf.objectives import Objective
 from fgpt_hf.runs import Run
+
+T = TypeVar("T")
 
 
 def start(run: Run) -> Accelerator:
@@ -65,6 +67,30 @@ def shard(objective: Objective, accelerator: Accelerator) -> nn.Module:
     fully_shard(objective, mesh=mesh)
     register_fsdp_forward_method(objective, "examine")
     return objective
+
+
+def examine(objective: Objective, check: Callable[[], T]) -> T:
+    """Call `check`, which looks at the objective's model, on a model that it does not change, not even random numbers.
+
+    Sharded parameters are whole meanwhile, so that a forward pass waits for no other process, which may have fewer.
+    Nothing is compiled for what a check does: the shapes are too many, and training would be left without graphs.
+    """
+    layers = [module for module in objective.model.modules() if isinstance(module, FSDPModule)]
+
+    def check_whole() -> T:
+        for layer in layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+            layer.unshard()
+        try:
+            return check()
+        finally:
+            for layer in layers:
+                layer.set_reshard_after_forward(True, recurse=False)
+                layer.reshard()
+
+    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+        return objective.examine(check_whole)
 
 
 def synchronised(forward: nn.Module, accelerator: Accelerator, last: bool) -> AbstractContextManager[None]:

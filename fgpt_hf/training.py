@@ -25,7 +25,7 @@ from fgpt_hf.folders import RunFolder, whole_folder
 from fgpt_hf.hardware import peak_memory_bytes
 from fgpt_hf.objectives import Objective
 from fgpt_hf.optim import build_optimizer, learning_rate_factor
-from fgpt_hf.processes import attention, shard, stop_signals, summed, synchronised
+from fgpt_hf.processes import attention, examine, shard, stop_signals, summed, synchronised
 from fgpt_hf.runs import Run
 from fgpt_hf.shortage import smaller
 
@@ -257,9 +257,7 @@ class _Loop:
         self.state.model.eval()
         for check in self.checks:
             if self.progress.step == 0 or self._is_due(check.every_steps):
-                # A check changes nothing in the run, not even its random numbers.
-                with torch.random.fork_rng():
-                    results |= self.state.objective.examine(partial(check.run, self.progress.step))
+                results |= examine(self.state.objective, partial(check.run, self.progress.step))
         self.state.model.train()
         return results
 

@@ -36,6 +36,7 @@ class TinyRun(Run):
     infinite_steps: int = option(1, "how many of them there are")
     unscored: int = option(0, "a step whose labels are all ignored, or 0")
     rows_that_fit: int = option(0, "larger micro-batches are too much for the memory, or 0")
+    held_out_rows: int = option(8, "which the checks share among the processes, four at a time")
 
 
 TINY = TinyRun(
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
         lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
 
         def check(step: int) -> dict[str, float]:
-            return held_out_loss(accelerator, model, ragged_rows(8), lengths, batch_size=4)
+            return held_out_loss(accelerator, model, ragged_rows(run.held_out_rows), lengths, batch_size=4)
 
         fit(accelerator, run, folder, objective, build_tokenizer(), rows, [Check(run.eval_steps, check)])
 

@@ -19,9 +19,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.checkpoints import checkpoints
 from fgpt_hf.folders import flaw, read_lines
 from fgpt_hf.hardware import supports_bf16
+from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.processes import examine
 from tests import loop_run
 
 ROOT = Path(__file__).parent.parent
@@ -152,6 +155,39 @@ def test_one_trajectory_however_a_step_is_divided(whole: Path, tmp_path: Path, d
     processes, flags = DIVISIONS[division]
     succeed(tmp_path / "run", *flags, processes=processes)
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=3e-5)
+
+
+def test_a_check_with_more_batches_on_one_process_than_on_another_ends(tmp_path: Path) -> None:
+    """Where weights are sharded, each forward pass would wait for the other process."""
+    succeed(tmp_path / "one", "--held_out_rows=9", "--max_steps=4")
+    flags = ["--held_out_rows=9", "--max_steps=4", "--per_device_train_batch_size=4", "--fsdp"]
+    succeed(tmp_path / "two", *flags, processes=2)
+    expected = [line["eval_loss"] for line in read_lines(tmp_path / "one" / "metrics.jsonl") if "eval_loss" in line]
+    held_out = [line["eval_loss"] for line in read_lines(tmp_path / "two" / "metrics.jsonl") if "eval_loss" in line]
+    assert len(held_out) == 2 and held_out == pytest.approx(expected, rel=3e-5)
+
+
+def test_checks_leave_the_compiler_to_training() -> None:
+    """They see many shapes, of which it takes a few and then gives up."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable:
+        compiled.append(graph)
+        return graph.forward
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    objective = LanguageModelObjective(FGPTForCausalLM(FGPTConfig(vocab_size=64, **shape)))
+    decoder = objective.model.get_decoder()
+    decoder.compile(backend=backend)
+
+    def check() -> None:
+        for length in range(2, 14):
+            decoder(torch.ones(1, length, dtype=torch.int64), use_cache=False)
+
+    examine(objective, check)
+    assert not compiled
+    decoder(torch.ones(2, 16, dtype=torch.int64), use_cache=False)
+    assert compiled
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 7])
