@@ -59,12 +59,12 @@ def main(arguments: Sequence[str]) -> None:
             Check(run.sample_steps, check_samples),
         ]
         objective = LanguageModelObjective(model)
-        fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
+        state = fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         record_provenance(folder, accelerator, data.origin)
         record_results(folder, accelerator, check_benchmarks.latest)
         if folder.is_writer:
             print(report(folder.path))
-        delivery.finish()
+        delivery.finish(state.progress.step)
     accelerator.end_training()
 
 

@@ -59,13 +59,13 @@ def main(arguments: Sequence[str]) -> None:
             Check(run.sample_steps, check_answers),
         ]
         objective = LanguageModelObjective(model)
-        fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
+        state = fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         merge_adapter(run, folder, tokenizer)
         record_provenance(folder, accelerator, data.origin)
         record_results(folder, accelerator, check_benchmarks.latest)
         if folder.is_writer:
             print(report(folder.path))
-        delivery.finish()
+        delivery.finish(state.progress.step)
     accelerator.end_training()
 
 

@@ -51,12 +51,12 @@ def main(arguments: Sequence[str]) -> None:
             return measured
 
         checks = [Check(run.eval_steps, check_held_out), Check(run.sample_steps, check_answers)]
-        fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
+        state = fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         merge_adapter(run, folder, tokenizer)
         record_provenance(folder, accelerator, data.origin)
         if folder.is_writer:
             print(report(folder.path))
-        delivery.finish()
+        delivery.finish(state.progress.step)
     accelerator.end_training()
 
 

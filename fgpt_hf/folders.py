@@ -63,7 +63,7 @@ class RunFolder:
     def record_run(self) -> None:
         """Write the run as it now is to `run.yaml`."""
         if self.is_writer:
-            self.record.write_text(self.run.to_yaml(), encoding="utf-8")
+            _write_whole(self.record, self.run.to_yaml())
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `samples.jsonl`; it holds the step that it belongs to."""
@@ -75,20 +75,27 @@ class RunFolder:
         """Drop the lines of later steps, which a resumed run will write again."""
         for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl") if self.is_writer else ():
             kept = [line for line in read_lines(path) if line["step"] <= step]
-            replacement = path.with_suffix(PARTIAL)
-            replacement.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), "utf-8")
-            replacement.replace(path)
+            _write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def _check(self) -> None:
         if self.run.resume_from_checkpoint is not None:
             if not self.record.is_file():
                 raise ValueError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
-            self._compare(yaml.safe_load(self.record.read_text(encoding="utf-8")))
+            self._compare(self._recorded())
         elif self.record.is_file() and not self.run.overwrite_output_dir:
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
                 "--overwrite_output_dir, or choose another --output_dir"
             )
+
+    def _recorded(self) -> Mapping[str, Any]:
+        try:
+            recorded = yaml.safe_load(self.record.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            recorded = None
+        if not isinstance(recorded, dict):
+            raise ValueError(f"{self.record} is damaged: it should hold the run's values, a line for each")
+        return recorded
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
         for name in self.run.lasting:
@@ -160,6 +167,14 @@ def flaw(folder: Path) -> str | None:
         if _sha256(folder / name) != digest:
             return f"{name} is damaged"
     return None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace a file's text, or none of it if the process is killed meanwhile."""
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    partial.write_text(text, encoding="utf-8")
+    _flush(partial)
+    partial.replace(path)
 
 
 def _files(folder: Path) -> list[Path]:

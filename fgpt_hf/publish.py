@@ -103,16 +103,18 @@ class Delivery:
             self._on_its_way = Thread(target=self._push, args=(copy, scratch), daemon=True)
             self._on_its_way.start()
 
-    def finish(self) -> None:
-        """Give a finished run's model its card, and publish it if the run says so; nothing for one that was stopped.
+    def finish(self, step: int) -> None:
+        """Wait for what is on its way; give the model of a run that ended at `step` its card, and publish it if asked.
+
+        A run that was stopped before its last step has no model yet, or an earlier one, which stays as it is.
 
         Raises:
             ValueError, OSError: as `publish` does; the model is on the disk all the same.
         """
-        if not self.folder.is_writer or not self.folder.model.is_dir():
-            return
         if self._on_its_way.ident is not None:
             self._on_its_way.join()
+        if not self.folder.is_writer or step < self.run.max_steps:
+            return
         write_card(self.folder.model)
         if self.run.push_to_hub:
             print(f"published: {publish(self.folder.model, self.destination, Told())}")

@@ -192,8 +192,11 @@ class _Loop:
         mean_loss, *observed_means = summed(accelerator, *shares.tolist())
         observed = dict(zip(objective.observed, observed_means, strict=True))
         step = _Step(mean_loss, observed, float(grad_norm), weight, stops > 0)
-        if step.flaw is None or accelerator.scaler is not None:  # a scaler skips the step by itself, and learns from it
-            self.optimizer.step()
+        scaler = accelerator.scaler
+        if step.flaw is None or (scaler is not None and step.weight > 0):
+            self.optimizer.step()  # with a scaler, which skips what is not finite by itself, and learns from it
+        elif scaler is not None:
+            scaler.update()  # forget that these gradients were unscaled
         self.optimizer.zero_grad()
         return step
 

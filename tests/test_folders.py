@@ -1,12 +1,14 @@
 """Folders are whole or not there, whatever happens while they are written."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fgpt_hf.checkpoints import checkpoints, rotate
-from fgpt_hf.folders import flaw, read_lines, whole_folder, write_manifest
+from fgpt_hf.folders import RunFolder, flaw, read_lines, whole_folder, write_manifest
+from fgpt_hf.presets import PRESETS
 
 
 def write(folder: Path, content: str = "new") -> None:
@@ -52,6 +54,30 @@ def test_every_damage_is_named(tmp_path: Path, damage, answer: str) -> None:
     write(tmp_path / "folder")
     damage(tmp_path / "folder")
     assert flaw(tmp_path / "folder") == answer
+
+
+@pytest.mark.parametrize("text", ["", "preset: [", "a line"])
+def test_a_damaged_record_of_a_run_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text(text)
+    run = replace(PRESETS["quickstart"], output_dir=str(tmp_path / "run"), resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="run.yaml is damaged"), RunFolder(run).opened():
+        pass
+
+
+def test_a_record_that_cannot_be_written_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(replace(PRESETS["quickstart"], output_dir=str(tmp_path / "run")))
+    folder.begin()
+    before = folder.record.read_text()
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    folder.run.max_steps += 1
+    with pytest.raises(OSError):
+        folder.record_run()
+    assert folder.record.read_text() == before
 
 
 def test_rotation_keeps_the_newest_and_sweeps_what_was_left_unfinished(tmp_path: Path) -> None:

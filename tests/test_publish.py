@@ -19,10 +19,11 @@ from fgpt_hf import cli
 from fgpt_hf.card_sections import Told
 from fgpt_hf.command_line import parse_run
 from fgpt_hf.facts import read_facts
+from fgpt_hf.folders import RunFolder
 from fgpt_hf.hub import Destination
 from fgpt_hf.interop import load
 from fgpt_hf.presets import PRESETS
-from fgpt_hf.publish import commit_message, files_to_publish, listing
+from fgpt_hf.publish import Delivery, commit_message, files_to_publish, listing
 from fgpt_hf.runs import BaseRun
 from tests.loopback_hub import LoopbackHub, hub_environment
 from tests.run_folders import write_run
@@ -218,6 +219,21 @@ def test_the_command_line_refuses_in_one_line(arguments, problem, run, tmp_path,
         cli.main()
     assert stop.value.code == 2
     assert problem in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_stopped_while_it_goes_on_publishes_no_earlier_model(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fgpt_hf.publish.check_access", lambda repo_id: None)
+    monkeypatch.setattr("fgpt_hf.publish.publish", lambda *arguments: "its address")
+    continued = replace(
+        PRESETS["quickstart"], output_dir=str(run), max_steps=9, push_to_hub=True, hub_model_id="tester/tiny"
+    )
+    delivery = Delivery(continued, RunFolder(continued))
+    delivery.finish(step=8)
+    assert capsys.readouterr().out == ""
+    delivery.finish(step=9)
+    assert capsys.readouterr().out == "published: its address\n"
 
 
 def test_a_run_that_cannot_be_pushed_is_refused_before_it_begins() -> None:
