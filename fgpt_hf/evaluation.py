@@ -130,8 +130,8 @@ def held_out_loss(
         labels = labels.cpu()
         text_bytes = torch.where(labels < 0, 0, bytes_of_token[labels.clamp(min=0)])
         totals += torch.stack([losses.sum(), (labels >= 0).sum(), losses[text_bytes > 0].sum(), text_bytes.sum()])
-    nats, tokens, text_nats, text_bytes = summed(accelerator, *totals.tolist())
-    return {"eval_loss": nats / tokens, "eval_bits_per_byte": text_nats / math.log(2) / text_bytes}
+    nats, tokens, nats_of_text, bytes_of_text = summed(accelerator, *totals.tolist())
+    return {"eval_loss": nats / tokens, "eval_bits_per_byte": nats_of_text / math.log(2) / bytes_of_text}
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def held_out_means(accelerator: Accelerator, objective: Objective, batches: Sequ
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         with accelerator.autocast():
             sums = objective.forward(send_to_device(batch, accelerator.device)).reshape(-1)
-        totals += torch.cat([objective.weight(batch).reshape(1).cpu(), sums.cpu()]).double()
+        totals += torch.cat([objective.weight(batch).reshape(1).cpu().double(), sums.cpu().double()])
     weight, *sums_of_all = summed(accelerator, *totals.tolist())
     names = ("loss", *objective.observed)
     return {f"eval_{name}": value / weight for name, value in zip(names, sums_of_all, strict=True)}
