@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.evaluation import Benchmark
-from fgpt_hf.hardware import keep_freed_memory
+from fgpt_hf.hardware import keep_freed_memory, supports_bf16
 from fgpt_hf.tokenizer import build_tokenizer
 
 Verdicts = Mapping[str, list[float]]  # by convention, whether each example was answered rightly
@@ -40,7 +40,7 @@ def main() -> None:
     if not importlib.util.find_spec("lm_eval"):
         print("lm_eval is not installed (pip install '.[bench]'): this is without the harness")
         options.batch_sizes = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if supports_bf16(torch.device("cpu")) else (torch.float32,):
         model = new_model(dtype)
         scorers: dict[str, Callable[[], Verdicts]] = {"this project": partial(ours, benchmark, model)}
         scorers["the loop"] = partial(loop, benchmark, model, tokenizer)

@@ -21,7 +21,7 @@ from fgpt_hf.batches import IGNORED, RandomRows
 from fgpt_hf.chat_rows import chat_batch, encode_chats, pack_chats
 from fgpt_hf.conversations import Flaws, load_conversations
 from fgpt_hf.estimate import network
-from fgpt_hf.hardware import keep_freed_memory
+from fgpt_hf.hardware import keep_freed_memory, supports_bf16
 from fgpt_hf.objectives import Batch, LanguageModelObjective
 from fgpt_hf.optim import build_optimizer
 from fgpt_hf.presets import INSTRUCT_PRESETS, PRESETS
@@ -90,13 +90,13 @@ def padded(chats: Sequence[Encoded], size: int) -> Callable[[], Batch]:
 def training_step() -> Callable[[Batch], int]:
     """A step on a batch as the training loop makes it, which returns how many tokens were learnt."""
     torch.manual_seed(0)
-    base = PRESETS["quickstart"]
+    base, has_bf16 = PRESETS["quickstart"], supports_bf16(torch.device("cpu"))
     model = FGPTForCausalLM(network(base))
     objective, optimizer = LanguageModelObjective(model), build_optimizer(model, base)
 
     def step(batch: Batch) -> int:
         weight = int(objective.weight(batch))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16):
             loss = objective(batch) / weight
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -18,7 +18,7 @@ from fgpt_hf import FGPTForCausalLM
 from fgpt_hf.batches import as_batch
 from fgpt_hf.devices import this_machine
 from fgpt_hf.estimate import memory, network
-from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes
+from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.optim import build_optimizer
 from fgpt_hf.presets import PRESETS
@@ -49,6 +49,9 @@ def main() -> None:
         print(measure(CASES[options.measure]))
         return
     for name, run in CASES.items():
+        if run.bf16 and not supports_bf16(CPU):
+            print(f"{name:36} left out: this CPU has no bfloat16 arithmetic")
+            continue
         command = [sys.executable, __file__, "--measure", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         measured, expected = int(done.stdout), expect(run)

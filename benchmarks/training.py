@@ -22,12 +22,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.batches import as_batch
 from fgpt_hf.estimate import flops_per_token
-from fgpt_hf.hardware import device_name, keep_freed_memory, peak_memory_bytes
+from fgpt_hf.hardware import device_name, keep_freed_memory, peak_memory_bytes, supports_bf16
 from fgpt_hf.objectives import Batch, LanguageModelObjective
 from fgpt_hf.optim import JointOptimizer, build_optimizer
 from fgpt_hf.presets import PRESETS
 from fgpt_hf.tokenizer import END_OF_TEXT_ID
 
+CPU = torch.device("cpu")
 LAYERS, WIDTH, HEADS, ROWS, LENGTH, VOCABULARY = 6, 384, 6, 8, 256, 50304
 CONFIG = FGPTConfig(
     num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, max_position_embeddings=LENGTH
@@ -38,17 +39,18 @@ CONTENDERS = ("gpt2", "gpt2-compiled", "fgpt", "fgpt-compiled", "fgpt-muon")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: as the loop chooses")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", choices=CONTENDERS, help="one measurement, in this process")
     options = parser.parse_args()
+    options.dtype = options.dtype or ("bfloat16" if supports_bf16(CPU) else "float32")
     if options.measure:
         print(*measure(options.measure, options.dtype, options.steps))
         return
     rate = matrix_rate(options.dtype)
     print(
-        f"{device_name(torch.device('cpu'))}: {rate / 1e9:,.0f} GFLOP/s in {options.dtype} at best, "
+        f"{device_name(CPU)}: {rate / 1e9:,.0f} GFLOP/s in {options.dtype} at best, "
         f"which would allow {rate / flops_per_token(CONFIG):,.0f} tokens/s"
     )
     speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -96,7 +98,7 @@ def measure(name: str, dtype: str, steps: int) -> tuple[float, int]:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    return ROWS * LENGTH / statistics.median(seconds[2:]), peak_memory_bytes(torch.device("cpu"))
+    return ROWS * LENGTH / statistics.median(seconds[2:]), peak_memory_bytes(CPU)
 
 
 def gpt2(name: str) -> Contender:
