@@ -138,9 +138,7 @@ def rows_on_device(run: Run, machine: Machine) -> int:
     Raises:
         ValueError: the rows of a step do not divide among the processes.
     """
-    rows = run.per_device_train_batch_size * run.gradient_accumulation_steps
-    if not run.auto_find_batch_size:
-        return rows
+    rows = run.rows_of_step(machine.processes)
     if rows % machine.processes:
         raise ValueError(
             f"per_device_train_batch_size=auto: {rows} rows a step do not divide among {machine.processes} processes; "

@@ -127,7 +127,7 @@ def _refusal(run: Run, config: FGPTConfig, machine: Machine) -> str:
 
 def _tokens(run: Run, config: FGPTConfig, machine: Machine) -> int:
     """The tokens of the whole run, on all devices."""
-    return run.max_steps * rows_on_device(run, machine) * machine.processes * config.max_position_embeddings
+    return run.max_steps * run.rows_of_step(machine.processes) * config.max_position_embeddings
 
 
 def _gigabytes(number: int) -> str:

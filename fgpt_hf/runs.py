@@ -106,6 +106,11 @@ class Run:
     def folder(self) -> Path:
         return Path(str(self.output_dir))
 
+    def rows_of_step(self, processes: int) -> int:
+        """The rows of a step on all devices, which a run that leaves its micro-batch open says by its numbers."""
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return rows if self.auto_find_batch_size else rows * processes
+
     def divide_step(self, rows_on_device: int, rows: int) -> None:
         """Let each device train on its rows of a step in micro-batches of `rows`."""
         self.per_device_train_batch_size, self.gradient_accumulation_steps = rows, rows_on_device // rows

@@ -72,8 +72,7 @@ def start_from_mean(model: FGPTForCausalLM, tokens: Sequence[str]) -> None:
 def set_length(run: TuningRun, rows: int, processes: int) -> None:
     """Let a run whose `max_steps` is open end after `num_train_epochs` passes through so many rows."""
     if run.max_steps == 0:
-        rows_of_step = run.per_device_train_batch_size * run.gradient_accumulation_steps * processes
-        run.max_steps = math.ceil(rows * run.num_train_epochs / rows_of_step)
+        run.max_steps = math.ceil(rows * run.num_train_epochs / run.rows_of_step(processes))
 
 
 def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:

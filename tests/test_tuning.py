@@ -84,6 +84,12 @@ def test_an_open_length_is_that_of_the_epochs() -> None:
     assert run.max_steps == 32
 
 
+def test_the_length_of_a_run_whose_micro_batch_is_open_counts_the_rows_of_all_devices_once() -> None:
+    run = replace(INSTRUCT_PRESETS["fgpt-712m"], auto_find_batch_size=True)
+    set_length(run, rows=128 * 100, processes=8)
+    assert run.max_steps == 100
+
+
 # adapters
 
 
