@@ -65,7 +65,8 @@ INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
             sample_steps=500,
             save_steps=500,
         ),
-        # The original's tuning: 1,100 entries, of which a model makes what it can in minutes.
+        # The original's tuning: 1,100 entries, of which a model makes what it can in minutes. Rate, rows of a step and
+        # epochs are those of Raschka 2024, Build a Large Language Model (From Scratch), chapter 7.
         InstructRun(
             preset="rasbt",
             dataset_name="rasbt-instruct",
@@ -112,6 +113,8 @@ PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
             optim="adamw",
             learning_rate=1e-6,
             weight_decay=0.0,
+            # A tenth of an epoch of UltraFeedback's 61k pairs (Zephyr, Tunstall et al. 2023, arXiv:2310.16944).
+            warmup_steps=95,
             held_out_share=0.01,
             eval_steps=100,
             sample_steps=500,

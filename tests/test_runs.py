@@ -11,7 +11,7 @@ import yaml
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.cli import run as subcommand
 from fgpt_hf.command_line import parse_run
-from fgpt_hf.presets import PRESETS
+from fgpt_hf.presets import PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.runs import BaseRun
 
 
@@ -110,6 +110,12 @@ def test_a_preset_trains_the_tokens_that_its_comment_states() -> None:
         )
         assert tokens_per_step == 2**19
         assert run.max_steps * tokens_per_step / parameters == pytest.approx(20, rel=0.05)
+
+
+def test_the_preference_preset_warms_up_for_a_tenth_of_ultrafeedback() -> None:
+    run = PREFERENCE_PRESETS["fgpt-712m"]
+    pairs = 61_135 * (1 - run.held_out_share)
+    assert run.warmup_steps == pytest.approx(0.1 * pairs / run.rows_of_step(processes=1), rel=0.02)
 
 
 def test_yaml_numbers_in_every_notation_are_numbers(tmp_path: Path) -> None:
