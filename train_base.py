@@ -10,14 +10,13 @@ from transformers import GenerationConfig
 from fgpt_hf import FGPTForCausalLM
 from fgpt_hf.command_line import command_line, parse_run
 from fgpt_hf.data import open_data
-from fgpt_hf.devices import this_machine
 from fgpt_hf.estimate import network
 from fgpt_hf.evaluation import Benchmark, BenchmarkCheck, bytes_of_tokens, held_out_loss, sample
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.presets import PRESETS
-from fgpt_hf.processes import start
+from fgpt_hf.processes import shared_machine, start
 from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
 from fgpt_hf.report import report
@@ -30,8 +29,7 @@ from fgpt_hf.training import Check, fit
 def main(arguments: Sequence[str]) -> None:
     run = parse_run(BaseRun, PRESETS, arguments)
     accelerator = start(run)
-    machine = this_machine(accelerator.device, accelerator.num_processes)
-    fit_to_machine(run, network(run), machine, accelerator.print)
+    fit_to_machine(run, network(run), shared_machine(accelerator), accelerator.print)
     folder = RunFolder(run, accelerator.process_index)
     delivery = Delivery(run, folder)
     with folder.opened():

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from fgpt_hf.chat_rows import chat_batch, open_chats
 from fgpt_hf.command_line import command_line, parse_run
-from fgpt_hf.devices import this_machine
 from fgpt_hf.evaluation import Benchmark, BenchmarkCheck, bytes_of_tokens, held_out_loss
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.objectives import LanguageModelObjective
 from fgpt_hf.presets import INSTRUCT_PRESETS
-from fgpt_hf.processes import start
+from fgpt_hf.processes import shared_machine, start
 from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
 from fgpt_hf.replies import QUESTIONS, answer, fitting
@@ -35,8 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         data = open_chats(run, tokenizer, context)
         accelerator.print(data.description)
         set_length(run, len(data.rows), accelerator.num_processes)
-        machine = this_machine(accelerator.device, accelerator.num_processes)
-        fit_to_machine(run, model.config, machine, accelerator.print)
+        fit_to_machine(run, model.config, shared_machine(accelerator), accelerator.print)
         batches = data.batches(run.seed, accelerator.process_index, accelerator.num_processes)
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
         benchmarks = [Benchmark(name, tokenizer, run.eval_task_limit) for name in run.task_names]

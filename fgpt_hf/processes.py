@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from fgpt_hf.devices import Machine, this_machine
 from fgpt_hf.hardware import keep_freed_memory, supports_bf16
 from fgpt_hf.objectives import Objective
 from fgpt_hf.runs import Run
@@ -56,6 +57,12 @@ def start(run: Run) -> Accelerator:
         keep_freed_memory()
     set_seed(run.seed)
     return accelerator
+
+
+def shared_machine(accelerator: Accelerator) -> Machine:
+    """The device with the least free memory of all processes', for decisions that every process must take alike."""
+    machines = gather_object([this_machine(accelerator.device, accelerator.num_processes)])
+    return min(machines, key=lambda machine: machine.memory_bytes)
 
 
 def shard(objective: Objective, accelerator: Accelerator) -> nn.Module:
