@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from fgpt_hf.command_line import command_line, parse_run
 from fgpt_hf.evaluation import held_out_means
 from fgpt_hf.folders import RunFolder
+from fgpt_hf.forecast import fit_to_machine
 from fgpt_hf.pair_rows import open_pairs
 from fgpt_hf.preference import Aim, PreferenceObjective
 from fgpt_hf.presets import PREFERENCE_PRESETS
-from fgpt_hf.processes import start
+from fgpt_hf.processes import shared_machine, start
 from fgpt_hf.provenance import record_provenance
 from fgpt_hf.publish import Delivery
 from fgpt_hf.reference import reference_log_probabilities
@@ -32,10 +33,11 @@ def main(arguments: Sequence[str]) -> None:
         context = model.config.max_position_embeddings
         data = open_pairs(run, tokenizer, context)
         accelerator.print(data.description)
+        set_length(run, len(data.epoch), accelerator.num_processes)
+        fit_to_machine(run, model.config, shared_machine(accelerator), accelerator.print)
         aim = Aim(run.loss_type, run.beta, run.label_smoothing, run.simpo_gamma)
         if aim.has_reference:
             data = data.with_reference(reference_log_probabilities(accelerator, model, data.all_pairs))
-        set_length(run, len(data.epoch), accelerator.num_processes)
         objective = PreferenceObjective(model, aim)
         batches = data.batches(run.seed, accelerator.process_index, accelerator.num_processes)
         held_out = data.held_out_batches(run.per_device_train_batch_size)

@@ -9,34 +9,63 @@ import argparse
 import subprocess
 import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 import torch
 
-from fgpt_hf import FGPTForCausalLM
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.batches import as_batch
 from fgpt_hf.devices import this_machine
 from fgpt_hf.estimate import memory, network
 from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16
-from fgpt_hf.objectives import LanguageModelObjective
+from fgpt_hf.lora import add_adapter
+from fgpt_hf.objectives import Batch, LanguageModelObjective, Objective
 from fgpt_hf.optim import build_optimizer
-from fgpt_hf.presets import PRESETS
-from fgpt_hf.runs import BaseRun
+from fgpt_hf.preference import Aim, PreferenceObjective
+from fgpt_hf.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
+from fgpt_hf.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.tokenizer import END_OF_TEXT_ID
+
+
+class Case(NamedTuple):
+    """A run of a network of this shape."""
+
+    run: Run
+    config: FGPTConfig
+
+
+def base(run: BaseRun) -> Case:
+    return Case(run, network(run))
+
+
+def tuned(run: TuningRun, shape: BaseRun) -> Case:
+    """The tuning run with the rows of a step and the precision of a base run of this shape."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "gradient_checkpointing")
+    return Case(replace(run, **{name: getattr(shape, name) for name in names}), network(shape))
+
 
 CPU = torch.device("cpu")
 SMALL = replace(PRESETS["quickstart"], bf16=True)
 WIDE = replace(SMALL, num_hidden_layers=8, hidden_size=512, num_attention_heads=8, max_position_embeddings=512)
 FLAT = replace(SMALL, num_hidden_layers=4, hidden_size=384, num_attention_heads=6, optim="adamw")
-CASES: dict[str, BaseRun] = {
-    "6 x 256, 8 rows of 256, bf16": SMALL,
-    "6 x 256, 32 rows of 256, bf16": replace(SMALL, per_device_train_batch_size=32),
-    "6 x 256, 8 rows of 256, fp32": replace(SMALL, bf16=False),
-    "8 x 512, 8 rows of 512, bf16": WIDE,
-    "4 x 384, 16 rows of 256, bf16, AdamW": replace(FLAT, per_device_train_batch_size=16),
-    "8 x 512, 2 x 4 rows of 512, fp32": replace(
-        WIDE, bf16=False, per_device_train_batch_size=4, gradient_accumulation_steps=2
+HALVES = replace(WIDE, bf16=False, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+LORA = replace(INSTRUCT_PRESETS["quickstart"], use_peft=True)
+PAIRS = PREFERENCE_PRESETS["quickstart"]
+CASES: dict[str, Case] = {
+    "6 x 256, 8 rows of 256, bf16": base(SMALL),
+    "6 x 256, 32 rows of 256, bf16": base(replace(SMALL, per_device_train_batch_size=32)),
+    "6 x 256, 8 rows of 256, fp32": base(replace(SMALL, bf16=False)),
+    "8 x 512, 8 rows of 512, bf16": base(WIDE),
+    "4 x 384, 16 rows of 256, bf16, AdamW": base(replace(FLAT, per_device_train_batch_size=16)),
+    "8 x 512, 2 x 4 rows of 512, fp32": base(HALVES),
+    "8 x 512, 8 rows of 512, bf16, LoRA": tuned(LORA, WIDE),
+    "8 x 512, 2 x 4 rows of 512, fp32, LoRA": tuned(LORA, HALVES),
+    "8 x 512, 1 row of 512, fp32, LoRA": tuned(LORA, replace(WIDE, bf16=False, per_device_train_batch_size=1)),
+    "8 x 512, 4 pairs of 512, bf16": tuned(PAIRS, replace(WIDE, per_device_train_batch_size=4)),
+    "8 x 512, 4 pairs of 512, fp32, LoRA": tuned(
+        replace(PAIRS, use_peft=True), replace(WIDE, bf16=False, per_device_train_batch_size=4)
     ),
 }
 
@@ -48,40 +77,62 @@ def main() -> None:
     if options.measure:
         print(measure(CASES[options.measure]))
         return
-    for name, run in CASES.items():
-        if run.bf16 and not supports_bf16(CPU):
-            print(f"{name:36} left out: this CPU has no bfloat16 arithmetic")
+    for name, case in CASES.items():
+        if case.run.bf16 and not supports_bf16(CPU):
+            print(f"{name:38} left out: this CPU has no bfloat16 arithmetic")
             continue
         command = [sys.executable, __file__, "--measure", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        measured, expected = int(done.stdout), expect(run)
+        measured, expected = int(done.stdout), expect(case)
         figures = f"expected {expected / 1e6:6,.0f} MB, measured {measured / 1e6:6,.0f} MB"
-        print(f"{name:36} {figures}: {expected / measured:.2f}")
+        print(f"{name:38} {figures}: {expected / measured:.2f}")
 
 
-def expect(run: BaseRun) -> int:
+def expect(case: Case) -> int:
     """Bytes that the estimate gives."""
+    run, config = case
     rows, micro_batches = run.per_device_train_batch_size, run.gradient_accumulation_steps
-    return memory(run, network(run), this_machine(CPU), rows, micro_batches).total
+    return memory(run, config, this_machine(CPU), rows, micro_batches).total
 
 
-def measure(run: BaseRun, steps: int = 3) -> int:
+def measure(case: Case, steps: int = 3) -> int:
     """Bytes that the process takes beyond those that it held before."""
+    run, config = case
     keep_freed_memory()
-    length = run.max_position_embeddings
-    ids = np.random.default_rng(0).integers(0, 50_000, (run.per_device_train_batch_size, length)).astype(np.uint16)
-    ids[:, :: length // 4] = END_OF_TEXT_ID
-    batch = as_batch(ids)
+    batch = random_batch(run, config.max_position_embeddings)
+    import peft.tuners  # noqa: F401  # what is imported for an adapter is no part of the run
+
     before = psutil.Process().memory_info().rss
-    objective = LanguageModelObjective(FGPTForCausalLM(network(run)))
+    objective = new_objective(run, config)
     optimizer = build_optimizer(objective.model, run)
     for _ in range(steps):
         for _ in range(run.gradient_accumulation_steps):
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(run.bf16)):
-                (objective(batch) / objective.weight(batch)).backward()
+                (objective(batch).reshape(-1)[0] / objective.weight(batch)).backward()
         optimizer.step()
         optimizer.zero_grad()
     return peak_memory_bytes(CPU) - before
+
+
+def random_batch(run: Run, length: int) -> Batch:
+    """A micro-batch of rows of four documents each, or of pairs that are scored throughout."""
+    shape = (run.per_device_train_batch_size * run.sequences, length)
+    ids = np.random.default_rng(0).integers(0, 50_000, shape).astype(np.uint16)
+    if not isinstance(run, PreferenceRun):
+        ids[:, :: length // 4] = END_OF_TEXT_ID
+        return as_batch(ids)
+    pairs = torch.from_numpy(ids.astype(np.int64)).unflatten(0, (-1, 2))
+    return {"input_ids": pairs, "labels": pairs, "reference": torch.zeros(len(pairs), 2)}
+
+
+def new_objective(run: Run, config: FGPTConfig) -> Objective:
+    """The loss of the run's kind on a new network, with an adapter if the run says so."""
+    model = FGPTForCausalLM(config).train()
+    if run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if isinstance(run, TuningRun) and run.use_peft:
+        add_adapter(model, run)
+    return PreferenceObjective(model, Aim()) if isinstance(run, PreferenceRun) else LanguageModelObjective(model)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main() -> None:
     rate = matrix_rate(options.dtype)
     print(
         f"{device_name(CPU)}: {rate / 1e9:,.0f} GFLOP/s in {options.dtype} at best, "
-        f"which would allow {rate / flops_per_token(CONFIG):,.0f} tokens/s"
+        f"which would allow {rate / flops_per_token(PRESETS['quickstart'], CONFIG):,.0f} tokens/s"
     )
     speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     memory: dict[str, float] = {}

@@ -73,9 +73,7 @@ def open_chats(run: InstructRun, tokenizer: PreTrainedTokenizerBase, context: in
         ValueError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
             than the context.
     """
-    length = run.max_length or context
-    if length > context:
-        raise ValueError(f"max_length={length} is more than the {context} tokens that the model reads")
+    length = run.length(context)
     flaws = Flaws()
     conversations = load_conversations(run, flaws)
     chats = encode_chats(tokenizer, conversations, flaws, length, run)

@@ -8,9 +8,10 @@ import torch
 
 from fgpt_hf.configuration_fgpt import FGPTConfig
 from fgpt_hf.devices import Machine
+from fgpt_hf.lora import adapted_layers, adapter_parameters
 from fgpt_hf.objectives import logit_rows, softmax_rows
 from fgpt_hf.presets import PRESETS
-from fgpt_hf.runs import BaseRun, Run
+from fgpt_hf.runs import BaseRun, PreferenceRun, Run, TuningRun
 
 USABLE_SHARE = 0.9  # of the memory: allocators lose some between their blocks
 FLOAT, LOW = 4, 2  # bytes of a float32, and of a bfloat16 or float16
@@ -42,7 +43,7 @@ class Memory(NamedTuple):
 
     @property
     def fixed(self) -> int:
-        """What does not depend on the micro-batch."""
+        """What does not depend on the rows of a micro-batch."""
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -78,44 +79,60 @@ def parameters(config: FGPTConfig) -> Parameters:
     )
 
 
-def flops_per_token(config: FGPTConfig) -> int:
-    """Operations of a token's forward and backward pass: 6 N + 12 layers * width * context.
+def trained_parameters(run: Run, config: FGPTConfig) -> Parameters:
+    """Those that the optimizer moves: all of the network's, or an adapter's beside them."""
+    if adapter := adapter_parameters(run, config):
+        return Parameters(matrices=0, tokens=0, positions=0, vectors=adapter)
+    return parameters(config)
+
+
+def flops_per_token(run: Run, config: FGPTConfig) -> int:
+    """Operations of a token's forward and backward pass: 6 N + 12 layers * width * length.
 
     Chowdhery et al. 2022 (PaLM), appendix B; as in nanoGPT, N leaves out the position embeddings, which are looked up
-    and not multiplied, and nothing is taken off for the causal mask or added for recomputed activations.
+    and not multiplied, and nothing is taken off for the causal mask or added for recomputed activations. Frozen
+    weights have no gradients, a third of the work; the embeddings under an adapter have them, for the role tokens.
     """
-    counts = parameters(config)
-    attention = 12 * config.num_hidden_layers * config.hidden_size * config.max_position_embeddings
-    return 6 * (counts.total - counts.positions) + attention
+    counts, adapter = parameters(config), adapter_parameters(run, config)
+    attention = 12 * config.num_hidden_layers * config.hidden_size * run.length(config.max_position_embeddings)
+    frozen = counts.matrices + counts.vectors if adapter else 0
+    return 6 * (counts.total - counts.positions + adapter) - 2 * frozen + attention
 
 
-def mfu(config: FGPTConfig, tokens_per_second: float, machine: Machine) -> float | None:
+def mfu(run: Run, config: FGPTConfig, tokens_per_second: float, machine: Machine) -> float | None:
     """Model FLOPs utilisation: the share of all devices' bfloat16 peak, or None where that is not known."""
     if machine.peak_flops is None:
         return None
-    return flops_per_token(config) * tokens_per_second / (machine.peak_flops * machine.processes)
+    return flops_per_token(run, config) * tokens_per_second / (machine.peak_flops * machine.processes)
 
 
 def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batches: int) -> Memory:
-    """What a device holds when it trains on `micro_batches` a step, each `rows` rows of the whole context."""
-    counts = parameters(config)
+    """What a device holds when it trains on `micro_batches` a step, each `rows` rows of the greatest length."""
+    counts, trained = parameters(config), trained_parameters(run, config)
     low = is_low_precision(run, machine)
-    adamw_values = 2 * counts.total - (counts.matrices if run.optim == "muon" else 0)  # Muon has one a parameter
+    tokens = rows * run.sequences * run.length(config.max_position_embeddings)
+    activations = _activations(run, config, low) * tokens
+    adamw_values = 2 * trained.total - (trained.matrices if run.optim == "muon" else 0)  # Muon has one a parameter
     copies = 1
     if machine.processes > 1 and not run.fsdp:
         copies = 2  # DDP gathers gradients in buckets of their own
     sharing = machine.processes if run.fsdp else 1
-    whole = 0
+    whole = whole_gradients = 0
     if sharing > 1:  # embeddings stay gathered throughout a pass, layers while they and the next one compute
         whole = counts.tokens + counts.positions + 2 * counts.matrices // config.num_hidden_layers
+        whole_gradients = counts.total if micro_batches > 1 else whole  # FSDP shares them after the last micro-batch
     return Memory(
-        weights=FLOAT * (counts.total // sharing + whole) + LOW * counts.matrices * low,  # autocast's copies
-        gradients=FLOAT * (copies * counts.total // sharing + whole),
+        weights=FLOAT * (_weights(run, config) // sharing + whole) + LOW * low * _low_copies(run, config),
+        gradients=FLOAT * (copies * trained.total // sharing + whole_gradients),
         optimizer=FLOAT * adamw_values // sharing,
-        activations=_activations(run, config, low) * rows * config.max_position_embeddings,
-        loss=_loss(config, machine, low, rows * config.max_position_embeddings),
-        # The gradients within the layer that is being differentiated, and the look-up's, dense beside the head's.
-        working=_layer_activations(run, config, low) * rows * config.max_position_embeddings + FLOAT * counts.tokens,
+        activations=activations,
+        loss=_loss(config, machine, low, tokens),
+        # The gradients within the layer that is being differentiated; and the look-up's, dense beside the head's, or
+        # with an adapter the embeddings again, with the rows of the role tokens. On a CPU the small products of
+        # adapters leave holes in the C library's heap, about as large as the activations (docs/benchmarks.md).
+        working=_layer_activations(run, config, low) * tokens
+        + FLOAT * counts.tokens
+        + activations * (machine.kind == "cpu" and trained != counts),
         gradients_stay=micro_batches > 1,
     )
 
@@ -155,19 +172,47 @@ def is_low_precision(run: Run, machine: Machine) -> bool:
 def remedies(run: Run, config: FGPTConfig, machine: Machine) -> list[str]:
     """Which changes, each by itself, let at least one row fit such devices."""
     found = []
-    for processes in (2, 4, 8, 16, 32, 64):
+    adapted = adapter_parameters(run, config) > 0  # PEFT's layers are not shared
+    for processes in () if adapted else (2, 4, 8, 16, 32, 64):
         if processes > machine.processes and _fits(replace(run, fsdp=True), config, machine, processes):
             found.append(f"--fsdp on {processes} such devices")
             break
     if not run.gradient_checkpointing and _fits(replace(run, gradient_checkpointing=True), config, machine):
         found.append("--gradient_checkpointing")
+    if isinstance(run, TuningRun):
+        return found + _tuning_remedies(run, config, machine)
     smaller = (preset for preset in PRESETS.values() if parameters(network(preset)).total < parameters(config).total)
     return found + [f"--preset {preset.preset}" for preset in smaller if _fits(preset, network(preset), machine)]
+
+
+def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> list[str]:
+    """Those that leave the model as large as it is."""
+    found = []
+    if not (run.use_peft or run.fsdp) and _fits(replace(run, use_peft=True), config, machine):
+        found.append("--use_peft")
+    for length in (512, 256, 128, 64):
+        is_shorter = length < run.length(config.max_position_embeddings)
+        if is_shorter and _fits(replace(run, max_length=length), config, machine):
+            return [*found, f"--max_length {length}"]
+    return found
 
 
 def _fits(run: Run, config: FGPTConfig, machine: Machine, processes: int | None = None) -> bool:
     machine = machine._replace(processes=processes or machine.processes)
     return memory(run, config, machine, 1, 2).total <= USABLE_SHARE * machine.memory_bytes
+
+
+def _weights(run: Run, config: FGPTConfig) -> int:
+    """The parameters that are in memory, an adapter's beside the network's."""
+    return parameters(config).total + adapter_parameters(run, config)
+
+
+def _low_copies(run: Run, config: FGPTConfig) -> int:
+    """The weights of which autocast makes copies that stay: frozen ones only for a backward pass that keeps them."""
+    matrices, adapter = parameters(config).matrices, adapter_parameters(run, config)
+    if adapter and run.gradient_checkpointing:
+        matrices //= config.num_hidden_layers
+    return matrices + adapter
 
 
 def _activations(run: Run, config: FGPTConfig, low: bool) -> int:
@@ -183,18 +228,27 @@ def _layer_activations(run: Run, config: FGPTConfig, low: bool) -> int:
     """Bytes that a token leaves in a layer.
 
     Both normalisations' inputs in float32; what each product multiplies, of which autocast makes a copy for each of the
-    three that share it; queries, keys and values; the activation's input and output.
+    three that share it; queries, keys and values; the activation's input and output; what adapters narrow it to.
     """
     width, inner = config.hidden_size, _inner_width(config)
     products = LOW * (8 * width + 2 * inner) if low else FLOAT * (6 * width + 2 * inner)
-    return 2 * FLOAT * width + products + _attention_weights(run, config, low)
+    narrow = _adapter_activations(run, config, low)
+    return 2 * FLOAT * width + products + narrow + _attention_weights(run, config, low)
+
+
+def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
+    """Bytes of what a token's adapters pass from their first matrices to their second ones, in a layer."""
+    if not (isinstance(run, TuningRun) and run.use_peft):
+        return 0
+    return (LOW if low else FLOAT) * run.lora_r * len(adapted_layers(run, config)) // config.num_hidden_layers
 
 
 def _attention_weights(run: Run, config: FGPTConfig, low: bool) -> int:
     """Bytes of a token's attention weights in a layer, or of the mask that keeps packed documents apart."""
+    length = run.length(config.max_position_embeddings)
     if run.attn_implementation == "eager":
-        return (FLOAT + LOW * low) * config.num_attention_heads * config.max_position_embeddings
-    return (LOW if low else FLOAT) * config.max_position_embeddings
+        return (FLOAT + LOW * low) * config.num_attention_heads * length
+    return 0 if isinstance(run, PreferenceRun) else (LOW if low else FLOAT) * length
 
 
 def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:

@@ -18,8 +18,9 @@ from fgpt_hf.estimate import (
     remedies,
     rows_on_device,
 )
+from fgpt_hf.lora import adapter_parameters
 from fgpt_hf.presets import PRESETS
-from fgpt_hf.runs import BaseRun, Run, option
+from fgpt_hf.runs import BaseRun, PreferenceRun, Run, option
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
 LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s
@@ -78,18 +79,23 @@ def fit_to_machine(run: Run, config: FGPTConfig, machine: Machine, say: Callable
         run.divide_step(rows_on_device(run, machine), rows)
     for line in _needs(run, config, machine):
         say(line)
-    if memory(run, config, machine, rows=1, micro_batches=1).fixed > machine.memory_bytes:
+    if memory(run, config, machine, 1, run.gradient_accumulation_steps).fixed > machine.memory_bytes:
         raise ValueError(_refusal(run, config, machine))
 
 
 def _needs(run: Run, config: FGPTConfig, machine: Machine) -> Iterator[str]:
     """Parameters, tokens, arithmetic and memory, a line each."""
-    counts, tokens, flops = parameters(config), _tokens(run, config, machine), flops_per_token(config)
+    counts, tokens, flops = parameters(config), _tokens(run, config, machine), flops_per_token(run, config)
+    most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are only as long as they are
     yield (
-        f"{counts.total:,} parameters; {run.max_steps:,} steps of {tokens // run.max_steps:,} tokens are {tokens:,}, "
-        f"{tokens / counts.total:.3g} for each parameter"
+        f"{counts.total:,} parameters; {run.max_steps:,} steps of {most}{tokens // run.max_steps:,} tokens are "
+        f"{most}{tokens:,}, {tokens / counts.total:.3g} for each parameter"
     )
-    yield f"{flops / 1e9:.3g} GFLOPs a token (6 N + 12 layers x width x context), {flops * tokens:.3g} FLOPs in all"
+    if adapter := adapter_parameters(run, config):
+        yield f"{adapter:,} parameters more are an adapter's, and they alone are trained"
+    passes = "6 N, 4 of what is frozen" if adapter else "6 N"
+    in_all = f"{most}{flops * tokens:.3g} FLOPs in all"
+    yield f"{flops / 1e9:.3g} GFLOPs a token ({passes} + 12 layers x width x length), {in_all}"
     largest = largest_micro_batch(run, config, machine)
     rows = largest or 1 if run.auto_find_batch_size else run.per_device_train_batch_size
     need = memory(run, config, machine, rows, rows_on_device(run, machine) // rows)
@@ -110,7 +116,7 @@ def _on_device(run: Estimation, config: FGPTConfig, machine: Machine) -> str:
     if rows is None:
         return "does not fit"
     assert machine.peak_flops is not None  # the table says it
-    flops = flops_per_token(config) * _tokens(run, config, machine)
+    flops = flops_per_token(run, config) * _tokens(run, config, machine)
     hours = flops / (machine.peak_flops * machine.processes * run.mfu) / 3600
     cost = f", costs {hours * machine.processes * run.price_per_hour:,.2f}" if run.price_per_hour else ""
     return f"{rows:>5} rows   {_duration(hours)}{cost}"
@@ -126,8 +132,9 @@ def _refusal(run: Run, config: FGPTConfig, machine: Machine) -> str:
 
 
 def _tokens(run: Run, config: FGPTConfig, machine: Machine) -> int:
-    """The tokens of the whole run, on all devices."""
-    return run.max_steps * run.rows_of_step(machine.processes) * config.max_position_embeddings
+    """The tokens of the whole run, on all devices, with rows of the greatest length."""
+    rows = run.max_steps * run.rows_of_step(machine.processes)
+    return rows * run.sequences * run.length(config.max_position_embeddings)
 
 
 def _gigabytes(number: int) -> str:

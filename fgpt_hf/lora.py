@@ -1,12 +1,14 @@
 """Low-rank adapters in place of all weights, by PEFT (Hu et al. 2021, arXiv:2106.09685)."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from fgpt_hf.runs import TuningRun
+from fgpt_hf.configuration_fgpt import FGPTConfig
+from fgpt_hf.runs import Run, TuningRun
 from fgpt_hf.tokenizer import CONTROL_TOKENS, ROLE_TOKENS
 
 ADAPTER = "adapter_model.safetensors"
@@ -24,12 +26,11 @@ def add_adapter(model: PreTrainedModel, run: TuningRun) -> None:
         raise ValueError("use_peft=true needs PEFT: pip install 'fgpt-hf[peft]', or leave it out")
     from peft import LoraConfig  # here, because it takes seconds and most runs do without
 
-    named = [name.strip() for name in run.lora_target_modules.split(",")]
     config = LoraConfig(
         r=run.lora_r,
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=run.lora_dropout,
-        target_modules=named if named != ["all-linear"] else "all-linear",
+        target_modules=_targets(run),
         trainable_token_indices={"embed_tokens": [CONTROL_TOKENS[token] for token in ROLE_TOKENS]},
         task_type="CAUSAL_LM",
     )
@@ -41,6 +42,24 @@ def add_adapter(model: PreTrainedModel, run: TuningRun) -> None:
             f"lora_target_modules={run.lora_target_modules} names no layer of this model: give all-linear, or some of "
             f"{', '.join(layers)}"
         ) from error
+
+
+def adapter_parameters(run: Run, config: FGPTConfig) -> int:
+    """How many parameters `add_adapter` lets learn in a model of this shape; none where the run has no adapter."""
+    if not (isinstance(run, TuningRun) and run.use_peft):
+        return 0
+    adapters = sum(run.lora_r * (inputs + outputs) for inputs, outputs in adapted_layers(run, config))
+    return adapters + len(ROLE_TOKENS) * config.hidden_size
+
+
+def adapted_layers(run: TuningRun, config: FGPTConfig) -> list[tuple[int, int]]:
+    """The inputs and outputs of each linear layer that has an adapter: PEFT goes by the ends of their names."""
+    targets = _targets(run)
+    return [
+        size
+        for name, size in _linear_layers(config)
+        if targets == "all-linear" or any(f".{name}".endswith(f".{target}") for target in targets)
+    ]
 
 
 def has_adapter(model: PreTrainedModel) -> bool:
@@ -61,3 +80,20 @@ def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+
+
+def _targets(run: TuningRun) -> list[str] | str:
+    """What PEFT is told to adapt."""
+    named = [name.strip() for name in run.lora_target_modules.split(",")]
+    return named if named != ["all-linear"] else "all-linear"
+
+
+def _linear_layers(config: FGPTConfig) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The names of a network's linear layers, without the head, with their inputs and outputs."""
+    width, inner = config.hidden_size, config.intermediate_size
+    assert inner is not None  # the config derives it
+    for layer in range(config.num_hidden_layers):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            yield f"model.layers.{layer}.self_attn.{name}", (width, width)
+        yield f"model.layers.{layer}.mlp.up_proj", (width, inner)
+        yield f"model.layers.{layer}.mlp.down_proj", (inner, width)

@@ -100,9 +100,7 @@ def open_pairs(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase, context: 
         ValueError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
             than the context.
     """
-    length = run.max_length or context
-    if length > context:
-        raise ValueError(f"max_length={length} is more than the {context} tokens that the model reads")
+    length = run.length(context)
     flaws = Flaws()
     read = encode_pairs(tokenizer, load_pairs(run, flaws), length, run, flaws)
     train = [item for item in read if item[0].place >= run.held_out_share]

@@ -96,6 +96,12 @@ class Run:
     lasting: ClassVar[Sequence[str]] = ("preset", "seed", "optim")
     # What tells the default folder of this kind of run from that of the base run of the same preset.
     folder_ending: ClassVar[str] = ""
+    # The sequences of a row.
+    sequences: ClassVar[int] = 1
+
+    def length(self, context: int) -> int:
+        """The most tokens of a sequence, for a model that reads `context` of them."""
+        return context
 
     @property
     def task_names(self) -> list[str]:
@@ -240,6 +246,13 @@ class TuningRun(Run):
         if self.use_peft and self.fsdp:
             raise ValueError("use_peft and fsdp exclude each other: adapters are small enough without sharing")
 
+    def length(self, context: int) -> int:
+        """`max_length`, or the whole context where that is open; ValueError where it is more than the context."""
+        length = self.max_length or context
+        if length > context:
+            raise ValueError(f"max_length={length} is more than the {context} tokens that the model reads")
+        return length
+
 
 @dataclass(kw_only=True)
 class InstructRun(TuningRun):
@@ -258,6 +271,7 @@ class PreferenceRun(TuningRun):
     may_be_zero: ClassVar[Sequence[str]] = (*TuningRun.may_be_zero, "label_smoothing", "simpo_gamma")
     lasting: ClassVar[Sequence[str]] = (*TuningRun.lasting, "loss_type", "beta", "label_smoothing", "simpo_gamma")
     folder_ending: ClassVar[str] = "-preference"
+    sequences: ClassVar[int] = 2  # chosen and rejected
 
     dataset_name: str = option(
         "HuggingFaceH4/ultrafeedback_binarized",
@@ -270,11 +284,6 @@ class PreferenceRun(TuningRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "per_device_train_batch_size=auto: how many pairs fit depends on how long they are; give a number, "
-                "which is halved where the memory runs out"
-            )
         if self.label_smoothing >= 0.5:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5, or nothing is preferred")
         if self.label_smoothing and self.loss_type == "ipo":

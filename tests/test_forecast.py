@@ -7,7 +7,7 @@ import pytest
 from fgpt_hf.devices import GPUS, Machine, known_machine
 from fgpt_hf.estimate import memory, network
 from fgpt_hf.forecast import estimate, fit_to_machine
-from fgpt_hf.presets import PRESETS
+from fgpt_hf.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.runs import BaseRun
 
 
@@ -41,9 +41,32 @@ def test_numbers_that_were_given_stay_and_are_doubted_aloud() -> None:
 def test_what_cannot_fit_is_refused_with_what_would(is_open: bool) -> None:
     run = replace(PRESETS["fgpt-712m"], auto_find_batch_size=is_open)
     with pytest.raises(ValueError) as error:
-        fitted(run, known_machine("l4")._replace(name="a small GPU", memory_bytes=8 * 10**9))
-    for part in ("preset fgpt-712m", "8 GB of a small GPU", "--fsdp on 4 such devices", "--preset fgpt-124m"):
+        fitted(run, known_machine("l4")._replace(name="a small GPU", memory_bytes=9 * 10**9))
+    for part in ("preset fgpt-712m", "9 GB of a small GPU", "--fsdp on 16 such devices", "--preset fgpt-124m"):
         assert part in str(error.value)
+
+
+def test_a_run_with_an_adapter_says_so_and_is_refused_in_one_line() -> None:
+    run = replace(INSTRUCT_PRESETS["fgpt-712m"], use_peft=True, max_steps=10)
+    config, said = network(PRESETS["fgpt-712m"]), []
+    fit_to_machine(run, config, known_machine("l4"), said.append)
+    assert "11,949,120 parameters more are an adapter's, and they alone are trained" in said[1]
+    assert "optimizer 0.0956 GB" in said[-2]
+    with pytest.raises(ValueError, match="3 GB of l4. What would fit: a larger device"):
+        fit_to_machine(run, config, known_machine("l4")._replace(memory_bytes=3 * 10**9), said.append)
+
+
+def test_a_pair_is_two_sequences_of_the_greatest_length() -> None:
+    run = replace(PREFERENCE_PRESETS["fgpt-712m"], max_steps=10, max_length=512, auto_find_batch_size=True)
+    rows = replace(
+        INSTRUCT_PRESETS["fgpt-712m"], optim="adamw", auto_find_batch_size=True, max_steps=10, max_length=512
+    )
+    config, said = network(PRESETS["fgpt-712m"]), []
+    for each in (run, rows):
+        fit_to_machine(each, config, known_machine("a100-40gb"), said.append)
+    assert "10 steps of at most 65,536 tokens" in said[0]
+    assert run.per_device_train_batch_size * run.gradient_accumulation_steps == 64
+    assert run.per_device_train_batch_size == rows.per_device_train_batch_size // 2
 
 
 def test_the_command_answers_for_every_known_gpu() -> None:

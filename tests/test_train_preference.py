@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
 from safetensors.torch import load_file
@@ -113,6 +114,26 @@ def test_adapters_learn_the_same_preference_and_leave_a_whole_model(home: Path) 
     assert whole.keys() == start.keys()
 
 
+def test_what_a_run_takes_is_said_and_an_open_micro_batch_is_chosen(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = ["--max_steps=0", "--num_train_epochs=1", "--gradient_accumulation_steps=8", "--sample_steps=99"]
+    main(flags(home, home / "open", *step, "--per_device_train_batch_size=auto"))
+    said = capsys.readouterr().out
+    assert "2 steps of at most 4,096 tokens" in said and "with micro-batches of 32 rows" in said
+    record = yaml.safe_load((home / "open" / "run.yaml").read_text())
+    assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (32, 1)
+    assert [line["step"] for line in read_lines(home / "open" / "metrics.jsonl")][-1] == 2
+
+
+def test_a_run_that_cannot_fit_is_refused_before_the_reference(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgpt_hf.devices._free_memory_bytes", lambda: 10**7)
+    monkeypatch.setattr("train_preference.reference_log_probabilities", lambda *given: pytest.fail("too early"))
+    with pytest.raises(ValueError, match="more than the 0.01 GB of this cpu"):
+        main(flags(home, home / "large"))
+    assert not (home / "large").exists()
+
+
 def test_flawed_rows_are_told_or_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(flags(home, home / "told", "--max_steps=1"))
     assert f"1 left out, 'chosen' equals 'rejected': row 7 of {home / 'pairs.json'}" in capsys.readouterr().out
@@ -128,7 +149,6 @@ def test_flawed_rows_are_told_or_refused(home: Path, capsys: pytest.CaptureFixtu
         ("--beta=0", "beta=0.0 must be above zero"),
         ("--label_smoothing=0.5", "label_smoothing=0.5 must be below 0.5"),
         ("--held_out_share=0.999999", "gives 0 pairs to learn"),
-        ("--per_device_train_batch_size=auto", "how many pairs fit depends on how long they are"),
         ("--max_length=65", "max_length=65 is more than the 64 tokens"),
         ("--max_length=4", "its prompt alone is longer than 4 tokens"),
         ("--model_name_or_path=nowhere", "nowhere"),
