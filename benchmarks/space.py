@@ -113,7 +113,7 @@ async def crowd(url: str, visitors: int, seconds: float) -> Crowd:
 
 async def _visit(client: httpx.AsyncClient, chat: int, number: int, until: float, met: Crowd) -> None:
     """One visitor: asks, and waits for the reply; comes back after a second where the queue is full."""
-    session, address = f"visitor{number}", {"X-Forwarded-For": f"10.0.0.{number}"}
+    session, address = f"visitor{number}", {"X-Forwarded-For": f"9.0.0.{number}"}
     question = [PROMPT, [], "", 0.8, 0.95, 50, 1.1, 8, number, False]
     while time.monotonic() < until:
         body = {"data": question, "fn_index": chat, "session_hash": session}

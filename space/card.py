@@ -54,4 +54,4 @@ class Card:
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """The JSON lines of a file beside the card or, of a run on this machine, above its model's folder."""
         file = next((place / name for place in (self.folder, self.folder.parent) if (place / name).is_file()), None)
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line] if file else []
+        return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line] if file else []

@@ -2,13 +2,14 @@
 
 import secrets
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import gradio as gr
 
 from as_text import as_text, said_text
 from chat import Chat, Reply
-from conversation import MAX_MESSAGE, MAX_SYSTEM_PROMPT
+from conversation import MAX_HISTORY, MAX_MESSAGE, MAX_SYSTEM_PROMPT, MAX_TURN
 from demo import MODEL_QUEUE, Demo, visitor
 from language_model import BOUNDS, Settings
 
@@ -185,13 +186,14 @@ def _messages(reply: Reply) -> History:
 
 
 def _said(history: History) -> list[dict[str, str]]:
-    """What was said: without the lines under replies, and without a message that got no reply."""
+    """What was said, as much as is allowed: without the lines under replies and messages that got no reply."""
     messages = [
-        {"role": message["role"], "content": _text(message)}
+        {"role": message["role"], "content": _text(message)[:MAX_TURN]}
         for message in history
         if not (message.get("metadata") or {}).get("title")
     ]
-    return messages[:-1] if messages and messages[-1]["role"] == "user" else messages
+    turns = [turn for turn in pairwise(messages) if [message["role"] for message in turn] == ["user", "assistant"]]
+    return [message for turn in turns for message in turn][-MAX_HISTORY:]
 
 
 def _text(message: dict[str, Any]) -> str:

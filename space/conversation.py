@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 MAX_MESSAGE = 4_000  # characters
 MAX_SYSTEM_PROMPT = 1_000
 MAX_HISTORY = 100  # messages
+MAX_TURN = 4 * MAX_MESSAGE  # characters of each: replies are longer
 MIN_ROOM = 8  # tokens for a reply
 
 
@@ -67,7 +68,7 @@ def checked_history(history: Any) -> list[Message]:
             raise ValueError(
                 f"message {number} of the history must have the role '{role}': a user's and an assistant's in turn"
             )
-        content = checked_text(message.get("content"), f"message {number} of the history", 4 * MAX_MESSAGE)
+        content = checked_text(message.get("content"), f"message {number} of the history", MAX_TURN)
         turns.append({"role": role, "content": content})
     if len(turns) % 2:
         raise ValueError("the history ends with a user's message: it must end with the reply to it")
@@ -85,10 +86,13 @@ def chat_prompt(
         ValueError: the last message alone is too long; the model's template refuses the conversation.
     """
     system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
-    for first in range(0, len(turns), 2):
-        ids = _rendered(tokenizer, [*system, *turns[first:]])
-        if len(ids) + min(wanted, context // 2) <= context:
+    first = len(turns) - 1
+    ids = _rendered(tokenizer, [*system, *turns[first:]])
+    while first:  # backwards, so that what is left out costs no work
+        longer = _rendered(tokenizer, [*system, *turns[first - 2 :]])
+        if len(longer) + min(wanted, context // 2) > context:
             break
+        ids, first = longer, first - 2
     return Prompt(ids, first // 2, _room(ids, context))
 
 

@@ -1,5 +1,6 @@
 """What the page and the API share: the models, the limit for each visitor."""
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,17 @@ class Demo:
 
 
 def visitor(request: gr.Request) -> str:
-    """The address that a message came from: behind a proxy, as on a Space, the one that the proxy names."""
-    forwarded = request.headers.get("x-forwarded-for", "").partition(",")[0].strip()
-    return forwarded or (request.client.host if request.client else "")
+    """The address that a message came from: the last public one on its way, since what stands before it can be forged.
+
+    A Space's proxies have private addresses, and the first of them adds who asked. Without a public one, the nearest.
+    """
+    nearest = request.client.host if request.client else ""
+    way = [*request.headers.get("x-forwarded-for", "").split(","), nearest]
+    return next(filter(_is_public, map(str.strip, reversed(way))), nearest)
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False

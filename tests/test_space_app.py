@@ -4,6 +4,7 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ import app
 from as_text import as_text, said_text
 from card import Card
 from chat import Chat
+from chat_tab import _said
 from conversation import (
+    MAX_HISTORY,
     MAX_MESSAGE,
+    MAX_TURN,
     Message,
     chat_prompt,
     checked_history,
@@ -24,6 +28,7 @@ from conversation import (
     harmless,
     text_prompt,
 )
+from demo import visitor
 from description import described, shown
 from fgpt_hf.card import write_card
 from language_model import LanguageModel, Settings
@@ -49,6 +54,39 @@ def turns(number: int) -> list[Message]:
 
 
 # What reaches the model
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "nearest", "address"),
+    [
+        ("1.1.1.1, 8.8.8.8", "10.16.3.80", "8.8.8.8"),  # the first one was sent by the visitor
+        ("1.1.1.1, 8.8.8.8, 10.16.4.4", "10.16.3.80", "8.8.8.8"),
+        ("2606:4700::1111", "10.16.3.80", "2606:4700::1111"),
+        ("", "127.0.0.1", "127.0.0.1"),
+        ("10.0.0.7", "192.168.0.5", "192.168.0.5"),
+        ("9.9.9.9", "8.8.4.4", "8.8.4.4"),  # no proxy
+        ("<x>, ", "192.168.0.5", "192.168.0.5"),
+    ],
+)
+def test_a_visitor_is_the_last_public_address_on_the_way(forwarded: str, nearest: str, address: str) -> None:
+    headers = {"x-forwarded-for": forwarded} if forwarded else {}
+    request: Any = SimpleNamespace(headers=headers, client=SimpleNamespace(host=nearest))
+    assert visitor(request) == address
+
+
+def test_what_the_page_shows_is_always_a_history_that_is_taken() -> None:
+    def asked(text: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+    def answered(text: str) -> list[dict[str, Any]]:
+        line = {"role": "assistant", "content": [], "metadata": {"title": "1 written", "status": "done"}}
+        return [{"role": "assistant", "content": [{"type": "text", "text": text}]}, line]
+
+    stopped = [*asked("A"), *asked("B"), *answered("b"), *asked("c")]
+    assert [message["content"] for message in checked_history(_said(stopped))] == ["B", "b"]
+    assert checked_history(_said([])) == checked_history(_said(asked("A"))) == []
+    long = [message for _ in range(MAX_HISTORY) for message in (*asked("a"), *answered("b" * 2 * MAX_TURN))]
+    assert len(checked_history(_said(long))) == MAX_HISTORY
 
 
 def test_first_turns_go_as_a_whole_until_the_reply_has_room() -> None:

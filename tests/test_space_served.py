@@ -36,7 +36,7 @@ def space(published: tuple[Served, Path]) -> Served:
 
 def visitor() -> dict[str, str]:
     """The header of a visitor who has not been here."""
-    return {"X-Forwarded-For": f"10.1.0.{next(ADDRESSES)}"}
+    return {"X-Forwarded-For": f"9.1.0.{next(ADDRESSES)}"}
 
 
 @pytest.fixture
