@@ -59,19 +59,19 @@ def front_matter(facts: Facts, told: Told) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def merged(card: str, published: str) -> str:
+def merged(card: str, published: str, keep_results: bool = True) -> str:
     """A new card with what people wrote around its generated part and around that of the `published` one.
 
     Of the two texts, that one stands which was edited since the last publish. In the front matter the new card's values
-    win; fields that only the published one has stay, and so do its tags, data sets and other results. A new card
-    without a generated part is a person's own, and replaces the published one.
+    win; fields that only the published one has stay, and so do its tags, data sets and, if they are of the same
+    weights, other results. A new card without a generated part is a person's own, and replaces the published one.
 
     Raises:
         ValueError: people edited both, differently.
     """
     if not _GENERATED.search(card):
         return card
-    earlier = results_of_card(published)
+    earlier = results_of_card(published) if keep_results else []
     new, old = _Parts(card), _Parts(published)
     ours, theirs = (new.before, new.after), (old.before, old.after)
     edited_there = old.digest != _digest(*theirs)
@@ -82,6 +82,8 @@ def merged(card: str, published: str) -> str:
             f"{CARD} was edited here and on the Hub, in different ways: make the text outside the marks the same in "
             "both, publish, and go on with either"
         )
+    if not keep_results:
+        old.fields = {name: value for name, value in old.fields.items() if name not in ("model-index", "metrics")}
     fields = old.fields | new.fields
     for name in _JOINED:
         entries = [*_as_list(new.fields.get(name)), *_as_list(old.fields.get(name))]

@@ -108,7 +108,7 @@ def _publish(options: Any) -> None:
     from fgpt_hf.card_sections import Told
     from fgpt_hf.hub import Destination
     from fgpt_hf.publish import files_to_publish, listing, publish
-    from fgpt_hf.space import publish_with_space
+    from fgpt_hf.space import planned_files, publish_with_space
 
     said = ("license", "language", "base_model", "space", "dollars_per_hour", "watts")
     told = Told(stock=options.variant == "gpt2", **{name: getattr(options, name) for name in said})
@@ -117,6 +117,9 @@ def _publish(options: Any) -> None:
     if options.dry_run:
         with files_to_publish(options.model, destination, told) as files:
             print(listing(files))
+            if told.space:
+                print(f"\nand to its Space {told.space}")
+                print(listing(planned_files(options.model, destination, told, files)))
     elif told.space:
         model, space = publish_with_space(options.model, destination, told)
         print(f"published: {model}\nits Space: {space}")

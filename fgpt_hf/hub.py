@@ -4,6 +4,7 @@ They arrive in one commit, which the Hub makes when everything is uploaded: an i
 branch where it was, and the next push uploads only what is not there yet.
 """
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ WEIGHTS_AND_CODE = (
     "modeling_fgpt.py",
 )
 REPLACED = {"model": WEIGHTS_AND_CODE, "space": ("*.py",)}  # what goes from a repo if a push does not bring it again
+MEASURED = ("metrics.jsonl", "samples.jsonl", ".eval_results/*.yaml")  # of the weights, so it goes when others come
 # Nothing else goes: no optimizer state, no token files, no logs, no pickles.
 PUBLISHED = (
     CARD,
@@ -110,9 +112,8 @@ def push(files: Mapping[str, Content], destination: Destination, message: str) -
         OSError: the Hub could not be reached, or went on failing.
     """
     api, repo_id, tag = HfApi(), destination.repo_id, destination.tag
-    check_access(repo_id)
+    make_ready(destination)
     with _plain_errors(repo_id):
-        _persistently(lambda: _make_repo(api, destination))
         taken = _persistently(lambda: _tagged_commit(api, destination))
         url, commit = _persistently(lambda: _commit(api, files, destination, message))
         if tag and taken is None:
@@ -120,6 +121,13 @@ def push(files: Mapping[str, Content], destination: Destination, message: str) -
         elif tag and taken != commit:
             raise ValueError(f"tag={tag} names another commit of {repo_id}: the new one is there, choose another tag")
     return url
+
+
+def make_ready(destination: Destination) -> None:
+    """Find the repo that is to be written, or make it; raises as `push` does."""
+    check_access(destination.repo_id)
+    with _plain_errors(destination.repo_id):
+        _persistently(lambda: _make_repo(HfApi(), destination))
 
 
 def pinned(repo_id: str, revision: str | None = None) -> Pinned:
@@ -202,15 +210,18 @@ def _tagged_commit(api: HfApi, destination: Destination) -> str | None:
 def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, message: str) -> tuple[str, str]:
     """Commit on top of what the branch has now; returns the commit's URL and name."""
     repo_id, kind, revision = destination.repo_id, destination.kind, destination.revision
-    head = (api.model_info if kind == "model" else api.space_info)(repo_id, revision=revision)
-    there = {sibling.rfilename for sibling in head.siblings or ()}
+    head = (api.model_info if kind == "model" else api.space_info)(repo_id, revision=revision, files_metadata=True)
+    there = {sibling.rfilename: sibling.lfs and sibling.lfs.sha256 for sibling in head.siblings or ()}
     files = dict(files)
+    weights = {name: file for name, file in files.items() if name.endswith(".safetensors")}
+    other_weights = any(there.get(name) != _sha256(file) for name, file in weights.items())
     if CARD in files and CARD in there:
         published = Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, revision=head.sha)).read_text(
             encoding="utf-8"
         )
-        files[CARD] = merged(_text(files[CARD]), published).encode()
-    stale = [name for name in sorted(there - files.keys()) if _matches(name, REPLACED[kind])]
+        files[CARD] = merged(_text(files[CARD]), published, keep_results=not other_weights).encode()
+    replaced = (*REPLACED[kind], *(MEASURED if other_weights else ()))
+    stale = [name for name in sorted(there.keys() - files.keys()) if _matches(name, replaced)]
     info = api.create_commit(
         repo_id,
         [
@@ -227,6 +238,13 @@ def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, 
 
 def _text(content: Content) -> str:
     return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+
+
+def _sha256(content: Content) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _persistently(request: Callable[[], T]) -> T:

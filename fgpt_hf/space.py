@@ -1,7 +1,7 @@
 """The Space of a published model: the files of `space/`, with the model's name and commit in them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import SpaceCard
@@ -10,7 +10,7 @@ from fgpt_hf.card import CARD
 from fgpt_hf.card_sections import Told
 from fgpt_hf.facts import read_facts
 from fgpt_hf.folders import model_folder
-from fgpt_hf.hub import Content, Destination, Pinned, check_name, pinned, push
+from fgpt_hf.hub import Content, Destination, Pinned, check_name, make_ready, pinned, push
 from fgpt_hf.publish import publish
 
 SPACE = Path(__file__).parent.parent / "space"
@@ -29,12 +29,22 @@ def publish_with_space(model: Path, destination: Destination, told: Told) -> tup
     """
     space = Destination(repo_id=str(told.space), kind="space", private=destination.private)
     check_name(space.repo_id)
-    base_model = told.base_model or read_facts(model_folder(model)).base_model
-    base = [pinned(base_model)] if base_model else []
+    base = [pinned(name) for name in _base_models(model, told)]
     source_files()
+    make_ready(destination)
+    make_ready(space)  # a Space that is refused is refused before there is a model whose card names it
     url = publish(model, destination, told)
     models = [pinned(destination.repo_id, destination.revision), *base]
     return url, push(space_files(models), space, f"Serve {destination.repo_id} at {models[0].commit[:8]}")
+
+
+def planned_files(
+    model: Path, destination: Destination, told: Told, files: Mapping[str, Content]
+) -> dict[str, Content]:
+    """The Space's files for these ones of the model, before the Hub has named a commit; the Hub is not asked."""
+    check_name(str(told.space))
+    weights = tuple(name for name in files if name.endswith(".safetensors"))
+    return space_files([Pinned(name, "0" * 40, weights) for name in (destination.repo_id, *_base_models(model, told))])
 
 
 def space_files(models: Sequence[Pinned]) -> dict[str, Content]:
@@ -54,6 +64,12 @@ def source_files() -> dict[str, Path]:
     if not files:
         raise ValueError(f"{SPACE} is not here: a Space is published from a clone of the repository, installed with -e")
     return {path.name: path for path in files}
+
+
+def _base_models(model: Path, told: Told) -> list[str]:
+    """The model on the Hub that is shown beside the served one, if it is known."""
+    name = told.base_model or read_facts(model_folder(model)).base_model
+    return [name] if name else []
 
 
 def _card(models: Sequence[Pinned]) -> str:

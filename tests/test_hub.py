@@ -48,6 +48,22 @@ def test_weights_and_code_of_before_go_and_what_people_added_stays(server: Loopb
     assert files.keys() == {".gitattributes", *FILES, *added}
 
 
+def test_what_was_measured_goes_with_the_weights_that_it_was_measured_on(server: LoopbackHub, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    card = build_card(read_facts(run / "model"), Told()).encode()
+    measured: dict[str, Content] = {"metrics.jsonl": b"{}\n", ".eval_results/hellaswag.yaml": b"[]"}
+    push(FILES | measured | {"README.md": card}, HERE, "first")
+    (run / "results.json").unlink()
+    card = build_card(read_facts(run / "model"), Told()).encode()
+    push(FILES | {"README.md": card}, HERE, "the same weights")
+    files = server.repo("model", REPO).files()
+    assert measured.keys() <= files.keys() and b"hellaswag" in files["README.md"]
+    push(FILES | {"README.md": card, "model.safetensors": b"others"}, HERE, "other weights")
+    files = server.repo("model", REPO).files()
+    assert not measured.keys() & files.keys() and b"hellaswag" not in files["README.md"]
+    assert b"eval_loss" not in files["README.md"] and b"held-out" in files["README.md"]
+
+
 def test_a_folder_gives_its_publishable_files_only(server: LoopbackHub, tmp_path: Path) -> None:
     secrets = ["training.pt", "optimizer.bin", "pytorch_model.bin", "ids.npy", "train.log", "run.yaml", ".env", "a.pkl"]
     secrets += ["optimizer.safetensors", "checkpoints/model.safetensors", "scheduler.pt", "manifest.json", "notes.md"]

@@ -71,6 +71,21 @@ def test_what_cannot_be_a_space_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         cli.run(["publish", str(run), "tester/tiny", *arguments])
+    assert ("model", "tester/tiny") not in server.endpoints.repos or "README.md" not in server.repo(
+        "model", "tester/tiny"
+    ).files()
+
+
+def test_a_dry_run_shows_the_files_of_both_and_asks_nothing(
+    run: Path, base: str, server: LoopbackHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.run(["publish", str(run), "tester/tiny", "--space", "tester/chat", "--dry_run"])
+    model, space = capsys.readouterr().out.split("and to its Space tester/chat")
+    assert "model.safetensors" in model and "app.py" not in model
+    assert "app.py" in space and "models.json" in space and "model.safetensors" not in space
+    assert server.endpoints.repos.keys() == {("model", "tester/base")}
+    with pytest.raises(ValueError, match="'chat' cannot be a repo's name"):
+        cli.run(["publish", str(run), "tester/tiny", "--space", "chat", "--dry_run"])
 
 
 def test_without_the_files_of_the_space_nothing_is_published(
