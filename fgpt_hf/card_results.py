@@ -49,7 +49,7 @@ def benchmarks(facts: Facts) -> list[Measurement]:
     conventions, limit = results.get("conventions", {}), results.get("settings", {}).get("limit")
     return [
         Measurement(
-            f"{task} (first {results['runs'][task]['examples']})" if limit else task,
+            facts.without_folders(task) + (f" (first {results['runs'][task]['examples']})" if limit else ""),
             metric,
             value,
             numbers.get(f"{metric}_stderr"),

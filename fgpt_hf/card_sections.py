@@ -157,7 +157,9 @@ def _training(facts: Facts, told: Told) -> str:
     }
     known = [(name, f"{v:,}" if isinstance(v, int) else v) for name, v in effort.items() if v is not None]
     options = [
-        (f"`{name}`", f"`{_shown(value)}`") for name, value in facts.run.items() if _is_about_training(name, value)
+        (f"`{name}`", f"`{facts.without_folders(str(value))}`")
+        for name, value in facts.run.items()
+        if _is_about_training(name, value)
     ]
     if not known and not options:
         return ""
@@ -178,12 +180,6 @@ def _short(value: float) -> str:
 
 def _is_about_training(name: str, value: Any) -> bool:
     return value is not None and (name in TRAINING_STEPS or not HOUSEKEEPING.fullmatch(name))
-
-
-def _shown(value: Any) -> str:
-    """A value of run.yaml, a path without the folders of the machine that it was on."""
-    is_path = isinstance(value, str) and (value[:1] in ("/", "~", ".") or "\\" in value or Path(value).is_file())
-    return Path(value.replace("\\", "/")).name if is_path else str(value)
 
 
 def _curves(facts: Facts) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,14 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 
 from fgpt_hf.conversations import NAMES as CONVERSATIONS
 from fgpt_hf.corpora import NAMES as CORPORA
-from fgpt_hf.folders import RESULTS, read_lines
+from fgpt_hf.folders import RECORD, RESULTS, read_lines, read_record
 from fgpt_hf.lora import ADAPTER
 from fgpt_hf.pairs import NAMES as PAIRS
 from fgpt_hf.provenance import PROVENANCE
 from fgpt_hf.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
 
+# At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
+_FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
 KNOWN = (CORPORA, CONVERSATIONS, PAIRS)
 HUB_NAMES = {name: place for names in KNOWN for name, place in names.on_hub.items()}
 NOT_ON_HUB = {name for names in KNOWN for name in (*names.embedded, *names.files)}
@@ -122,17 +125,23 @@ class Facts:
             return name
         return Path(name).name if self._is_local(name) else HUB_NAMES.get(name, (name,))[0]
 
-    @staticmethod
-    def _is_local(name: str) -> bool:
+    def _is_local(self, name: str) -> bool:
         """Whether a name is that of a file or a folder of the machine that trained."""
         path = Path(name)
-        return path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[0] in "./~" or path.exists()
+        looks_local = path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[0] in "./~" or path.exists()
+        return looks_local or name in self.provenance.get("local", ())
 
     @property
     def base_model(self) -> str | None:
         """The model on the Hub that the training began from; a folder of this machine is nobody else's business."""
         name = self.run.get("model_name_or_path")
-        return name if name and name.count("/") <= 1 and name[0] not in "./~" and not Path(name).exists() else None
+        return name if name and name.count("/") <= 1 and not self._is_local(name) else None
+
+    def without_folders(self, value: str) -> str:
+        """A value of the run without the folders of the machine that it was on, which are nobody else's business."""
+        for name in self.provenance.get("local", ()):
+            value = value.replace(name, Path(name).name)
+        return _FOLDERS.sub("", value)
 
     @property
     def is_adapter(self) -> bool:
@@ -153,7 +162,7 @@ def read_facts(model: Path) -> Facts:
     Raises:
         ValueError: one of the files is damaged.
     """
-    run = next((folder for folder in model.resolve().parents[:2] if (folder / "run.yaml").is_file()), None)
+    run = next((folder for folder in model.resolve().parents[:2] if (folder / RECORD).is_file()), None)
     config = _read_json(model / "config.json")
     card_results = results_of_card((model / "README.md").read_text("utf-8")) if (model / "README.md").is_file() else []
     if run is None:
@@ -164,7 +173,7 @@ def read_facts(model: Path) -> Facts:
         model=model,
         run_folder=run,
         config=config,
-        run=yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")),
+        run=read_record(run / RECORD),
         metrics=[line for line in read_lines(run / "metrics.jsonl") if line["step"] <= step],
         samples=[line for line in read_lines(run / "samples.jsonl") if line["step"] <= step],
         provenance=_read_json(run / PROVENANCE),

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from fgpt_hf.runs import Run
 
 MANIFEST = "manifest.json"
+RECORD = "run.yaml"
 RESULTS = "results.json"
 PARTIAL = ".partial"  # the ending of a folder that is being written, or replaced
 
@@ -29,7 +30,7 @@ class RunFolder:
         self.run, self.path, self.is_writer = run, run.folder, rank == 0
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
-        self.record = self.path / "run.yaml"
+        self.record = self.path / RECORD
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -81,21 +82,12 @@ class RunFolder:
         if self.run.resume_from_checkpoint is not None:
             if not self.record.is_file():
                 raise ValueError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
-            self._compare(self._recorded())
+            self._compare(read_record(self.record))
         elif self.record.is_file() and not self.run.overwrite_output_dir:
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
                 "--overwrite_output_dir, or choose another --output_dir"
             )
-
-    def _recorded(self) -> Mapping[str, Any]:
-        try:
-            recorded = yaml.safe_load(self.record.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            recorded = None
-        if not isinstance(recorded, dict):
-            raise ValueError(f"{self.record} is damaged: it should hold the run's values, a line for each")
-        return recorded
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
         for name in self.run.lasting:
@@ -104,6 +96,17 @@ class RunFolder:
                     f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot go on with "
                     f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
                 )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The values of a `run.yaml`; ValueError where it is damaged."""
+    try:
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{path} is damaged: it should hold the run's values, a line for each")
+    return recorded
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

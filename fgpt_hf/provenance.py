@@ -12,6 +12,8 @@ from accelerate import Accelerator
 
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.hardware import device_name
+from fgpt_hf.runs import Run, TextSource, TuningRun
+from fgpt_hf.sources import parse_mixture
 
 PROVENANCE = "provenance.json"
 PACKAGES = ("fgpt-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -20,6 +22,8 @@ PACKAGES = ("fgpt-hf", "torch", "transformers", "accelerate", "datasets", "token
 def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mapping[str, Any]) -> None:
     """Write `provenance.json` into the run's folder: device, processes, versions, the code's commit, and `origin`.
 
+    `local` are the model and the data that the run names and that lie on this machine, so on no Hub.
+
     `origin` is what is known of the data: `source`, fields of the run that describe the text where the run itself names
     rows made of it, and `data`, which maps a split to how many `documents` and `tokens` it has.
     """
@@ -27,6 +31,7 @@ def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mappi
         return
     provenance = {
         **origin,
+        "local": [name for name in _named(folder.run) if Path(name).exists()],
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
@@ -35,6 +40,13 @@ def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mappi
     }
     known = {name: value for name, value in provenance.items() if value is not None}
     (folder.path / PROVENANCE).write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def _named(run: Run) -> list[str]:
+    """The model and the data that a run begins with, as it names them."""
+    if isinstance(run, TuningRun):
+        return [run.model_name_or_path, *(share.name for share in parse_mixture(run.dataset_name))]
+    return [run.dataset_name] if isinstance(run, TextSource) else []
 
 
 def _versions() -> dict[str, str]:

@@ -133,6 +133,35 @@ def test_no_folder_of_the_machine_is_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("heldout=/home/me/secret/x.txt", "heldout=x.txt"),
+        ("a.jsonl,/home/me/private/b.jsonl:200,~/c.jsonl*2", "a.jsonl,b.jsonl:200,c.jsonl*2"),
+        (r"C:\Users\me\rows", "rows"),
+        ("/home/me/rows/", "rows/"),
+        ("runs/base/model", "model"),
+        ("tester/base", "tester/base"),
+    ],
+)
+def test_folders_go_from_every_part_of_a_value(facts: Facts, value: str, shown: str) -> None:
+    assert replace(facts, provenance={"local": ["runs/base/model"]}).without_folders(value) == shown
+
+
+def test_what_lay_on_the_machine_that_trained_is_not_looked_for_on_the_hub(facts: Facts) -> None:
+    names = {"model_name_or_path": "runs/base", "dataset_name": "mine/rows,somebody/pairs"}
+    card = build_card(replace(facts, run=facts.run | names, provenance={"local": ["runs/base", "mine/rows"]}), TOLD)
+    found = yaml.safe_load(card.split("---")[1])
+    assert "base_model" not in found and found["datasets"] == ["somebody/pairs"]
+    assert "runs/base" not in card and "mine/rows" not in card
+
+
+def test_a_benchmark_from_a_file_is_named_without_its_folder(facts: Facts) -> None:
+    results = {"tasks": {"heldout=/home/me/x.txt": {"bits_per_byte": 1.0}}}
+    card = build_card(replace(facts, results=results), TOLD)
+    assert "| heldout=x.txt | bits_per_byte |" in card and "/home/me" not in card
+
+
+@pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({"dataset_name": "fineweb-edu"}, {"datasets": ["HuggingFaceFW/fineweb-edu"]}),

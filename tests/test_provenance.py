@@ -12,7 +12,7 @@ from fgpt_hf import provenance
 from fgpt_hf.folders import RunFolder
 from fgpt_hf.hardware import device_name
 from fgpt_hf.provenance import PROVENANCE, record_provenance
-from fgpt_hf.runs import BaseRun
+from fgpt_hf.runs import BaseRun, InstructRun
 
 ORIGIN = {"data": {"train": {"documents": 3, "tokens": 70}}}
 
@@ -30,6 +30,16 @@ def test_data_machine_and_software_are_recorded_by_the_first_process_alone(tmp_p
     assert found["device"] == device_name(Accelerator(cpu=True).device)
     assert found["versions"]["torch"] == version("torch")
     assert recorded(tmp_path / "other", rank=1) is None
+
+
+def test_what_lies_on_this_machine_is_recorded_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/base", "mine/rows"):
+        Path(name).mkdir(parents=True)
+    run = InstructRun(model_name_or_path="runs/base", dataset_name="mine/rows*2,somebody/pairs", output_dir="run")
+    Path("run").mkdir()
+    record_provenance(RunFolder(run, 0), Accelerator(cpu=True), {})
+    assert json.loads((Path("run") / PROVENANCE).read_text())["local"] == ["runs/base", "mine/rows"]
 
 
 @pytest.mark.parametrize("state", ["clean", "changed", "another's", "none"])
