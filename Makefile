@@ -28,7 +28,7 @@ space: install
 	MODEL_ID=$(STAGE) $(if $(BASE),BASE_MODEL_ID=$(BASE)) $(BIN)/python space/app.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .
