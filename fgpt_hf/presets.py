@@ -55,6 +55,8 @@ PRESETS: Mapping[str, BaseRun] = {
 INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
     run.preset: run
     for run in (
+        # SmolLM2-1.7B's rate is 3e-4 at 1M tokens a step (alignment-handbook, recipes/smollm2/sft/config.yaml); a step
+        # here has an eighth of them, and the rate goes with the root of that.
         InstructRun(
             preset="fgpt-712m",
             gradient_accumulation_steps=8,
@@ -104,6 +106,8 @@ INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
 PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
     run.preset: run
     for run in (
+        # Rate and data are SmolLM2's (alignment-handbook, recipes/smollm2/dpo/config_smol.yaml), and so is the warm-up,
+        # a tenth of an epoch of UltraFeedback's 61k pairs.
         PreferenceRun(
             preset="fgpt-712m",
             model_name_or_path="runs/fgpt-712m-instruct",
@@ -113,7 +117,6 @@ PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
             optim="adamw",
             learning_rate=1e-6,
             weight_decay=0.0,
-            # A tenth of an epoch of UltraFeedback's 61k pairs (Zephyr, Tunstall et al. 2023, arXiv:2310.16944).
             warmup_steps=95,
             held_out_share=0.01,
             eval_steps=100,
