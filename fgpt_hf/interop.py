@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, GPT2LMHead
 from fgpt_hf.checkpoints import save_model
 from fgpt_hf.configuration_fgpt import FGPTConfig
 from fgpt_hf.folders import model_folder, whole_folder
+from fgpt_hf.loading import load_tokenizer, load_weights
 from fgpt_hf.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT_ID, ORIGINAL_CHAT_TEMPLATE, build_tokenizer
 from fgpt_hf.weights import Found, from_checkpoint, from_gpt2, padded, to_gpt2
@@ -68,7 +69,7 @@ def load(model: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
     """An FGPT model and its tokenizer, from a folder (a run's too) or by a name on the Hub.
 
     Raises:
-        ValueError: there is none, or it is another model.
+        ValueError: there is none, it is another model, or something of it is damaged.
     """
     source = str(model_folder(Path(model))) if Path(model).exists() else model
     config = _config(source)
@@ -77,7 +78,7 @@ def load(model: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
             f"{model} holds a model of the type {config.model_type!r}, not {FGPTConfig.model_type!r}: `fgpt convert` "
             "makes one of a GPT-2"
         )
-    return FGPTForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
+    return load_weights(FGPTForCausalLM, source).eval(), load_tokenizer(source)
 
 
 def stock_gpt2(model: FGPTForCausalLM) -> GPT2LMHeadModel:
@@ -144,7 +145,7 @@ def _read(source: str, num_attention_heads: int | None) -> Found:
     if config.model_type != "gpt2":
         raise ValueError(f"{source} holds a model of the type {config.model_type!r}: convert takes 'gpt2' from folders")
     _check_tokenizer(source)
-    model = GPT2LMHeadModel.from_pretrained(source, dtype="auto")
+    model = load_weights(GPT2LMHeadModel, source, dtype="auto")
     return from_gpt2(model.config, model.state_dict())
 
 
