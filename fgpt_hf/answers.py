@@ -70,7 +70,7 @@ def text_shares(examples: Sequence[Example], encoder: Encoder, scorer: Scorer, t
     return document_shares(
         nats,
         [sum(window.scored for window in rows) for rows in windows],
-        [len(text.encode("utf-8", "surrogatepass")) for text in texts],
+        [len(text.encode()) for text in texts],
         [len(text.split()) for text in texts],
     )
 

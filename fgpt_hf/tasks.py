@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from fgpt_hf.corpora import document_hash
 from fgpt_hf.pydocs import load_pydocs
 from fgpt_hf.pydocs_choice import HELD_OUT_SHARE, load_pydocs_choice
+from fgpt_hf.tokenizer import well_formed
 
 Fields = Mapping[str, Any]
 
@@ -77,8 +78,8 @@ def load_examples(
     """The first `limit` examples of a task, from its source or from a file: JSON lines with the source's fields.
 
     Raises:
-        ValueError: no such file, no examples, or one that lacks a field, has a label out of range or an ending that is
-            empty or (in a file) equal to another one.
+        ValueError: no such file, no examples, or one that lacks a field, has something else than text in it, a label
+            out of range or an ending that is empty or (in a file) equal to another one.
         OSError: the Hub lacks the data set, or cannot be reached.
     """
     task = find_task(name)
@@ -103,11 +104,16 @@ def _read(path: Path, whole: bool) -> Sequence[Fields]:
     """The objects of a JSON-lines file; with `whole`, any other file is one text."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_bytes().decode("utf-8")  # with the line ends that it has
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     if whole and path.suffix not in (".jsonl", ".json"):
         return [{"text": text}] if text else []
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # other separators may stand inside JSON's strings
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -120,11 +126,14 @@ def _read(path: Path, whole: bool) -> Sequence[Fields]:
 
 def _rendered(place: str, task: Task, row: Fields, tokenizer: PreTrainedTokenizerBase, file: str | None) -> Example:
     try:
-        example = task.render(row, tokenizer)
+        example = task.render(well_formed(row), tokenizer)
     except KeyError as error:
         raise ValueError(f"{place}: the field {error} is missing; it has {', '.join(row)}") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error
+    for text in (*example.contexts, *example.endings):
+        if not isinstance(text, str):
+            raise ValueError(f"{place}: {text!r} stands where a text must be")
     if not 0 <= example.label < len(example.endings):
         raise ValueError(f"{place}: the label {example.label} is not one of 0 to {len(example.endings) - 1}")
     if not all(ending.strip() for ending in example.endings):
@@ -139,6 +148,8 @@ def _rendered(place: str, task: Task, row: Fields, tokenizer: PreTrainedTokenize
 
 
 def _choice(context: str, endings: Sequence[str], label: int) -> Example:
+    if isinstance(endings, str):
+        raise TypeError(f"the endings must be a list of texts, not {endings[:40]!r}")
     return Example([context] * len(endings), list(endings), label)
 
 

@@ -123,7 +123,7 @@ def encode_conversation(
     """
     try:
         encoded: Any = tokenizer.apply_chat_template(
-            _well_formed(messages), return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
+            well_formed(messages), return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
         )
     except TemplateError as error:
         raise ValueError(f"not a conversation: {error}") from error
@@ -213,8 +213,8 @@ def _encode_together(encoding: tiktoken.Encoding, texts: Sequence[str]) -> list[
     """The ids of each text, from one call for all of them."""
     if any(mark in text for text in texts for mark in (_CUT, _END)):
         encode = build_tokenizer().encode
-        return [np.array(encode(_well_formed(t), split_special_tokens=True, verbose=False), np.uint16) for t in texts]
-    text = _with_cuts(_well_formed("".join(text + _END for text in texts)))
+        return [np.array(encode(well_formed(t), split_special_tokens=True, verbose=False), np.uint16) for t in texts]
+    text = _with_cuts(well_formed("".join(text + _END for text in texts)))
     ids = encoding.encode_to_numpy(text, allowed_special={_CUT, _END}, disallowed_special=()).astype(np.uint16)
     ids = ids[ids != _CUT_ID]
     ends = np.flatnonzero(ids == _END_ID)
@@ -244,14 +244,14 @@ def _plain_encoding() -> tiktoken.Encoding:
     )
 
 
-def _well_formed(value: Any) -> Any:
+def well_formed(value: Any) -> Any:
     """Return text, or messages full of it, with surrogate pairs joined and lone surrogates as U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, Mapping):
-        return {key: _well_formed(item) for key, item in value.items()}
+        return {key: well_formed(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_well_formed(item) for item in value]
+        return [well_formed(item) for item in value]
     return value
 
 

@@ -110,6 +110,26 @@ def test_any_text_file_is_one_document_and_json_lines_are_many(tmp_path: Path) -
     assert len(load(tmp_path, "heldout", {"text": "One."}, {"text": "Two."})) == 2
 
 
+def test_a_text_file_is_read_as_it_is_and_what_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_bytes(b"One.\r\nTwo.\r\n")
+    (example,) = load_examples("heldout", tokenizer(), str(tmp_path / "book.txt"))
+    assert example.endings == ["One.\r\nTwo.\r\n"]
+    (tmp_path / "book.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"book\.txt is not UTF-8 text"):
+        load_examples("heldout", tokenizer(), str(tmp_path / "book.txt"))
+
+
+def test_only_line_feeds_part_the_rows_of_a_file(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("a\u2028b\u0085c", "d")]
+    examples = load_examples("heldout", tokenizer(), str(write(tmp_path, "\r\n".join([*lines, "", ""]))))
+    assert [example.endings for example in examples] == [["a\u2028b\u0085c"], ["d"]]
+
+
+def test_half_a_character_is_read_as_in_training(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, "heldout", {"text": "a\ud800b"})
+    assert example.endings == ["a\ufffdb"]
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "rows.jsonl"
     path.write_text(text, encoding="utf-8")
@@ -127,6 +147,9 @@ def write(folder: Path, text: str) -> Path:
         ('{"context": "x", "endings": ["a", "b"], "label": -1}', "the label -1 is not one of 0 to 1"),
         ('{"context": "x", "endings": ["a", "b"], "label": ""}', "example 1: invalid literal"),
         ('{"context": "x", "endings": ["a", " "], "label": 0}', "example 1: an ending is empty"),
+        ('{"context": "x", "endings": ["a", 2], "label": 0}', "example 1: 2 stands where a text must be"),
+        ('{"context": null, "endings": ["a", "b"], "label": 0}', "example 1: None stands where a text must be"),
+        ('{"context": "x", "endings": "ab", "label": 0}', "example 1: the endings must be a list of texts, not 'ab'"),
         ('{"context": "x", "endings": ["a", "a"], "label": 0}', "example 1: two endings are equal"),
         ('{"context": "x", "endings": 5, "label": 0}', "example 1: "),
     ],
