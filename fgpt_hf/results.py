@@ -45,7 +45,8 @@ class Difference(NamedTuple):
         return self.second - self.first
 
     def as_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "difference": self.value}
+        error = None if math.isnan(self.error) else self.error  # of one example; JSON has no NaN
+        return {**self._asdict(), "error": error, "difference": self.value}
 
 
 def differences(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> list[Difference]:

@@ -30,6 +30,11 @@ def test_a_model_does_not_differ_from_itself() -> None:
     assert {(row.value, row.error) for row in differences([result()], [result()])} == {(0.0, 0.0)}
 
 
+def test_the_difference_at_one_example_has_no_error_in_json() -> None:
+    (row, _) = differences([result(count=1)], [result(count=1)])
+    assert json.loads(json.dumps(row.as_json(), allow_nan=False))["error"] is None
+
+
 def test_tables_have_a_line_for_each_measure() -> None:
     table = results_table([result()]).splitlines()
     assert [line.split()[:3] for line in table[1:]] == [["hellaswag", "200", "acc"], ["hellaswag", "200", "acc_norm"]]
