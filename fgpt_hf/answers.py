@@ -58,7 +58,8 @@ def last_word_shares(examples: Sequence[Example], encoder: Encoder, scorer: Scor
     scores = [score for (score,) in scorer.score([[row] for row in rows], title)]
     ones = [1] * len(scores)
     shares = document_shares([-score.log_likelihood for score in scores], ones, ones, ones)
-    return {"acc": [float(score.likeliest) for score in scores], "perplexity": shares["perplexity"]}
+    perplexity = {name: values for name, values in shares.items() if name == "perplexity"}  # none of a broken model
+    return {"acc": [float(score.likeliest) for score in scores], **perplexity}
 
 
 def text_shares(examples: Sequence[Example], encoder: Encoder, scorer: Scorer, title: str) -> Shares:

@@ -161,6 +161,12 @@ def test_the_standard_errors_of_ratios_are_those_that_resampling_finds() -> None
     assert errors == pytest.approx(np.std(resampled, axis=0), rel=0.15)
 
 
+def test_weights_that_are_broken_have_no_perplexity() -> None:
+    assert set(document_shares([5000.0], [5], [27], [1])) == {"loss", "bits_per_byte"}
+    with pytest.raises(ValueError, match="must be finite numbers"):
+        document_shares([math.inf], [5], [27], [1])
+
+
 def test_text_without_spaces_has_no_word_perplexity() -> None:
     assert "word_perplexity" not in document_shares([5000.0], [900], [2700], [1])
 

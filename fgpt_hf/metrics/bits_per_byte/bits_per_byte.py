@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-LARGEST_EXPONENT = 700  # nats a word: what has so many, such as Chinese, has no words by white space
+LARGEST_EXPONENT = 700  # nats: text without spaces has more a word, broken weights have more a token
 
 _DESCRIPTION = """
 How well a language model predicts a corpus: loss per token, perplexity, bits per byte and perplexity per word, each of
@@ -23,7 +23,7 @@ Args:
     words: its number of words, separated by white space.
 Returns:
     loss: nats per token.
-    perplexity: its exponential.
+    perplexity: its exponential; missing where that is no number.
     bits_per_byte: nats over ln 2, per byte.
     word_perplexity: the exponential of the nats per word; missing where that is no number, in text without spaces.
     loss_stderr, perplexity_stderr, bits_per_byte_stderr, word_perplexity_stderr: standard errors of these ratios, to
@@ -74,19 +74,18 @@ def document_shares(
     moves by as much times itself (the delta method).
 
     Raises:
-        ValueError: no documents; a corpus without tokens, bytes or words; a NaN.
+        ValueError: no documents; a corpus without tokens, bytes or words; a number that is not finite.
     """
     nats = negative_log_likelihoods
     if not nats:
         raise ValueError("there are no documents")
-    if any(math.isnan(value) for value in nats):
-        raise ValueError("negative log-likelihoods must be numbers, and one is NaN")
+    if not all(math.isfinite(value) for value in nats):
+        raise ValueError("negative log-likelihoods must be finite numbers, and one is NaN or infinite")
     loss, per_byte, per_word = (_ratio_shares(nats, units) for units in (tokens, bytes, words))
-    shares = {
-        "loss": loss,
-        "perplexity": _exponential_shares(loss),
-        "bits_per_byte": [value / math.log(2) for value in per_byte],
-    }
+    shares = {"loss": loss}
+    if sum(nats) / sum(tokens) < LARGEST_EXPONENT:
+        shares["perplexity"] = _exponential_shares(loss)
+    shares["bits_per_byte"] = [value / math.log(2) for value in per_byte]
     if sum(nats) / sum(words) < LARGEST_EXPONENT:
         shares["word_perplexity"] = _exponential_shares(per_word)
     return shares
