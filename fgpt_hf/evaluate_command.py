@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgpt_hf.folders import model_name
+
 if TYPE_CHECKING:
     from fgpt_hf.evaluation import TaskResult
 
@@ -15,7 +17,9 @@ def add_evaluate(commands: Any) -> None:
     parser: ArgumentParser = commands.add_parser("evaluate", help=HELP, description=__doc__)
     parser.set_defaults(function=evaluate)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="a model's folder or its id on the Hub; two are put side by side")
+    add(
+        "models", nargs="+", metavar="MODEL", help="a model's or a run's folder, or an id on the Hub; two: side by side"
+    )
     add("--tasks", nargs="+", default=["pydocs-choice"], metavar="TASK[=FILE]", help="by name, by spaces or commas")
     add("--limit", type=int, metavar="N", help="only the first N examples of each task")
     add("--bf16", action="store_true", help="weights and products in bfloat16 (default: float32)")
@@ -32,6 +36,7 @@ def evaluate(options: Namespace) -> None:
     Raises:
         ValueError: an unknown model or task, or examples that cannot be scored.
     """
+    options.models = [model_name(name) for name in options.models]
     names = _checked(options)
     import torch  # all of it here, because it takes seconds and other commands do without
     from accelerate import Accelerator
@@ -86,6 +91,8 @@ def _checked(options: Namespace) -> list[str]:
     for name in ("limit", "tokens_per_batch"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)} must be above zero")
+    if options.out and options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder: name a file")
     for name in options.models if options.update_card else ():
         if not Path(name).is_dir():
             raise ValueError(f"--update_card: {name!r} is not a folder; download the model to write to its card")

@@ -128,6 +128,12 @@ def model_folder(path: Path) -> Path:
     raise ValueError(f"{path} is not a model's folder: neither it nor its model/ holds config.json and *.safetensors")
 
 
+def model_name(name: str) -> str:
+    """The model's folder where `name` is a run's, or `name` itself: a model's folder, or its id on the Hub."""
+    is_run = not Path(name, "config.json").is_file() and Path(name, "model").is_dir()
+    return str(Path(name, "model")) if is_run else name
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into: it becomes `folder` when the block ends well and disappears when it fails.

@@ -96,6 +96,14 @@ def test_two_models_are_put_side_by_side_and_one_gets_its_card(questions: Path, 
     assert (tmp_path / "stock" / "README.md").is_file()
 
 
+def test_a_run_is_evaluated_by_its_model(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(random_model(), tmp_path / "run" / "model")
+    arguments = ["evaluate", str(tmp_path / "run"), "--tasks", f"pydocs-choice={questions}", "--limit", "2"]
+    run([*arguments, "--update_card"])
+    assert "acc_norm" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model" / "README.md").is_file() and not (tmp_path / "run" / "README.md").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -106,6 +114,7 @@ def test_two_models_are_put_side_by_side_and_one_gets_its_card(questions: Path, 
         (["a", "a"], "give one model, or two different ones to compare, not a a"),
         (["nowhere", "--limit", "0"], "--limit 0 must be above zero"),
         (["nowhere", "--tokens_per_batch", "-1"], "--tokens_per_batch -1 must be above zero"),
+        (["nowhere", "--out", "."], "--out . is a folder: name a file"),
         (["nowhere", "--update_card"], "--update_card: 'nowhere' is not a folder"),
     ],
 )
