@@ -99,7 +99,8 @@ def _dialogue(options: Namespace, decoding: Mapping[str, Any]) -> "Dialogue":
 
 
 def _answer_once(dialogue: "Dialogue", message: str) -> None:
-    reply = dialogue.answer(message, _write)
+    shown = _visible if sys.stdout.isatty() else str  # what a pipe gets is the reply as it is
+    reply = dialogue.answer(message, lambda text: _write(shown(text)))
     _write("\n")
     if reply.stopped:
         raise KeyboardInterrupt

@@ -63,7 +63,9 @@ class Benchmark:
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> None:
-        task, _, file = name.partition("=")
+        task, equals, file = name.partition("=")
+        if equals and not file:
+            raise ValueError(f"{name} names no file: {task} alone takes its own examples, {task}=FILE those of a file")
         self.name, self.tokenizer, self.task = name, tokenizer, find_task(task)
         self.examples = load_examples(task, tokenizer, file or None, limit)
 
@@ -88,9 +90,15 @@ class BenchmarkCheck:
 
     Attributes:
         latest: the results of the last call.
+
+    Raises:
+        ValueError: two benchmarks are of one task, so their results would have one name.
     """
 
     def __init__(self, accelerator: Accelerator, model: PreTrainedModel, benchmarks: Sequence[Benchmark]) -> None:
+        tasks = [benchmark.name.partition("=")[0] for benchmark in benchmarks]
+        if twice := next((task for task in tasks if tasks.count(task) > 1), None):
+            raise ValueError(f"eval_tasks names {twice} twice: a run is measured by each task once")
         self.accelerator, self.model, self.benchmarks = accelerator, model, benchmarks
         self.latest: list[TaskResult] = []
 

@@ -7,12 +7,16 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pexpect
 import pytest
 from transformers import GenerationConfig
 
+from fgpt_hf.chat import _answer_once
 from fgpt_hf.cli import run
 from fgpt_hf.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
 from tests.tiny import random_model, save
@@ -121,6 +125,22 @@ def test_nothing_to_answer_no_such_model_and_no_template_are_refused(
     (base / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="base has no chat template"):
         run(["chat", str(base), "Hello"])
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"), [(True, "\N{REPLACEMENT CHARACTER}]0;owned"), (False, "\x1b]0;owned")]
+)
+def test_a_single_reply_steers_no_terminal_and_is_itself_in_a_pipe(
+    is_terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(message: str, write: Callable[[str], None]) -> SimpleNamespace:
+        write("\x1b]0;owned")
+        return SimpleNamespace(stopped=False)
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    dialogue: Any = SimpleNamespace(answer=answer)
+    _answer_once(dialogue, "Hi")
+    assert capsys.readouterr().out == f"{shown}\n"
 
 
 class Terminal:

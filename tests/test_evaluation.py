@@ -47,6 +47,14 @@ def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
     }
 
 
+def test_benchmarks_that_could_not_be_told_apart_or_have_no_file_are_refused(questions: Path) -> None:
+    two = [Benchmark(name, tokenizer(), limit=2) for name in (f"pydocs-choice={questions}", "pydocs-choice")]
+    with pytest.raises(ValueError, match="eval_tasks names pydocs-choice twice"):
+        BenchmarkCheck(Accelerator(cpu=True), random_model(), two)
+    with pytest.raises(ValueError, match="heldout= names no file"):
+        Benchmark("heldout=", tokenizer())
+
+
 def evaluate(folder: Path, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """`fgpt evaluate …` in processes of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
