@@ -1,5 +1,6 @@
 """The typed description of a run: its fields are the command line, its instances the presets, its YAML the record."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ BadRows = Literal["skip", "refuse"]
 LongRows = Literal["cut", "skip", "refuse"]
 Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
+SHARES = ("dropout", "lora_dropout", "held_out_share", "adam_beta1", "adam_beta2")
+
 
 def option(default: Any, help: str) -> Any:
     """A field of a run: its default and the sentence that `--help` says of it."""
@@ -24,12 +27,21 @@ def option(default: Any, help: str) -> Any:
 
 
 def require_amounts(values: Mapping[str, Any], may_be_zero: Sequence[str] = ()) -> None:
-    """Raise ValueError for the first number that is not above zero, or not zero where that has a meaning."""
+    """Raise ValueError for the first number that is not finite and above zero, or not zero where that has a meaning."""
     for name, value in values.items():
         least = "zero or more" if name in may_be_zero else "above zero"
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be a finite number")
         if is_number and (value < 0 or (value == 0 and name not in may_be_zero)):
             raise ValueError(f"{name}={value} must be {least}")
+
+
+def require_shares(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first of the values that are shares, by their names, that is not below 1."""
+    for name in SHARES:
+        if name in values and values[name] >= 1:
+            raise ValueError(f"{name}={values[name]} must be a share below 1")
 
 
 @dataclass(kw_only=True)
@@ -84,6 +96,9 @@ class Run:
 
     def __post_init__(self) -> None:
         require_amounts(asdict(self), self.may_be_zero)
+        require_shares(asdict(self))
+        if self.min_lr_ratio > 1:
+            raise ValueError(f"min_lr_ratio={self.min_lr_ratio} must be a share of the peak, 1 at most")
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other: give one of them")
         if self.push_to_hub and self.hub_model_id is None:
@@ -154,6 +169,7 @@ class Preparation(TextSource):
 
     def __post_init__(self) -> None:
         require_amounts(asdict(self))
+        require_shares(asdict(self))
 
 
 @dataclass(kw_only=True)
@@ -241,8 +257,6 @@ class TuningRun(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.held_out_share < 1:
-            raise ValueError(f"held_out_share={self.held_out_share} must be a share between 0 and 1, such as 0.05")
         if self.use_peft and self.fsdp:
             raise ValueError("use_peft and fsdp exclude each other: adapters are small enough without sharing")
 
