@@ -26,22 +26,23 @@ def add_adapter(model: PreTrainedModel, run: TuningRun) -> None:
         raise ValueError("use_peft=true needs PEFT: pip install 'fgpt-hf[peft]', or leave it out")
     from peft import LoraConfig  # here, because it takes seconds and most runs do without
 
+    targets = _targets(run)
+    layers = [name for name, _ in _linear_layers(model.config)]  # type: ignore[arg-type]
+    # Neither the embeddings nor the head, which is tied to them, can have an adapter beside the role tokens' rows.
+    if targets != "all-linear" and not all(any(_ends_in(layer, target) for layer in layers) for target in targets):
+        raise ValueError(
+            f"lora_target_modules={run.lora_target_modules} names what is no layer of this model: give all-linear, or "
+            f"some of {', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}"
+        )
     config = LoraConfig(
         r=run.lora_r,
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=run.lora_dropout,
-        target_modules=_targets(run),
+        target_modules=targets,
         trainable_token_indices={"embed_tokens": [CONTROL_TOKENS[token] for token in ROLE_TOKENS]},
         task_type="CAUSAL_LM",
     )
-    try:
-        model.add_adapter(config)
-    except ValueError as error:
-        layers = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith("_proj")})
-        raise ValueError(
-            f"lora_target_modules={run.lora_target_modules} names no layer of this model: give all-linear, or some of "
-            f"{', '.join(layers)}"
-        ) from error
+    model.add_adapter(config)
 
 
 def adapter_parameters(run: Run, config: FGPTConfig) -> int:
@@ -58,7 +59,7 @@ def adapted_layers(run: TuningRun, config: FGPTConfig) -> list[tuple[int, int]]:
     return [
         size
         for name, size in _linear_layers(config)
-        if targets == "all-linear" or any(f".{name}".endswith(f".{target}") for target in targets)
+        if targets == "all-linear" or any(_ends_in(name, target) for target in targets)
     ]
 
 
@@ -86,6 +87,10 @@ def _targets(run: TuningRun) -> list[str] | str:
     """What PEFT is told to adapt."""
     named = [name.strip() for name in run.lora_target_modules.split(",")]
     return named if named != ["all-linear"] else "all-linear"
+
+
+def _ends_in(layer: str, target: str) -> bool:
+    return f".{layer}".endswith(f".{target}")
 
 
 def _linear_layers(config: FGPTConfig) -> Iterator[tuple[str, tuple[int, int]]]:

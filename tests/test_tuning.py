@@ -147,8 +147,11 @@ def test_a_run_leaves_the_adapter_or_the_whole_model(base: Path, tmp_path: Path,
 
 
 def test_wrong_adapters_are_refused(base: Path) -> None:
-    with pytest.raises(ValueError, match=r"lora_target_modules=c_attn names no layer .* all-linear, or .* q_proj"):
-        open_model(run_from(base, use_peft=True, lora_target_modules="c_attn"))
+    for wrong in ("c_attn", "lm_head", "embed_tokens", "q_proj,c_attn"):
+        with pytest.raises(
+            ValueError, match=f"lora_target_modules={wrong} names what is no layer .* all-linear, or .* q_proj"
+        ):
+            open_model(run_from(base, use_peft=True, lora_target_modules=wrong))
     with pytest.raises(ValueError, match="use_peft and fsdp exclude each other"):
         run_from(base, use_peft=True, fsdp=True)
     with pytest.raises(ValueError, match="lora_r=0 must be above zero"):
