@@ -102,6 +102,16 @@ def filled(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
+def said(row: Mapping[str, Any], name: str, role: str) -> list[Message]:
+    """The messages that a row has under a name, of which text alone is one; ValueError where it has none."""
+    content = filled(row, name)
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not (isinstance(content, list) and all(isinstance(message, dict) for message in content)):
+        raise ValueError(f"{name!r} is neither text nor messages with role and content")
+    return content
+
+
 def place_of(row: Mapping[str, Any], messages: Sequence[Message]) -> float:
     """A hash of all that is said, or of the document that the row was made of, so that both are held out together."""
     if isinstance(place := row.get("document_hash"), float):
@@ -140,7 +150,7 @@ def _reader(name: str, columns: Sequence[str]) -> Callable[[Mapping[str, Any]], 
 
 def _from_messages(row: Mapping[str, Any]) -> list[Message]:
     """The messages as they are, without a system message that says nothing."""
-    messages = row["messages"] or []
+    messages = said(row, "messages", "user") if row["messages"] else []
     if messages and messages[0].get("role") == "system" and not messages[0].get("content"):
         return messages[1:]
     return messages
@@ -148,9 +158,7 @@ def _from_messages(row: Mapping[str, Any]) -> list[Message]:
 
 def _from_completion(row: Mapping[str, Any]) -> list[Message]:
     """A prompt and its completion, each text or messages, as in TRL."""
-    prompt, completion = filled(row, "prompt"), filled(row, "completion")
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [*before, *([{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion)]
+    return [*said(row, "prompt", "user"), *said(row, "completion", "assistant")]
 
 
 def _from_instruction(row: Mapping[str, Any]) -> list[Message]:

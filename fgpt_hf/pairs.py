@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Value
 
-from fgpt_hf.conversations import Flaws, Message, filled, instruction, place_of, rows_of
+from fgpt_hf.conversations import Flaws, Message, instruction, place_of, rows_of, said
 from fgpt_hf.pydocs_preference import load_pydocs_preference
 from fgpt_hf.runs import BadRows, PreferenceRun
 from fgpt_hf.sources import Names, Share, open_rows, parse_mixture
@@ -93,8 +93,7 @@ def _parted(row: Mapping[str, Any]) -> tuple[list[Message], str, str]:
 
 def _conversation(row: Mapping[str, Any], name: str) -> list[Message]:
     """All messages up to a reply, which the column holds alone or with the messages before it."""
-    said = filled(row, name)
-    messages = [{"role": "assistant", "content": said}] if isinstance(said, str) else said
+    messages = said(row, name, "assistant")
     before = _prompt(row) if messages[0].get("role") == "assistant" else []
     return [{"role": message.get("role"), "content": message.get("content")} for message in [*before, *messages]]
 
@@ -102,5 +101,4 @@ def _conversation(row: Mapping[str, Any], name: str) -> list[Message]:
 def _prompt(row: Mapping[str, Any]) -> list[Message]:
     if "prompt" not in row:
         return [instruction(row)]
-    prompt = filled(row, "prompt")
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return said(row, "prompt", "user")

@@ -91,11 +91,15 @@ def find_builder(names: Names, name: str, configuration: str | None, revision: s
     """
     if name in names.files:
         return _from_url(name, names.files[name])
+    if not name.strip():
+        raise ValueError(_unknown(names, name))
     path = Path(name)
     suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
     if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"dataset_name={path}: there is no such file")
+        if not path.stat().st_size:
+            raise ValueError(f"dataset_name={path}: the file is empty")
         file_format = FILE_FORMATS[suffixes[-1]]
         paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
         return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)

@@ -115,3 +115,9 @@ def test_of_a_tree_the_best_replies_are_followed() -> None:
     ]
     found = best_paths(Dataset.from_list(rows))
     assert found["messages"] == [say("question", "better", "thanks"), say("another", "unranked")]
+
+
+@pytest.mark.parametrize("row", [{"messages": "hello"}, {"messages": [5]}, {"prompt": 5, "completion": "x"}])
+def test_a_row_of_another_type_is_left_out_and_named(row: Row, tmp_path: Path) -> None:
+    conversations, flaws = load(write(tmp_path, [row]))
+    assert not conversations and "row 0 of" in str(flaws)

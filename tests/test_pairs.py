@@ -103,3 +103,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones(monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="preference data .* give one of pydocs-preference, rasbt-preference"):
         load_pairs(PreferenceRun(dataset_name="no such/name at all"), Flaws())
+
+
+def test_replies_that_are_numbers_are_left_out_and_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": 1, "rejected": 2}\n')
+    flaws = Flaws()
+    assert not load_pairs(PreferenceRun(dataset_name=str(tmp_path / "rows.jsonl")), flaws)
+    assert "'chosen' is neither text nor messages with role and content: row 0" in str(flaws)

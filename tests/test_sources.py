@@ -46,7 +46,10 @@ def test_embedded_rows_and_files_are_opened_alike(tmp_path: Path) -> None:
 def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('[{"n": 1}, {"n": ')
     (tmp_path / "rows.json").write_text('[{"n": 1}]')
+    (tmp_path / "empty.jsonl").touch()
     answers = {
+        (str(tmp_path / "empty.jsonl"), "train"): "empty.jsonl: the file is empty",
+        ("", "train"): "no corpus '', or none that you may read",
         ("nowhere.json", "train"): "nowhere.json: there is no such file",
         (str(tmp_path / "torn.json"), "train"): "torn.json cannot be read, it may be damaged",
         (str(tmp_path / "rows.json"), "test"): "rows.json has no split 'test', only train",
