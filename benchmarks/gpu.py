@@ -37,7 +37,9 @@ def main() -> None:
     options = parser.parse_args()
     run = PRESETS[options.preset]
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    rows = options.rows or run.per_device_train_batch_size
+    rows = run.per_device_train_batch_size if options.rows is None else options.rows
+    if rows < 1 or options.steps < 1:
+        parser.error(f"--rows {rows} and --steps {options.steps} must be above zero")
     if device.type == "cpu" and options.preset != "quickstart":
         print("left out: there is no GPU; --preset quickstart runs on this CPU")
         return
@@ -53,7 +55,7 @@ def main() -> None:
     for way in WAYS:
         command = [sys.executable, __file__, *sys.argv[1:], "--measure", way]
         done = subprocess.run(command, capture_output=True, text=True)
-        print(f"{way:10} {done.stdout.strip() or done.stderr.strip().splitlines()[-1]}")
+        print(f"{way:10} {done.stdout.strip() or f'ended with {done.returncode}: {done.stderr.strip()[-300:]}'}")
 
 
 def measure(run: BaseRun, device: torch.device, rows: int, steps: int, compiled: bool) -> None:

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fgpt_hf.batches import Batches
 from fgpt_hf.folders import PARTIAL, flaw, whole_folder, write_manifest
 from fgpt_hf.lora import has_adapter, restore_adapter
+from fgpt_hf.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.objectives import Objective
 from fgpt_hf.optim import JointOptimizer
 from fgpt_hf.runs import Run
@@ -63,7 +64,7 @@ class TrainingState:
     progress: Progress
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> FGPTForCausalLM:
         return self.objective.model
 
     def weights(self) -> dict[str, Any]:

@@ -108,10 +108,12 @@ def mfu(run: Run, config: FGPTConfig, tokens_per_second: float, machine: Machine
 
 def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batches: int) -> Memory:
     """What a device holds when it trains on `micro_batches` a step, each `rows` rows of the greatest length."""
-    counts, trained = parameters(config), trained_parameters(run, config)
+    counts, trained, adapter = parameters(config), trained_parameters(run, config), adapter_parameters(run, config)
     low = is_low_precision(run, machine)
     tokens = rows * run.sequences * run.length(config.max_position_embeddings)
     activations = _activations(run, config, low) * tokens
+    # The small products of adapters leave holes in a C library's heap, about as large as these (docs/benchmarks.md).
+    holes = activations if adapter and machine.kind == "cpu" else 0
     adamw_values = 2 * trained.total - (trained.matrices if run.optim == "muon" else 0)  # Muon has one a parameter
     copies = 1
     if machine.processes > 1 and not run.fsdp:
@@ -122,17 +124,14 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
         whole = counts.tokens + counts.positions + 2 * counts.matrices // config.num_hidden_layers
         whole_gradients = counts.total if micro_batches > 1 else whole  # FSDP shares them after the last micro-batch
     return Memory(
-        weights=FLOAT * (_weights(run, config) // sharing + whole) + LOW * low * _low_copies(run, config),
+        weights=FLOAT * ((counts.total + adapter) // sharing + whole) + LOW * low * _low_copies(run, config),
         gradients=FLOAT * (copies * trained.total // sharing + whole_gradients),
         optimizer=FLOAT * adamw_values // sharing,
         activations=activations,
         loss=_loss(config, machine, low, tokens),
         # The gradients within the layer that is being differentiated; and the look-up's, dense beside the head's, or
-        # with an adapter the embeddings again, with the rows of the role tokens. On a CPU the small products of
-        # adapters leave holes in the C library's heap, about as large as the activations (docs/benchmarks.md).
-        working=_layer_activations(run, config, low) * tokens
-        + FLOAT * counts.tokens
-        + activations * (machine.kind == "cpu" and trained != counts),
+        # with an adapter the embeddings again, with the rows of the role tokens.
+        working=_layer_activations(run, config, low) * tokens + FLOAT * counts.tokens + holes,
         gradients_stay=micro_batches > 1,
     )
 
@@ -200,11 +199,6 @@ def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> li
 def _fits(run: Run, config: FGPTConfig, machine: Machine, processes: int | None = None) -> bool:
     machine = machine._replace(processes=processes or machine.processes)
     return memory(run, config, machine, 1, 2).total <= USABLE_SHARE * machine.memory_bytes
-
-
-def _weights(run: Run, config: FGPTConfig) -> int:
-    """The parameters that are in memory, an adapter's beside the network's."""
-    return parameters(config).total + adapter_parameters(run, config)
 
 
 def _low_copies(run: Run, config: FGPTConfig) -> int:

@@ -38,7 +38,7 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(name, **options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"the tokenizer of {name} cannot be loaded: {' '.join(str(error).split())}") from error
 
 

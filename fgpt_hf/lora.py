@@ -8,13 +8,14 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from fgpt_hf.configuration_fgpt import FGPTConfig
+from fgpt_hf.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.runs import Run, TuningRun
 from fgpt_hf.tokenizer import CONTROL_TOKENS, ROLE_TOKENS
 
 ADAPTER = "adapter_model.safetensors"
 
 
-def add_adapter(model: PreTrainedModel, run: TuningRun) -> None:
+def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
     """Let only adapters learn, and the rows of the role tokens, which a base model has never seen.
 
     The model stays what it is, adapters inside; it saves them alone.
@@ -27,7 +28,7 @@ def add_adapter(model: PreTrainedModel, run: TuningRun) -> None:
     from peft import LoraConfig  # here, because it takes seconds and most runs do without
 
     targets = _targets(run)
-    layers = [name for name, _ in _linear_layers(model.config)]  # type: ignore[arg-type]
+    layers = [name for name, _ in _linear_layers(model.config)]
     # Neither the embeddings nor the head, which is tied to them, can have an adapter beside the role tokens' rows.
     if targets != "all-linear" and not all(any(_ends_in(layer, target) for layer in layers) for target in targets):
         raise ValueError(

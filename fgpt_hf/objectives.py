@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from fgpt_hf.batches import IGNORED
+from fgpt_hf.modeling_fgpt import FGPTForCausalLM
 
 Batch = Mapping[str, Tensor]
 T = TypeVar("T")
@@ -22,7 +23,7 @@ class Objective(nn.Module):
 
     observed: Sequence[str] = ()
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: FGPTForCausalLM) -> None:
         super().__init__()
         self.model = model
 

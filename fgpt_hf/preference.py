@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
 from fgpt_hf.batches import IGNORED
+from fgpt_hf.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.objectives import Batch, Objective, next_token_prediction, token_losses
 from fgpt_hf.runs import PreferenceLoss
 
@@ -46,7 +47,7 @@ class PreferenceObjective(Objective):
 
     observed = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
-    def __init__(self, model: PreTrainedModel, aim: Aim) -> None:
+    def __init__(self, model: FGPTForCausalLM, aim: Aim) -> None:
         super().__init__(model)
         self.aim = aim
 

@@ -241,7 +241,7 @@ class _Loop:
         now = (progress.tokens, progress.seconds, self.data_seconds)
         tokens, seconds, waited = (new - old for new, old in zip(now, self.logged_at, strict=True))
         self.logged_at = now
-        share_of_peak = mfu(self.run, self.state.model.config, tokens / seconds, self.machine)  # type: ignore[arg-type]
+        share_of_peak = mfu(self.run, self.state.model.config, tokens / seconds, self.machine)
         return {
             "loss": step.loss,
             **step.observed,
