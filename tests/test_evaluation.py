@@ -127,8 +127,9 @@ def test_a_run_is_evaluated_by_its_model(questions: Path, tmp_path: Path, capsys
     ],
 )
 def test_what_cannot_be_evaluated_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where no runs/ lie, which would be offered
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=re.escape(problem)) as error:
         run(["evaluate", *arguments])

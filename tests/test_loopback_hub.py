@@ -407,7 +407,7 @@ def test_datasets_loads_shards_by_configuration_streaming_or_not(client: Client)
 
 def test_datasets_streams_the_parts_of_a_shard_that_it_needs(client: Client) -> None:
     shard = client.folder / "large.parquet"
-    table = pyarrow.table({"text": [str(n) for n in range(300)], "image": [bytes(100_000)] * 300})
+    table = pyarrow.table({"text": [str(n) for n in range(1000)], "image": [bytes(100_000)] * 1000})
     pyarrow.parquet.write_table(table, shard, row_group_size=10, compression="none", use_dictionary=False)
     client.server.add_repo("dataset", "somebody/large", {"train.parquet": shard})
     result = client.run(
