@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.evaluation import Benchmark
-from fgpt_hf.hardware import keep_freed_memory, supports_bf16
-from fgpt_hf.tokenizer import build_tokenizer
+from fgpt_hf.evaluation.benchmark import Benchmark
+from fgpt_hf.runtime.hardware import keep_freed_memory, supports_bf16
+from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 
 Verdicts = Mapping[str, list[float]]  # by convention, whether each example was answered rightly
 

@@ -15,15 +15,14 @@ import numpy as np
 import torch
 
 from fgpt_hf import FGPTForCausalLM
-from fgpt_hf.batches import as_batch
-from fgpt_hf.devices import this_machine
-from fgpt_hf.estimate import memory, mfu, network
-from fgpt_hf.hardware import device_name, keep_freed_memory, peak_memory_bytes, supports_bf16
-from fgpt_hf.objectives import Batch, LanguageModelObjective
-from fgpt_hf.optim import build_optimizer
-from fgpt_hf.presets import PRESETS
-from fgpt_hf.runs import BaseRun
-from fgpt_hf.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.config.runs import BaseRun
+from fgpt_hf.data.batches import as_batch
+from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
+from fgpt_hf.runtime.estimate import memory, mfu, network
+from fgpt_hf.runtime.hardware import device_name, keep_freed_memory, peak_memory_bytes, supports_bf16, this_machine
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.training.optim import build_optimizer
 
 WAYS = ("as it is", "compiled")
 

@@ -17,15 +17,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from fgpt_hf import FGPTForCausalLM
-from fgpt_hf.batches import IGNORED, RandomRows
-from fgpt_hf.chat_rows import chat_batch, encode_chats, pack_chats
-from fgpt_hf.conversations import Flaws, load_conversations
-from fgpt_hf.estimate import network
-from fgpt_hf.hardware import keep_freed_memory, supports_bf16
-from fgpt_hf.objectives import Batch, LanguageModelObjective
-from fgpt_hf.optim import build_optimizer
-from fgpt_hf.presets import INSTRUCT_PRESETS, PRESETS
-from fgpt_hf.tokenizer import PAD_ID, Encoded, build_tokenizer
+from fgpt_hf.config.presets import INSTRUCT_PRESETS, PRESETS
+from fgpt_hf.data.batches import IGNORED, ShuffledRows
+from fgpt_hf.data.conversations import RowIssues, load_conversations
+from fgpt_hf.data.instruct import chat_batch, encode_chats, pack_chats
+from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
+from fgpt_hf.runtime.estimate import network
+from fgpt_hf.runtime.hardware import keep_freed_memory, supports_bf16
+from fgpt_hf.tokenizer.fast_encoding import Encoded
+from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
+from fgpt_hf.training.optim import build_optimizer
 
 ROWS = 8  # of a packed batch; conversations of a padded one of the original's
 LENGTH = 256
@@ -39,12 +40,12 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     run = replace(INSTRUCT_PRESETS["quickstart"], dataset_name=options.dataset_name)
-    flaws = Flaws()
+    flaws = RowIssues()
     told = load_conversations(run, flaws)
     chats = list(encode_chats(build_tokenizer(LENGTH), told, flaws, LENGTH, run).values())
     rows = pack_chats(chats, LENGTH)
     print(f"{len(chats):,} conversations in {rows}")
-    packed = RandomRows(rows, seed=0, collate=chat_batch)
+    packed = ShuffledRows(rows, seed=0, collate=chat_batch)
     as_many = round(ROWS * len(chats) / len(rows))
     contenders: dict[str, Callable[[], Batch]] = {
         "packed": lambda: packed.take(ROWS),

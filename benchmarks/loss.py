@@ -13,8 +13,8 @@ import time
 import torch
 from torch.nn import functional as F
 
-from fgpt_hf.hardware import peak_memory_bytes, supports_bf16
-from fgpt_hf.objectives import summed_cross_entropy
+from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy
+from fgpt_hf.runtime.hardware import peak_memory_bytes, supports_bf16
 
 CPU = torch.device("cpu")
 VOCABULARY = 50304

@@ -17,17 +17,21 @@ import psutil
 import torch
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.batches import as_batch
-from fgpt_hf.devices import this_machine
-from fgpt_hf.estimate import memory, network
-from fgpt_hf.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16
-from fgpt_hf.lora import add_adapter
-from fgpt_hf.objectives import Batch, LanguageModelObjective, Objective
-from fgpt_hf.optim import build_optimizer
-from fgpt_hf.preference import Aim, PreferenceObjective
-from fgpt_hf.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
-from fgpt_hf.runs import BaseRun, PreferenceRun, Run, TuningRun
-from fgpt_hf.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
+from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
+from fgpt_hf.data.batches import as_batch
+from fgpt_hf.losses.objectives import (
+    Batch,
+    LanguageModelObjective,
+    Objective,
+    PreferenceLossConfig,
+    PreferenceObjective,
+)
+from fgpt_hf.model.lora import add_adapter
+from fgpt_hf.runtime.estimate import memory, network
+from fgpt_hf.runtime.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16, this_machine
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.training.optim import build_optimizer
 
 
 class Case(NamedTuple):
@@ -132,7 +136,11 @@ def new_objective(run: Run, config: FGPTConfig) -> Objective:
         model.activation_checkpointing_enable()
     if isinstance(run, TuningRun) and run.use_peft:
         add_adapter(model, run)
-    return PreferenceObjective(model, Aim()) if isinstance(run, PreferenceRun) else LanguageModelObjective(model)
+    return (
+        PreferenceObjective(model, PreferenceLossConfig())
+        if isinstance(run, PreferenceRun)
+        else LanguageModelObjective(model)
+    )
 
 
 if __name__ == "__main__":

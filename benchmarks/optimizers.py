@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fgpt_hf.folders import read_lines
+from fgpt_hf.files import read_lines
 
 ROOT = Path(__file__).parent.parent
 RATES = {"adamw": (5e-4, 1e-3, 2e-3), "muon": (1e-3, 2e-3, 4e-3)}

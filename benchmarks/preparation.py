@@ -22,12 +22,11 @@ import psutil
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from fgpt_hf import tokenizer
-from fgpt_hf.corpora import open_corpus
-from fgpt_hf.pydocs import load_pydocs
-from fgpt_hf.rows import SPLITS, Tokenising
-from fgpt_hf.runs import TextSource
-from fgpt_hf.windows import epoch_start
+from fgpt_hf.config.runs import TextSource
+from fgpt_hf.data.corpora import open_corpus
+from fgpt_hf.data.pydocs import load_pydocs
+from fgpt_hf.data.stream import SPLITS, TokenizerPool, epoch_start
+from fgpt_hf.tokenizer import fast_encoding
 
 ROUNDS = 5
 TIMES = 3  # that the corpus is read in a round, so that beginnings and ends weigh little
@@ -42,7 +41,7 @@ def main() -> None:
     texts = list(load_pydocs()["text"]) * TIMES
     with (
         get_context("spawn").Pool(WORKERS, initializer=_start_peer) as peer,
-        closing(Tokenising(source, WORKERS, in_processes=True)) as tokenising,
+        closing(TokenizerPool(source, WORKERS, in_processes=True)) as tokenising,
     ):
         peer.map(_encode, texts[:WORKERS], chunksize=1)
         list(tokenising.pool.map(abs, range(WORKERS)))
@@ -90,7 +89,7 @@ def _write_with_peer(pool: Pool, texts: list[str], path: Path) -> int:
     return tokens
 
 
-def _write_rows(tokenising: Tokenising, source: TextSource, path: Path) -> int:
+def _write_rows(tokenising: TokenizerPool, source: TextSource, path: Path) -> int:
     tokens = 0
     with path.open("wb") as file:
         for window in tokenising.windows([*open_corpus(source)] * TIMES, epoch_start()):
@@ -103,7 +102,7 @@ def _write_rows(tokenising: Tokenising, source: TextSource, path: Path) -> int:
 def _start_peer() -> None:
     """tiktoken's `gpt2`, whose vocabulary is the project's; its own loader would need a network."""
     global encoding
-    ranks = tokenizer._plain_encoding()._mergeable_ranks
+    ranks = fast_encoding._plain_encoding()._mergeable_ranks
     encoding = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
 
 

@@ -12,34 +12,36 @@ from typing import Any
 import numpy as np
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.batches import Batches, RandomRows, StreamedRows, Stretch
-from fgpt_hf.corpora import is_held_out
-from fgpt_hf.evaluation import bytes_of_tokens, held_out_loss
-from fgpt_hf.folders import RunFolder, read_lines
-from fgpt_hf.objectives import LanguageModelObjective
-from fgpt_hf.packing import Ids, pack_documents
-from fgpt_hf.processes import start
-from fgpt_hf.pydocs import load_pydocs
-from fgpt_hf.runs import Run
-from fgpt_hf.tokenizer import build_tokenizer, encode_documents
-from fgpt_hf.training import Check, fit
+from fgpt_hf.config.runs import Run
+from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows
+from fgpt_hf.data.corpora import is_validation
+from fgpt_hf.data.packing import Ids, pack_documents
+from fgpt_hf.data.pydocs import load_pydocs
+from fgpt_hf.evaluation.checks import bytes_of_tokens, validation_loss
+from fgpt_hf.files import read_lines
+from fgpt_hf.losses.objectives import LanguageModelObjective
+from fgpt_hf.runtime.distributed import start_accelerator
+from fgpt_hf.tokenizer.fast_encoding import encode_documents
+from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+from fgpt_hf.training.loop import Check, fit
+from fgpt_hf.training.run_folder import RunFolder
 
 ROW_LENGTH = 128
 NEIGHBOURS = 16  # documents that are packed together, so that rows stay in the order of documents
-HELD_OUT_SHARE = 0.01
-HELD_OUT_ROWS = 256
+VALIDATION_SHARE = 0.01
+VALIDATION_ROWS = 256
 STEPS = 120
 
 
 def main() -> None:
     texts = load_pydocs()["text"]
-    train = [text for text in texts if not is_held_out(text, HELD_OUT_SHARE)]
-    held_out = [text for text in texts if is_held_out(text, HELD_OUT_SHARE)]
+    train = [text for text in texts if not is_validation(text, VALIDATION_SHARE)]
+    validation = [text for text in texts if is_validation(text, VALIDATION_SHARE)]
     rows = rows_in_order(train)
-    held_out_rows = np.random.default_rng(0).permutation(rows_in_order(held_out))[:HELD_OUT_ROWS]
+    validation_rows = np.random.default_rng(0).permutation(rows_in_order(validation))[:VALIDATION_ROWS]
     losses = {}
-    for name, batches in (("random rows", RandomRows(rows, seed=0)), ("rows in order", in_order(rows))):
-        losses[name] = held_out_loss_after(batches, held_out_rows)
+    for name, batches in (("random rows", ShuffledRows(rows, seed=0)), ("rows in order", in_order(rows))):
+        losses[name] = validation_loss_after(batches, validation_rows)
         print(f"{name}: held-out loss {losses[name]:.3f} nats a token after {STEPS} steps", flush=True)
     ratio = losses["random rows"] / losses["rows in order"]
     print(f"random rows reach {ratio:.3f} times the held-out loss of rows in order")
@@ -57,14 +59,14 @@ def rows_in_order(texts: list[str]) -> Ids:
 
 
 def in_order(rows: Ids) -> Batches:
-    def stretches(place: dict[str, Any]) -> Iterator[Stretch]:
+    def stretches(place: dict[str, Any]) -> Iterator[RowChunk]:
         while True:
-            yield Stretch(rows, place)
+            yield RowChunk(rows, place)
 
     return StreamedRows(stretches, {})
 
 
-def held_out_loss_after(batches: Batches, held_out_rows: Ids) -> float:
+def validation_loss_after(batches: Batches, validation_rows: Ids) -> float:
     """Train a new network and return its loss at the end."""
     with TemporaryDirectory() as folder:
         run = Run(
@@ -78,7 +80,7 @@ def held_out_loss_after(batches: Batches, held_out_rows: Ids) -> float:
             eval_steps=STEPS,
             save_steps=STEPS + 1,
         )
-        accelerator = start(run)
+        accelerator = start_accelerator(run)
         tokenizer = build_tokenizer(ROW_LENGTH)
         model = FGPTForCausalLM(
             FGPTConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=ROW_LENGTH)
@@ -86,7 +88,7 @@ def held_out_loss_after(batches: Batches, held_out_rows: Ids) -> float:
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
 
         def check(step: int) -> dict[str, float]:
-            return held_out_loss(accelerator, model, held_out_rows, bytes_of_token, batch_size=16)
+            return validation_loss(accelerator, model, validation_rows, bytes_of_token, batch_size=16)
 
         run_folder = RunFolder(run)
         with run_folder.opened():

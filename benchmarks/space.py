@@ -212,7 +212,7 @@ def _first_words_on_the_page(url: str) -> Iterator[float]:
 def random_model(folder: Path) -> Path:
     """A model of the quickstart's shape, which has learned nothing."""
     from fgpt_hf import FGPTConfig, FGPTForCausalLM
-    from fgpt_hf.tokenizer import build_tokenizer
+    from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 
     shape: dict[str, Any] = {
         "hidden_size": 256,

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.batches import as_batch
-from fgpt_hf.estimate import flops_per_token
-from fgpt_hf.hardware import device_name, keep_freed_memory, peak_memory_bytes, supports_bf16
-from fgpt_hf.objectives import Batch, LanguageModelObjective
-from fgpt_hf.optim import JointOptimizer, build_optimizer
-from fgpt_hf.presets import PRESETS
-from fgpt_hf.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.data.batches import as_batch
+from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
+from fgpt_hf.runtime.estimate import flops_per_token
+from fgpt_hf.runtime.hardware import device_name, keep_freed_memory, peak_memory_bytes, supports_bf16
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.training.optim import JointOptimizer, build_optimizer
 
 CPU = torch.device("cpu")
 LAYERS, WIDTH, HEADS, ROWS, LENGTH, VOCABULARY = 6, 384, 6, 8, 256, 50304

@@ -2,8 +2,8 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from fgpt_hf.configuration_fgpt import FGPTConfig
-from fgpt_hf.modeling_fgpt import FGPTForCausalLM, FGPTModel
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM, FGPTModel
 
 AutoConfig.register(FGPTConfig.model_type, FGPTConfig)
 AutoModel.register(FGPTConfig, FGPTModel)

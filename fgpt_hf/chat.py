@@ -1,219 +1,158 @@
-"""`fgpt chat`: a conversation with a model in a terminal; one question from the command line or from a pipe."""
+"""A conversation with a model: what has been said, what of it the model still reads, and its reply as it comes."""
 
-import json
-import os
-import signal
-import sys
-import unicodedata
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from fgpt_hf.folders import model_folder
-from fgpt_hf.runs import require_amounts
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-if TYPE_CHECKING:
-    from fgpt_hf.dialogue import Dialogue
+from fgpt_hf.evaluation.encoding import context_length
 
-HELP = 'a conversation in the terminal: fgpt chat runs/quickstart/preference, with a "question" at the end one reply'
-COMMANDS = """/reset         forget what was said
-/system TEXT   give the system prompt, without TEXT take it away
-/save FILE     write the conversation as a line of JSON, which training reads
-/help          these lines
-Ctrl-C stops a reply, Ctrl-D leaves; a message that begins with / needs a space before it."""
-SAMPLING = ("temperature", "top_k", "top_p")
+LONGEST_REPLY = 512  # tokens, or half the context where that is less
 
 
-def add_chat(commands: Any) -> None:
-    """Add `chat`, with its arguments, to the subparsers of `fgpt`."""
-    parser: ArgumentParser = commands.add_parser("chat", help=HELP, description=__doc__)
-    parser.set_defaults(function=chat)
-    add = parser.add_argument
-    add("model", help="a model's or a run's folder, or the id of a model on the Hub")
-    add("message", nargs="?", help="answer this and leave; without it, what a pipe brings, or a conversation")
-    add("--system", metavar="TEXT", help="system prompt")
-    add("--greedy", action="store_true", help="always the likeliest token, instead of drawing one")
-    add("--temperature", type=float, help="over 1 more daring, under 1 less (this and the next: as the model says)")
-    add("--top_k", type=int, metavar="N", help="draw from the N likeliest tokens")
-    add("--top_p", type=float, metavar="SHARE", help="draw from the likeliest tokens that have this share together")
-    add("--repetition_penalty", type=float, metavar="FACTOR", help="over 1: tokens that were used are less likely")
-    add("--max_new_tokens", type=int, metavar="N", help="of a reply (default: 512, or half the context if less)")
-    add("--seed", type=int, help="for the same replies again")
-    add("--trust_remote_code", action="store_true", help="run the code that comes with a model of the Hub")
+class Turn(NamedTuple):
+    """A message of the user and the reply to it."""
+
+    user: str
+    assistant: str
 
 
-def chat(options: Namespace) -> None:
-    """Talk in a terminal, or answer one message on stdout.
+class ChatReply(NamedTuple):
+    """What came of a message: the text, whether it was stopped, and how many of the oldest turns it cost."""
+
+    text: str
+    stopped: bool
+    turns_dropped: int
+
+
+def as_messages(system: str | None, turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """The messages of a conversation, as chat templates and data sets have them."""
+    first = [{"role": "system", "content": system}] if system else []
+    return first + [{"role": role, "content": text} for turn in turns for role, text in turn._asdict().items()]
+
+
+def turns_to_drop(turns: int, length_without: Callable[[int], int], longest: int) -> int:
+    """The least number of oldest turns without which a prompt has at most `longest` tokens, or all of them.
+
+    Args:
+        turns: how many came before the message that the prompt ends with, which is never dropped.
+        length_without: the tokens of the prompt without so many of the oldest turns.
+    """
+    return next((dropped for dropped in range(turns) if length_without(dropped) <= longest), turns)
+
+
+class ChatSession:
+    """What a user and a model say to each other.
+
+    Attributes:
+        system: what the model is told before the first turn, or None.
+        turns: all turns, also those that the model no longer reads.
+
+    Args:
+        model: any causal language model, on its device, whose tokenizer has a chat template.
+        decoding: options of `generate`.
+        max_new_tokens: of a reply; the room that is kept for it. By default `LONGEST_REPLY` or half the context.
 
     Raises:
-        ValueError: no such model, one without a chat template, an option that cannot be, or nothing to answer.
+        ValueError: the tokenizer has no chat template, or a reply could be as long as the context.
     """
-    decoding = _decoding(options)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the terminal is left as it was
-    try:
-        if options.message is None and _is_terminal(sys.stdin):
-            _talk(_dialogue(options, decoding), options.model)
-        else:
-            message = _clean(_piped() if options.message is None else options.message)
-            _answer_once(_dialogue(options, decoding), message)
-    except BrokenPipeError:  # who read the reply has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: Mapping[str, Any],
+        max_new_tokens: int | None = None,
+        system: str | None = None,
+    ) -> None:
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                f"{model.name_or_path} has no chat template, so nothing tells it who speaks: choose a model that was "
+                "trained to answer"
+            )
+        self.model, self.tokenizer, self.decoding, self.system = model, tokenizer, decoding, system
+        self.context = context_length(model, tokenizer)
+        self.max_new_tokens = max_new_tokens or min(LONGEST_REPLY, self.context // 2)
+        if self.max_new_tokens >= self.context:
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens} leaves no room for a message: the model reads {self.context} tokens"
+            )
+        self.turns: list[Turn] = []
+        self._dropped = 0
 
-def _decoding(options: Namespace) -> dict[str, Any]:
-    """The options of `generate`; what is not given is as the model's generation config has it."""
-    require_amounts(
-        {name: getattr(options, name) for name in (*SAMPLING, "repetition_penalty", "max_new_tokens", "seed")},
-        may_be_zero=("top_k", "seed"),
-    )
-    if options.top_p is not None and options.top_p > 1:
-        raise ValueError(f"top_p={options.top_p} must be a share, such as 0.9")
-    given = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
-    if options.greedy and given:
-        raise ValueError(f"greedy excludes {' and '.join(given)}, since nothing is drawn")
-    if options.repetition_penalty is not None:
-        given["repetition_penalty"] = options.repetition_penalty
-    return {"do_sample": not options.greedy} | given
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """All that was said, as chat templates and data sets have it."""
+        return as_messages(self.system, self.turns)
 
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.turns, self._dropped = [], 0
 
-def _dialogue(options: Namespace, decoding: Mapping[str, Any]) -> "Dialogue":
-    import torch  # seconds that a mistake in the options need not wait
-    from transformers.utils import logging
+    def answer(self, message: str, write: Callable[[str], None]) -> ChatReply:
+        """Reply to a message, word by word as it comes, and remember both. KeyboardInterrupt stops the reply.
 
-    from fgpt_hf.dialogue import Dialogue
-    from fgpt_hf.loading import load_model
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    name = str(model_folder(Path(options.model))) if Path(options.model).is_dir() else options.model
-    model, tokenizer = load_model(name, "auto", options.trust_remote_code)
-    model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))  # type: ignore[arg-type]
-    if options.seed is not None:
-        torch.manual_seed(options.seed)
-    return Dialogue(model, tokenizer, decoding, options.max_new_tokens, options.system and _clean(options.system))
-
-
-def _answer_once(dialogue: "Dialogue", message: str) -> None:
-    shown = _visible if sys.stdout.isatty() else str  # what a pipe gets is the reply as it is
-    reply = dialogue.answer(message, lambda text: _write(shown(text)))
-    _write("\n")
-    if reply.stopped:
-        raise KeyboardInterrupt
-
-
-def _talk(dialogue: "Dialogue", name: str) -> None:
-    """Answer line after line until the input ends."""
-    with suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401  gives `input` editing and a history
-    _say(f"{name} reads {dialogue.context} tokens. Ctrl-C stops a reply, Ctrl-D leaves, /help says more.")
-    while True:
+        Raises:
+            ValueError: the message alone fills the context, or the chat template refuses it; it is not remembered.
+        """
+        dropped_before = self._dropped
+        input_ids = self._prompt(message)
+        streamer = _Words(self.tokenizer, write)
+        stopped = False
         try:
-            line = _clean(_read_line())
-            if line.startswith("/"):
-                _command(dialogue, line)
-            elif line.strip():
-                _answer(dialogue, line.strip())
-        except EOFError:
-            return _say("")
+            self.model.generate(  # type: ignore[operator]
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                streamer=streamer,
+                max_new_tokens=min(self.max_new_tokens, self.context - input_ids.shape[1]),
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                **self.decoding,
+            )
         except KeyboardInterrupt:
-            _say("")
-        except ValueError as error:
-            _say(f"({error})")
+            stopped = True
+            streamer.end()
+        self.turns.append(Turn(message, streamer.text))
+        return ChatReply(streamer.text, stopped, self._dropped - dropped_before)
+
+    def _prompt(self, message: str) -> torch.Tensor:
+        """The ids of what the model reads, `(1, T)`: the system message, the latest turns that leave room, the message.
+
+        A turn that did not fit once is not read again.
+        """
+
+        def ids_without(dropped: int) -> list[int]:
+            messages = as_messages(self.system, self.turns[self._dropped + dropped :])
+            return self._encode([*messages, {"role": "user", "content": message}])
+
+        longest = self.context - self.max_new_tokens
+        turns = len(self.turns) - self._dropped
+        dropped = turns_to_drop(turns, lambda count: len(ids_without(count)), longest)
+        ids = ids_without(dropped)
+        if len(ids) >= self.context:
+            whole = "the message with the system prompt" if self.system else "the message"
+            raise ValueError(f"{whole} has {len(ids)} tokens, and the model reads {self.context}: make it shorter")
+        self._dropped += dropped
+        return torch.tensor([ids], device=self.model.device)
+
+    def _encode(self, messages: list[dict[str, str]]) -> list[int]:
+        try:
+            encoded: Any = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, sanitize_control_tokens=True
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the messages: {error}") from error
+        return encoded["input_ids"]
 
 
-def _answer(dialogue: "Dialogue", message: str) -> None:
-    """Write the reply, and say what could not be seen from it."""
-    reply = dialogue.answer(message, lambda text: _write(_visible(text)))
-    _write("\n")
-    if reply.stopped:
-        _say("(stopped)")
-    elif not reply.text:
-        _say("(no words: the model ended its reply at once)")
-    if reply.turns_dropped:
-        _say(f"(no longer in the context of {dialogue.context} tokens: the {_oldest(reply.turns_dropped)})")
+class _Words(TextStreamer):
+    """Hands the reply on in whole words, and keeps it."""
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.write, self.text = write, ""
 
-def _oldest(turns: int) -> str:
-    return "oldest turn" if turns == 1 else f"{turns} oldest turns"
-
-
-def _command(dialogue: "Dialogue", line: str) -> None:
-    name, _, argument = line.partition(" ")
-    if name not in ACTIONS:
-        raise ValueError(f"there is no {name}: /help lists what there is")
-    ACTIONS[name](dialogue, argument.strip())
-
-
-def _reset(dialogue: "Dialogue", argument: str) -> None:
-    dialogue.reset()
-    _say("(forgotten)")
-
-
-def _system(dialogue: "Dialogue", argument: str) -> None:
-    dialogue.system = argument or None
-    _say("(from now on)" if argument else "(no system prompt)")
-
-
-def _save(dialogue: "Dialogue", argument: str) -> None:
-    if not argument or not dialogue.turns:
-        raise ValueError("/save FILE needs a name" if dialogue.turns else "nothing has been said yet")
-    try:
-        with Path(argument).expanduser().open("x", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": dialogue.messages}, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ValueError(f"not saved: {error}") from error
-    _say(f"(saved: {argument})")
-
-
-ACTIONS: Mapping[str, Callable[["Dialogue", str], None]] = {
-    "/reset": _reset,
-    "/system": _system,
-    "/save": _save,
-    "/help": lambda dialogue, argument: _say(COMMANDS),
-}
-
-
-def _piped() -> str:
-    message = sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else ""
-    if not message.strip():
-        raise ValueError('nothing to answer: give a message, fgpt chat MODEL "What is …?", or pipe one in')
-    return message.strip()
-
-
-def _read_line() -> str:
-    if _is_terminal(sys.stdout):
-        return input("> ")
-    print("> ", end="", file=sys.stderr, flush=True)  # what goes into a file is replies alone
-    return input()
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _say(text: str) -> None:
-    """Tell the user something that is no reply."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _visible(text: str) -> str:
-    """The text with marks for control characters, with which a model could otherwise steer the terminal."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if _controls(letter) else letter for letter in text)
-
-
-def _controls(letter: str) -> bool:
-    return unicodedata.category(letter) == "Cc" and letter not in "\n\t"
-
-
-def _clean(text: str) -> str:
-    """The text with marks for bytes that are no UTF-8, which arrive as lone surrogates."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and stream.isatty()
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+        self.write(text)

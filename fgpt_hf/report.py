@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgpt_hf.folders import read_lines
+from fgpt_hf.files import read_lines
 
 Lines = Sequence[Mapping[str, Any]]
 

@@ -21,7 +21,7 @@ MOST_FAILURES_AT_FIRST = 6  # of a name that may be wrong, or without any networ
 LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, OfflineModeIsEnabled)
 
 
-class Patience:
+class RetryPolicy:
     """Counts the failures in a row of reading one thing over a network, and waits longer after each."""
 
     def __init__(self, what: str, most_failures: int = MOST_FAILURES) -> None:
@@ -38,26 +38,26 @@ class Patience:
         """
         self.failures += 1
         most_failures = min(self.most_failures, MOST_DAMAGED) if _is_damage(error) else self.most_failures
-        if not may_pass(error) or self.failures >= most_failures:
+        if not is_transient(error) or self.failures >= most_failures:
             raise unreadable(self.what, error) from error
         seconds = FIRST_WAIT_SECONDS * 2 ** (self.failures - 1)
         logger.warning("%s: %s; trying again in %g s", self.what, _first_line(error), seconds)
         time.sleep(seconds)
 
 
-def patiently(what: str, call: Callable[[], Result]) -> Result:
+def retry(what: str, call: Callable[[], Result]) -> Result:
     """What `call` returns, tried again after errors that may pass; others are raised as they are."""
-    patience = Patience(what, MOST_FAILURES_AT_FIRST)
+    patience = RetryPolicy(what, MOST_FAILURES_AT_FIRST)
     while True:
         try:
             return call()
         except Exception as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             patience.wait(error)
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later: the network's or the server's trouble, or an answer cut short."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import gradio as gr
 
-from demo import MODEL_QUEUE, Demo, visitor
+from app_state import MODEL_QUEUE, Demo, visitor
 from language_model import Settings
 
 USUAL = Settings()

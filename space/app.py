@@ -13,11 +13,11 @@ import os
 import traceback
 from pathlib import Path
 
+from app_state import Demo
 from chat import Chat
-from demo import Demo
 from language_model import LanguageModel
 from page import chat_page, failure_page, serve
-from visitors import Visitors
+from rate_limit import Visitors
 
 HERE = Path(__file__).parent
 

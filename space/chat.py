@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from conversation import (
+from language_model import LanguageModel, Progress, Settings
+from prompts import (
     MAX_SYSTEM_PROMPT,
     Message,
     Prompt,
@@ -16,7 +17,6 @@ from conversation import (
     checked_text,
     text_prompt,
 )
-from language_model import LanguageModel, Progress, Settings
 
 
 class Reply(NamedTuple):

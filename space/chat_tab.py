@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from as_text import as_text, said_text
+from app_state import MODEL_QUEUE, Demo, visitor
 from chat import Chat, Reply
-from conversation import MAX_HISTORY, MAX_MESSAGE, MAX_SYSTEM_PROMPT, MAX_TURN
-from demo import MODEL_QUEUE, Demo, visitor
+from escaping import as_text, said_text
 from language_model import BOUNDS, Settings
+from prompts import MAX_HISTORY, MAX_MESSAGE, MAX_SYSTEM_PROMPT, MAX_TURN
 
 QUESTIONS = (
     "What is a tokenizer?",

@@ -7,9 +7,9 @@ from pathlib import Path
 import gradio as gr
 
 from api import add_api
+from app_state import Demo
 from chat_tab import ChatTab
-from demo import Demo
-from description import described
+from model_summary import described
 from training_tab import training_tab
 
 QUEUE = 40  # visitors who may wait

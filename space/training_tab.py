@@ -8,8 +8,8 @@ import gradio as gr
 import pandas as pd
 
 from card import Card
-from description import shown
 from language_model import LanguageModel
+from model_summary import shown
 
 COLORS = ("#6366f1", "#f59e0b", "#10b981", "#ef4444", "#0ea5e9", "#a855f7", "#84cc16", "#ec4899")
 MOST_POINTS = 600  # for each curve: more are not seen, and slow the page

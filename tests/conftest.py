@@ -7,5 +7,5 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests.hub_here import server  # noqa: E402, F401
-from tests.loopback_hub import hub_server  # noqa: E402, F401
+from tests.support.hub_here import server  # noqa: E402, F401
+from tests.support.loopback_hub import hub_server  # noqa: E402, F401

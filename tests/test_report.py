@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fgpt_hf.cli import run
+from fgpt_hf.cli.main import run
 from fgpt_hf.report import report
 
 

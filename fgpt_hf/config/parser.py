@@ -1,0 +1,135 @@
+"""The fields of a run as flags: `--config` and presets under them, and plain answers to what does not work."""
+
+import difflib
+import os
+import sys
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
+
+from fgpt_hf.config.runs import Run, TextSource
+
+SomeRun = TypeVar("SomeRun", bound=Run)
+Described = TypeVar("Described", bound=TextSource)
+
+
+def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Sequence[str]) -> SomeRun:
+    """The run that a command line describes: a preset, changed by `--config FILE.yaml`, changed by the flags.
+
+    Raises:
+        ValueError: one line that says what was given and what would work.
+    """
+    first = _Parser(add_help=False)
+    first.add_argument("--preset", default=kind.preset)
+    first.add_argument("--config", type=Path, help="a YAML file of these names, such as another run's run.yaml")
+    config = first.parse_known_args(arguments)[0].config
+    arguments = [*(_flags_of(config) if config else ()), *arguments]  # of two equal flags the later one counts
+    preset = first.parse_known_args(arguments)[0].preset
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
+
+    parser = _Parser(kind, parents=[first], conflict_handler="resolve")
+    rows = parser._option_string_actions["--per_device_train_batch_size"]
+    parser.add_argument("--per_device_train_batch_size", action=_RowsOrAuto, type=_rows_or_auto, help=rows.help)
+    parser.set_defaults(**asdict(presets[preset]))
+    run, _, unknown = parser.parse_args_into_dataclasses(
+        arguments, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        raise ValueError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
+    return run
+
+
+def flags(kind: type[Any]) -> ArgumentParser:
+    """A parser of the flags of such a description, to be the parent of a subcommand's."""
+    return _Parser(kind, add_help=False)
+
+
+def from_flags(kind: type[Described], options: Namespace) -> Described:
+    """The description that these flags make."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
+
+
+def command_line(main: Callable[[Sequence[str]], None]) -> None:
+    """Call `main` with the process's arguments; what a user can mend ends it with one line and exit code 2.
+
+    `FGPT_TRACEBACK=1` shows where the error came from.
+    """
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("FGPT_TRACEBACK"):
+            raise
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+class Commands(ArgumentParser):
+    """A parser of subcommands, and each of theirs: raises ValueError for what argparse would print under its usage."""
+
+    # The stub's overloads differ in what type of namespace comes back, and here it is always the same.
+    def parse_known_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[Namespace, list[str]]:
+        """Also find an optional argument behind options, which argparse before Python 3.13 takes to be absent."""
+        options, rest = super().parse_known_args(args, namespace)
+        for action in self._get_positional_actions():
+            is_absent = action.nargs == "?" and getattr(options, action.dest) is None
+            if is_absent and len(rest) == 1 and not rest[0].startswith("-"):
+                setattr(options, action.dest, rest.pop())
+        return options, rest
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help explains)")
+
+
+class _Parser(HfArgumentParser):
+    """Takes `--flag` for `--flag true`, no abbreviations, and raises what argparse would print under its usage."""
+
+    def __init__(self, kind: Any = None, **options: Any) -> None:
+        super().__init__(kind, allow_abbrev=False, **options)
+        for action in self._actions:
+            if action.type is string_to_bool:
+                action.nargs, action.const = "?", True
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+class _RowsOrAuto(Action):
+    """A number of rows replaces the preset's; `auto` leaves it, since it says what a step is, and has it divided."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, value: Any, option: str | None = None) -> None:
+        namespace.auto_find_batch_size = value is None
+        if value is not None:
+            namespace.per_device_train_batch_size = value
+
+
+def _rows_or_auto(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is neither a number of rows nor auto") from error
+
+
+def _flags_of(config: Path) -> list[str]:
+    if not config.is_file():
+        raise ValueError(f"--config {config}: there is no such file")
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {config} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {config} must hold lines of 'name: value'")
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+
+def _unknown_flag(flag: str, names: Sequence[str]) -> str:
+    name = flag.split("=")[0].lstrip("-").replace("-", "_")
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"unknown argument {flag!r}: {f'did you mean --{close[0]}?' if close else '--help lists all of them'}"

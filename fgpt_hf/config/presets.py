@@ -1,0 +1,162 @@
+"""The named runs that a command line starts from."""
+
+from collections.abc import Mapping
+
+from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun
+
+PRESETS: Mapping[str, BaseRun] = {
+    run.preset: run
+    for run in (
+        BaseRun(preset="fgpt-712m"),
+        # GPT-3's rates for these sizes; 20 tokens a parameter.
+        BaseRun(
+            preset="fgpt-355m",
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            hidden_size=1024,
+            learning_rate=3e-4,
+            max_steps=13_600,
+        ),
+        BaseRun(
+            preset="fgpt-124m",
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            hidden_size=768,
+            learning_rate=6e-4,
+            max_steps=4_800,
+        ),
+        # Minutes on two cores. The vocabulary is most of its work, so a smaller network would hardly be faster.
+        BaseRun(
+            preset="quickstart",
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            hidden_size=256,
+            max_position_embeddings=256,
+            dataset_name="pydocs",
+            streaming=False,
+            max_eval_rows=64,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            learning_rate=4e-3,
+            warmup_steps=20,
+            max_steps=160,
+            logging_steps=10,
+            eval_steps=80,
+            eval_tasks="pydocs-choice",
+            eval_task_limit=128,
+            eval_task_steps=400,
+            sample_steps=80,
+            save_steps=160,
+            save_total_limit=1,
+        ),
+    )
+}
+
+INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
+    run.preset: run
+    for run in (
+        # SmolLM2-1.7B's rate is 3e-4 at 1M tokens a step (alignment-handbook, recipes/smollm2/sft/config.yaml); a step
+        # here has an eighth of them, and the rate goes with the root of that.
+        InstructRun(
+            preset="fgpt-712m",
+            gradient_accumulation_steps=8,
+            learning_rate=1e-4,
+            warmup_steps=50,
+            validation_fraction=0.01,
+            eval_steps=200,
+            sample_steps=500,
+            save_steps=500,
+        ),
+        # The original's tuning: 1,100 entries, of which a model makes what it can in minutes. Rate, rows of a step and
+        # epochs are those of Raschka 2024, Build a Large Language Model (From Scratch), chapter 7.
+        InstructRun(
+            preset="rasbt",
+            dataset_name="rasbt-instruct",
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            learning_rate=5e-5,
+            warmup_steps=5,
+            logging_steps=1,
+            eval_steps=5,
+            sample_steps=50,
+            save_steps=50,
+        ),
+        # A minute on two cores, from the quickstart's base model.
+        InstructRun(
+            preset="quickstart",
+            model_name_or_path="runs/quickstart/base",
+            dataset_name="pydocs-chat:12000",
+            validation_fraction=0.01,
+            max_eval_rows=32,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-3,
+            warmup_steps=10,
+            max_steps=50,
+            eval_steps=25,
+            sample_steps=50,
+            save_steps=50,
+            save_total_limit=1,
+            max_new_tokens=40,
+        ),
+    )
+}
+
+PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
+    run.preset: run
+    for run in (
+        # Rate and data are SmolLM2's (alignment-handbook, recipes/smollm2/dpo/config_smol.yaml), and so is the warm-up,
+        # a tenth of an epoch of UltraFeedback's 61k pairs.
+        PreferenceRun(
+            preset="fgpt-712m",
+            model_name_or_path="runs/fgpt-712m-instruct",
+            dataset_train_split="train_prefs",
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=8,
+            optim="adamw",
+            learning_rate=1e-6,
+            weight_decay=0.0,
+            warmup_steps=95,
+            validation_fraction=0.01,
+            eval_steps=100,
+            sample_steps=500,
+            save_steps=500,
+        ),
+        PreferenceRun(
+            preset="rasbt",
+            model_name_or_path="runs/rasbt-instruct",
+            dataset_name="rasbt-preference",
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            optim="adamw",
+            learning_rate=2e-5,
+            weight_decay=0.0,
+            warmup_steps=10,
+            logging_steps=1,
+            eval_steps=20,
+            sample_steps=130,
+            save_steps=130,
+        ),
+        # Under a minute on two cores, from the quickstart's instruct model.
+        PreferenceRun(
+            preset="quickstart",
+            model_name_or_path="runs/quickstart/instruct",
+            dataset_name="pydocs-preference:200",
+            validation_fraction=0.16,
+            max_eval_rows=32,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            optim="adamw",
+            learning_rate=5e-5,
+            weight_decay=0.0,
+            warmup_steps=4,
+            max_steps=20,
+            eval_steps=20,
+            sample_steps=20,
+            save_steps=20,
+            save_total_limit=1,
+            max_new_tokens=40,
+        ),
+    )
+}

@@ -1,0 +1,96 @@
+"""The GGUF file of a GPT-2, for llama.cpp. Needs the package `gguf`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from fgpt_hf.convert.layouts import LINEAR
+from fgpt_hf.files import PARTIAL
+
+TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # three ways to compute the same function
+PRE_TOKENIZER = "gpt-2"  # llama.cpp's name for GPT-2's pattern of words
+
+
+def write_gguf_file(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Write weights as float32, shape, tokenizer and chat template into one file.
+
+    Raises:
+        ValueError: a name that does not end in .gguf; an activation that llama.cpp's GPT-2 lacks.
+    """
+    if file.suffix != ".gguf":
+        raise ValueError(f"{file}: a GGUF file's name ends in .gguf")
+    activation = model.config.activation_function
+    if activation not in TANH_GELU:
+        raise ValueError(
+            f"hidden_act={activation!r} is an architecture that llama.cpp's GPT-2 cannot express: it needs "
+            f"{TANH_GELU[0]!r}; the formats gpt2 and onnx can"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + PARTIAL)
+    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])
+    try:
+        _add_shape(writer, model.config, file.stem)
+        _add_tokenizer(writer, tokenizer, model)
+        _add_weights(writer, model)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _add_shape(writer: gguf.GGUFWriter, config: Any, name: str) -> None:
+    writer.add_name(name)
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.n_inner)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, model: GPT2LMHeadModel) -> None:
+    """Every row of the embeddings is a token; those that the tokenizer does not know are marked as unused."""
+    vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
+    control = set(tokenizer.all_special_ids)
+    size = model.config.vocab_size
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    writer.add_token_list([vocabulary.get(index, f"[UNUSED{index}]") for index in range(size)])
+    writer.add_token_types([_kind(index, vocabulary, control) for index in range(size)])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(False)
+    ends = model.generation_config.eos_token_id
+    for end in ends if isinstance(ends, list) else ():
+        if end != tokenizer.eos_token_id:
+            writer.add_eot_token_id(end)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _kind(index: int, vocabulary: dict[int, str], control: set[int]) -> gguf.TokenType:
+    if index not in vocabulary:
+        return gguf.TokenType.UNUSED
+    return gguf.TokenType.CONTROL if index in control else gguf.TokenType.NORMAL
+
+
+def _add_weights(writer: gguf.GGUFWriter, model: GPT2LMHeadModel) -> None:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue  # llama.cpp takes the embeddings where there is no head
+        module, _, kind = name.rpartition(".")
+        values = tensor.T if kind == "weight" and module.endswith(LINEAR) else tensor
+        place = names.get_name(module.removeprefix("transformer."))
+        writer.add_tensor(f"{place}.{kind}", np.ascontiguousarray(values.float().numpy()))

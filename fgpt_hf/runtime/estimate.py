@@ -1,0 +1,268 @@
+"""What a run takes, from its shape alone: parameters, arithmetic, memory, and the micro-batch that fits."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
+from fgpt_hf.losses.linear_cross_entropy import logit_rows, softmax_rows
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.lora import adapted_layers, adapter_parameters
+from fgpt_hf.runtime.hardware import Machine
+
+USABLE_SHARE = 0.9  # of the memory: allocators lose some between their blocks
+FLOAT, LOW = 4, 2  # bytes of a float32, and of a bfloat16 or float16
+
+
+class Parameters(NamedTuple):
+    """How many there are: in the layers' matrices, in the token and the position embeddings, and in the rest."""
+
+    matrices: int
+    tokens: int
+    positions: int
+    vectors: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+class Memory(NamedTuple):
+    """Bytes that each device holds of each kind, and whether gradients stay while a further micro-batch runs."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    working: int
+    gradients_stay: bool
+
+    @property
+    def fixed(self) -> int:
+        """What does not depend on the rows of a micro-batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """A step's only micro-batch trades its activations for gradients; the next ones find gradients there."""
+        moving = self.activations + self.loss + self.working
+        moving = moving + self.gradients if self.gradients_stay else max(moving, self.gradients)
+        return self.weights + self.optimizer + moving
+
+
+def network(run: BaseRun) -> FGPTConfig:
+    """The shape of the network that a run trains."""
+    return FGPTConfig(
+        hidden_size=run.hidden_size,
+        num_hidden_layers=run.num_hidden_layers,
+        num_attention_heads=run.num_attention_heads,
+        max_position_embeddings=run.max_position_embeddings,
+        embedding_dropout=run.dropout,
+        residual_dropout=run.dropout,
+        attention_dropout=run.dropout,
+    )
+
+
+def parameters(config: FGPTConfig) -> Parameters:
+    """The parameters of a network of this shape, each once."""
+    width, layers, inner = config.hidden_size, config.num_hidden_layers, _inner_width(config)
+    layer_vectors = 4 * width + 4 * width * config.attention_bias + (inner + width) * config.mlp_bias
+    return Parameters(
+        matrices=layers * (4 * width**2 + 2 * width * inner),
+        tokens=config.vocab_size * width * (1 if config.tie_word_embeddings else 2),
+        positions=config.max_position_embeddings * width,
+        vectors=layers * layer_vectors + 2 * width,
+    )
+
+
+def trained_parameters(run: Run, config: FGPTConfig) -> Parameters:
+    """Those that the optimizer moves: all of the network's, or an adapter's beside them."""
+    if adapter := adapter_parameters(run, config):
+        return Parameters(matrices=0, tokens=0, positions=0, vectors=adapter)
+    return parameters(config)
+
+
+def flops_per_token(run: Run, config: FGPTConfig) -> int:
+    """Operations of a token's forward and backward pass: 6 N + 12 layers * width * length.
+
+    Chowdhery et al. 2022 (PaLM), appendix B; as in nanoGPT, N leaves out the position embeddings, which are looked up
+    and not multiplied, and nothing is taken off for the causal mask or added for recomputed activations. Frozen
+    weights have no gradients, a third of the work; the embeddings under an adapter have them, for the role tokens.
+    """
+    counts, adapter = parameters(config), adapter_parameters(run, config)
+    attention = 12 * config.num_hidden_layers * config.hidden_size * run.length(config.max_position_embeddings)
+    frozen = counts.matrices + counts.vectors if adapter else 0
+    return 6 * (counts.total - counts.positions + adapter) - 2 * frozen + attention
+
+
+def mfu(run: Run, config: FGPTConfig, tokens_per_second: float, machine: Machine) -> float | None:
+    """Model FLOPs utilisation: the share of all devices' bfloat16 peak, or None where that is not known."""
+    if machine.peak_flops is None:
+        return None
+    return flops_per_token(run, config) * tokens_per_second / (machine.peak_flops * machine.processes)
+
+
+def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batches: int) -> Memory:
+    """What a device holds when it trains on `micro_batches` a step, each `rows` rows of the greatest length."""
+    counts, trained, adapter = parameters(config), trained_parameters(run, config), adapter_parameters(run, config)
+    low = is_low_precision(run, machine)
+    tokens = rows * run.sequences * run.length(config.max_position_embeddings)
+    activations = _activations(run, config, low) * tokens
+    # The small products of adapters leave holes in a C library's heap, about as large as these (docs/benchmarks.md).
+    holes = activations if adapter and machine.kind == "cpu" else 0
+    adamw_values = 2 * trained.total - (trained.matrices if run.optim == "muon" else 0)  # Muon has one a parameter
+    copies = 1
+    if machine.processes > 1 and not run.fsdp:
+        copies = 2  # DDP gathers gradients in buckets of their own
+    sharing = machine.processes if run.fsdp else 1
+    whole = whole_gradients = 0
+    if sharing > 1:  # embeddings stay gathered throughout a pass, layers while they and the next one compute
+        whole = counts.tokens + counts.positions + 2 * counts.matrices // config.num_hidden_layers
+        whole_gradients = counts.total if micro_batches > 1 else whole  # FSDP shares them after the last micro-batch
+    return Memory(
+        weights=FLOAT * ((counts.total + adapter) // sharing + whole) + LOW * low * _low_copies(run, config),
+        gradients=FLOAT * (copies * trained.total // sharing + whole_gradients),
+        optimizer=FLOAT * adamw_values // sharing,
+        activations=activations,
+        loss=_loss(config, machine, low, tokens),
+        # The gradients within the layer that is being differentiated; and the look-up's, dense beside the head's, or
+        # with an adapter the embeddings again, with the rows of the role tokens.
+        working=_layer_activations(run, config, low) * tokens + FLOAT * counts.tokens + holes,
+        gradients_stay=micro_batches > 1,
+    )
+
+
+def largest_micro_batch(run: Run, config: FGPTConfig, machine: Machine) -> int | None:
+    """The most rows, a power of two, that fit the memory and divide a device's rows of a step; None if not even one."""
+    best = None
+    for rows in _powers_of_two(rows_on_device(run, machine)):
+        need = memory(run, config, machine, rows, rows_on_device(run, machine) // rows)
+        if need.total <= USABLE_SHARE * machine.memory_bytes:
+            best = rows
+    return best
+
+
+def rows_on_device(run: Run, machine: Machine) -> int:
+    """The rows of a step that one device trains on.
+
+    A run that leaves its micro-batch open says by its numbers what all devices do together, else what each does.
+
+    Raises:
+        ValueError: the rows of a step do not divide among the processes.
+    """
+    rows = run.rows_of_step(machine.processes)
+    if rows % machine.processes:
+        raise ValueError(
+            f"per_device_train_batch_size=auto: {rows} rows a step do not divide among {machine.processes} processes; "
+            "give per_device_train_batch_size and gradient_accumulation_steps as numbers"
+        )
+    return rows // machine.processes
+
+
+def is_low_precision(run: Run, machine: Machine) -> bool:
+    """Whether products are bfloat16 or float16, as the run asks or else the machine has them."""
+    return run.fp16 or (machine.has_bf16 if run.bf16 is None else run.bf16)
+
+
+def remedies(run: Run, config: FGPTConfig, machine: Machine) -> list[str]:
+    """Which changes, each by itself, let at least one row fit such devices."""
+    found = []
+    adapted = adapter_parameters(run, config) > 0  # PEFT's layers are not shared
+    for processes in () if adapted else (2, 4, 8, 16, 32, 64):
+        if processes > machine.processes and _fits(replace(run, fsdp=True), config, machine, processes):
+            found.append(f"--fsdp on {processes} such devices")
+            break
+    if not run.gradient_checkpointing and _fits(replace(run, gradient_checkpointing=True), config, machine):
+        found.append("--gradient_checkpointing")
+    if isinstance(run, TuningRun):
+        return found + _tuning_remedies(run, config, machine)
+    smaller = (preset for preset in PRESETS.values() if parameters(network(preset)).total < parameters(config).total)
+    return found + [f"--preset {preset.preset}" for preset in smaller if _fits(preset, network(preset), machine)]
+
+
+def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> list[str]:
+    """Those that leave the model as large as it is."""
+    found = []
+    if not (run.use_peft or run.fsdp) and _fits(replace(run, use_peft=True), config, machine):
+        found.append("--use_peft")
+    for length in (512, 256, 128, 64):
+        is_shorter = length < run.length(config.max_position_embeddings)
+        if is_shorter and _fits(replace(run, max_length=length), config, machine):
+            return [*found, f"--max_length {length}"]
+    return found
+
+
+def _fits(run: Run, config: FGPTConfig, machine: Machine, processes: int | None = None) -> bool:
+    machine = machine._replace(processes=processes or machine.processes)
+    return memory(run, config, machine, 1, 2).total <= USABLE_SHARE * machine.memory_bytes
+
+
+def _low_copies(run: Run, config: FGPTConfig) -> int:
+    """The weights of which autocast makes copies that stay: frozen ones only for a backward pass that keeps them."""
+    matrices, adapter = parameters(config).matrices, adapter_parameters(run, config)
+    if adapter and run.gradient_checkpointing:
+        matrices //= config.num_hidden_layers
+    return matrices + adapter
+
+
+def _activations(run: Run, config: FGPTConfig, low: bool) -> int:
+    """Bytes that a token leaves for the backward pass."""
+    layer = _layer_activations(run, config, low)
+    ends = 3 * FLOAT * config.hidden_size  # the embeddings, the last normalisation's input and output
+    if run.gradient_checkpointing:
+        return config.num_hidden_layers * FLOAT * config.hidden_size + layer + ends
+    return config.num_hidden_layers * layer + ends
+
+
+def _layer_activations(run: Run, config: FGPTConfig, low: bool) -> int:
+    """Bytes that a token leaves in a layer.
+
+    Both normalisations' inputs in float32; what each product multiplies, of which autocast makes a copy for each of the
+    three that share it; queries, keys and values; the activation's input and output; what adapters narrow it to.
+    """
+    width, inner = config.hidden_size, _inner_width(config)
+    products = LOW * (8 * width + 2 * inner) if low else FLOAT * (6 * width + 2 * inner)
+    narrow = _adapter_activations(run, config, low)
+    return 2 * FLOAT * width + products + narrow + _attention_weights(run, config, low)
+
+
+def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
+    """Bytes of what a token's adapters pass from their first matrices to their second ones, in a layer."""
+    if not (isinstance(run, TuningRun) and run.use_peft):
+        return 0
+    return (LOW if low else FLOAT) * run.lora_r * len(adapted_layers(run, config)) // config.num_hidden_layers
+
+
+def _attention_weights(run: Run, config: FGPTConfig, low: bool) -> int:
+    """Bytes of a token's attention weights in a layer, or of the mask that keeps packed documents apart."""
+    length = run.length(config.max_position_embeddings)
+    if run.attn_implementation == "eager":
+        return (FLOAT + LOW * low) * config.num_attention_heads * length
+    return 0 if isinstance(run, PreferenceRun) else (LOW if low else FLOAT) * length
+
+
+def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:
+    """Bytes of the states and their gradients, the embeddings' copy and gradient, and one chunk of logits."""
+    size = LOW if low else FLOAT
+    states = tokens * config.hidden_size * (3 * FLOAT + LOW * low)
+    embeddings = config.vocab_size * config.hidden_size * (FLOAT + LOW * low)
+    logits = min(tokens, logit_rows(machine.kind, torch.bfloat16 if low else torch.float32))
+    softmax = min(logits, softmax_rows(machine.kind))
+    return states + embeddings + config.vocab_size * (size * logits + FLOAT * softmax)
+
+
+def _inner_width(config: FGPTConfig) -> int:
+    assert config.intermediate_size is not None  # the config derives it
+    return config.intermediate_size
+
+
+def _powers_of_two(number: int) -> Iterator[int]:
+    """Those that divide a number, ascending."""
+    power = 1
+    while number % power == 0:
+        yield power
+        power *= 2

@@ -1,0 +1,141 @@
+"""What a run computes on: known GPUs by the maker's data sheets, and this machine by asking it."""
+
+import ctypes
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+
+class GPU(NamedTuple):
+    """Dense bfloat16 arithmetic with float32 sums, memory, and how the driver's name for such a GPU reads."""
+
+    bf16_teraflops: float
+    gigabytes: float
+    pattern: str
+
+
+# NVIDIA's data sheets; where they give figures with sparsity, half of those.
+GPUS: Mapping[str, GPU] = {
+    "a100-40gb": GPU(312, 40, r"\bA100.*40GB"),
+    "a100-80gb": GPU(312, 80, r"\bA100.*80GB"),
+    "h100": GPU(989, 80, r"\bH100 80GB HBM3"),  # SXM
+    "h100-pcie": GPU(756, 80, r"\bH100 PCIe"),
+    "h200": GPU(989, 141, r"\bH200$"),  # SXM
+    "gh200": GPU(989, 96, r"\bGH200 480GB"),
+    "a10": GPU(125, 24, r"\bA10$"),
+    "l4": GPU(121, 24, r"\bL4$"),
+    "l40s": GPU(362, 48, r"\bL40S$"),
+    "rtx-3090": GPU(71, 24, r"\bRTX 3090$"),
+    "rtx-4090": GPU(165, 24, r"\bRTX 4090$"),
+}
+
+
+class Machine(NamedTuple):
+    """The devices of a run, all alike.
+
+    Attributes:
+        name: what to call one of them.
+        kind: torch's name of their type, such as `cuda`.
+        memory_bytes: what one process may use.
+        has_bf16: whether they multiply bfloat16 themselves.
+        peak_flops: bfloat16 operations a second of one of them, where that is known.
+        processes: their number, a process for each.
+    """
+
+    name: str
+    kind: str
+    memory_bytes: int
+    has_bf16: bool
+    peak_flops: float | None
+    processes: int
+
+
+def known_machine(name: str, processes: int = 1) -> Machine:
+    """So many GPUs of the table.
+
+    Raises:
+        ValueError: there is no such name in it.
+    """
+    if name not in GPUS:
+        raise ValueError(f"device={name!r} is not known: the devices are {', '.join(GPUS)}")
+    gpu = GPUS[name]
+    return Machine(name, "cuda", int(gpu.gigabytes * 1e9), True, gpu.bf16_teraflops * 1e12, processes)
+
+
+def this_machine(device: torch.device, processes: int = 1) -> Machine:
+    """The device of this process and those of the others, with the memory that is free now."""
+    bf16 = supports_bf16(device)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        gpu = named_gpu(name)
+        peak_flops = gpu.bf16_teraflops * 1e12 if gpu else None
+        return Machine(name, device.type, torch.cuda.mem_get_info(device)[0], bf16, peak_flops, processes)
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # they share this machine's memory
+    return Machine(f"this {device.type}", device.type, _free_memory_bytes() // processes_here, bf16, None, processes)
+
+
+def named_gpu(driver_name: str) -> GPU | None:
+    """The GPU of the table that the driver calls so, or None."""
+    return next((gpu for gpu in GPUS.values() if re.search(gpu.pattern, driver_name)), None)
+
+
+def _free_memory_bytes() -> int:
+    """The machine's memory that is free, or may be had from caches; a container's limit where that is less."""
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return free if text == "max" else min(free, int(text))
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices itself, rather than through float32."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held so far: the accelerator's, or on a CPU the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)  # Windows records a peak, macOS the present only
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large buffers for the next step, instead of giving them back to be faulted in again."""
+    if not sys.platform.startswith("linux"):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # a C library other than glibc
+        return
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, -1)
+    mallopt(m_top_pad, 64 << 20)
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls the device that a process computes on, with the number of cores for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,186 @@
+"""All that a run needs to go on exactly: weights, optimizers, random numbers, the place in the data, the counters.
+
+A checkpoint is a model folder, which `from_pretrained` loads, with `training.pt` and the hashes of its files beside the
+weights. It does not depend on how many processes wrote it.
+"""
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import PreTrainedTokenizerBase
+
+from fgpt_hf.config.runs import Run
+from fgpt_hf.data.batches import Batches
+from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, write_manifest
+from fgpt_hf.losses.objectives import Objective
+from fgpt_hf.model.io import save_model
+from fgpt_hf.model.lora import has_adapter, restore_adapter
+from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.training.optim import JointOptimizer
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        tokens: tokens read by all processes, padding included.
+        seconds: spent in training, over all the times that the run was resumed.
+        skipped_steps: steps without a finite gradient or without a scored token.
+        skipped_in_a_row: those since the last good one.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds, as it lives in the loop."""
+
+    accelerator: Accelerator
+    objective: Objective
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: JointOptimizer
+    batches: Batches
+    progress: Progress
+
+    @property
+    def model(self) -> FGPTForCausalLM:
+        return self.objective.model
+
+    def weights(self) -> dict[str, Any]:
+        """Every weight once, on the main process; every process must call it."""
+        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        return {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
+
+    def save(self, folder: Path, keep: int) -> Path:
+        """Write the checkpoint of this step, delete all but the `keep` newest, return its path.
+
+        Every process must call it.
+
+        Raises:
+            OSError: it could not be written, for lack of space say; the earlier checkpoints are as they were.
+        """
+        weights = self.weights()
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        training = {
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer.optimizers, options=whole),
+            "random": gather_object([_random_state()]),
+            "batches": self.batches.state_dict(),
+            "progress": asdict(self.progress),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+        checkpoint = folder / f"step_{self.progress.step:08d}"
+        try:
+            if self.accelerator.is_main_process:
+                with atomic_directory(checkpoint) as partial:
+                    save_model(self.model, self.tokenizer, partial, weights)
+                    _save(training, partial / "training.pt")
+                    write_manifest(partial)
+                rotate(folder, keep)
+        finally:
+            self.accelerator.wait_for_everyone()
+        return checkpoint
+
+    def restore(self, checkpoint: Path) -> None:
+        """Become what `save` wrote; every process must call it."""
+        training = torch.load(checkpoint / "training.pt", weights_only=True, mmap=True)
+        whole = StateDictOptions(full_state_dict=True, strict=False)  # a tied weight stands in the file once
+        if has_adapter(self.model):
+            restore_adapter(self.model, checkpoint)
+        else:
+            weights: dict[str, Any] = {**load_file(checkpoint / "model.safetensors")}
+            set_model_state_dict(self.model, weights, options=whole)
+        set_optimizer_state_dict(self.model, self.optimizer.optimizers, training["optimizer"], options=whole)
+        self.batches.load_state_dict(training["batches"])
+        self.progress = Progress(**training["progress"])
+        if self.accelerator.scaler and training["scaler"]:
+            self.accelerator.scaler.load_state_dict(training["scaler"])
+        states = training["random"]
+        if len(states) == self.accelerator.num_processes:
+            _set_random_state(states[self.accelerator.process_index])
+        else:
+            self.accelerator.print(
+                f"{checkpoint} was written by {len(states)} processes and goes on with "
+                f"{self.accelerator.num_processes}: the rows are the same, dropout is not"
+            )
+
+
+def checkpoint_to_resume(run: Run, folder: Path, say: Callable[[str], None]) -> Path:
+    """The checkpoint that `run.resume_from_checkpoint` names: a path, or `latest` for the newest whole one.
+
+    Raises:
+        ValueError: there is none, or the one that was named is broken.
+    """
+    if run.resume_from_checkpoint == "latest":
+        return latest_valid_checkpoint(folder, say)
+    checkpoint = Path(str(run.resume_from_checkpoint))
+    if problem := integrity_error(checkpoint):
+        raise ValueError(f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest whole one")
+    return checkpoint
+
+
+def latest_valid_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
+    """The newest checkpoint in a folder whose files are as they were written; broken ones are named and passed over.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for checkpoint in checkpoints(folder):
+        if (problem := integrity_error(checkpoint)) is None:
+            return checkpoint
+        say(f"passing over {checkpoint}: {problem}")
+    raise ValueError(f"{folder} holds no whole checkpoint to resume from: start anew with --overwrite_output_dir")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first, broken ones included."""
+    return sorted((path for path in folder.glob("step_*") if path.name[5:].isdigit()), reverse=True)
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints, and what a killed process left unfinished."""
+    for path in (*checkpoints(folder)[keep:], *folder.glob(f"*{PARTIAL}")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _save(value: Any, path: Path) -> None:
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:  # what torch raises when the disk is full
+        raise OSError(f"could not write {path}: {error}") from error
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["device"])

@@ -1,0 +1,138 @@
+"""The model before training, as far as preference optimisation asks for it: how likely it found each reply.
+
+Computed once, before there are gradients or an optimizer, and kept: so one model is in memory while it trains.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from huggingface_hub.constants import HF_HOME
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fgpt_hf.config.runs import TuningRun
+from fgpt_hf.data.preference import TokenizedReply
+from fgpt_hf.evaluation.prefix_tree import Row
+from fgpt_hf.evaluation.scoring import Scorer
+from fgpt_hf.files import atomic_directory
+from fgpt_hf.model.io import load_fgpt, save_model
+from fgpt_hf.model.lora import ADAPTER, add_adapter, merge_adapter_into
+from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.tokenizer.tokenizer import (
+    CONTROL_TOKENS,
+    END_OF_TEXT_ID,
+    GENERATION_IDS,
+    PAD_ID,
+    ROLE_TOKENS,
+    has_control_tokens,
+)
+from fgpt_hf.training.run_folder import RunFolder
+
+
+def open_model(
+    run: TuningRun, say: Callable[[str], None] = lambda line: None
+) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
+    """The model of `run.model_name_or_path` and its tokenizer, ready to be tuned as the run says.
+
+    Raises:
+        ValueError: there is no such model, or it has another architecture, another vocabulary or no chat template.
+    """
+    model, tokenizer = load_fgpt(run.model_name_or_path)
+    if not has_control_tokens(tokenizer) or model.config.vocab_size <= PAD_ID:
+        raise ValueError(
+            f"{run.model_name_or_path} has another vocabulary: {len(tokenizer):,} tokens, {model.config.vocab_size:,} "
+            f"embeddings, and not {', '.join(CONTROL_TOKENS)} at their places. `fgpt convert` gives them to a GPT-2"
+        )
+    if not tokenizer.chat_template:
+        raise ValueError(f"{run.model_name_or_path} has no chat template: put chat_template.jinja into its folder")
+    model.generation_config = GenerationConfig(**GENERATION_IDS)
+    if run.new_token_init == "mean" and (tokens := unseen_role_tokens(model)):
+        start_from_mean(model, tokens)
+        say(f"{', '.join(tokens)}: never seen by {run.model_name_or_path}, they start from the mean of all embeddings")
+    if run.use_peft:
+        add_adapter(model, run)
+        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        say(f"{learning:,} of {model.num_parameters():,} parameters are trained, in adapters of rank {run.lora_r}")
+    return model, tokenizer
+
+
+@torch.no_grad()
+def unseen_role_tokens(model: FGPTForCausalLM) -> Sequence[str]:
+    """The role tokens whose embeddings are no farther from those that no text has than these are from each other.
+
+    Whatever occurs in no text is moved by every step in the same way, away from the states that predict other tokens.
+    """
+    rows = model.model.embed_tokens.weight
+    center = rows[PAD_ID:].mean(dim=0)
+    farthest = (rows[PAD_ID:] - center).norm(dim=1).max()
+    return [token for token in ROLE_TOKENS if (rows[CONTROL_TOKENS[token]] - center).norm() <= farthest]
+
+
+@torch.no_grad()
+def start_from_mean(model: FGPTForCausalLM, tokens: Sequence[str]) -> None:
+    """Give tokens the mean embedding of GPT-2's own, in and out (Hewitt 2021, Initializing New Word Embeddings)."""
+    for embeddings in (model.model.embed_tokens, model.lm_head):
+        for token in tokens:
+            embeddings.weight[CONTROL_TOKENS[token]] = embeddings.weight[:END_OF_TEXT_ID].mean(dim=0)
+
+
+def resolve_max_steps(run: TuningRun, rows: int, processes: int) -> None:
+    """Let a run whose `max_steps` is open end after `num_train_epochs` passes through so many rows."""
+    if run.max_steps == 0:
+        run.max_steps = math.ceil(rows * run.num_train_epochs / run.rows_of_step(processes))
+
+
+def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Replace the adapter that a finished run has left by the whole model, if the run says so."""
+    if run.use_peft and run.merge_adapter and folder.is_writer and (folder.model / ADAPTER).is_file():
+        base, _ = load_fgpt(run.model_name_or_path)
+        base.generation_config = GenerationConfig(**GENERATION_IDS)
+        whole = merge_adapter_into(base, folder.model)
+        with atomic_directory(folder.model) as partial:
+            save_model(whole, tokenizer, partial)
+
+
+def reference_log_probabilities(
+    accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]
+) -> npt.NDArray[np.float32]:
+    """The log-probabilities of the replies, `(N, 2)`, from the cache (`fgpt/reference` in `HF_HOME`) if it has them.
+
+    Every process must call it.
+
+    Raises:
+        ValueError: a log-probability is not a finite number.
+    """
+    model.to(accelerator.device)  # type: ignore[arg-type]
+    path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".npy")
+    (is_cached,) = broadcast_object_list([path.is_file()])
+    if is_cached:
+        return np.load(path)
+    groups = [[Row(tuple(reply.ids.tolist()), len(reply.ids) - reply.start) for reply in pair] for pair in pairs]
+    scores = Scorer(accelerator, model).score(groups, "reference")
+    found = np.array([[score.log_likelihood for score in pair] for pair in scores], dtype=np.float32)
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, found)
+        partial.replace(path)
+    return found
+
+
+def _fingerprint(
+    accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]
+) -> str:
+    """All that the log-probabilities follow from: every weight, every id, and the precision."""
+    digest = hashlib.sha256(f"{model.config.to_json_string()}{accelerator.mixed_precision}".encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for reply in (reply for pair in pairs for reply in pair):
+        digest.update(f"{len(reply.ids)} {reply.start}".encode())
+        digest.update(reply.ids.tobytes())
+    return digest.hexdigest()[:32]

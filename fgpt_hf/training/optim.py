@@ -1,0 +1,170 @@
+"""Which parameter is moved how, and how far at each step."""
+
+import math
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from fgpt_hf.config.runs import Run
+from fgpt_hf.runtime.hardware import supports_bf16
+
+
+class Rule(NamedTuple):
+    """Parameters whose name matches `pattern`, and no earlier rule's, get this optimizer and this decay."""
+
+    pattern: str
+    optimizer: Literal["muon", "adamw"]
+    decays: bool
+
+
+RULES = (
+    Rule(r"\blora_[AB]\b|\btrainable_tokens_delta\b", "adamw", decays=False),
+    Rule(r"\bbias$|norm\.weight$", "adamw", decays=False),
+    Rule(r"\b(embed_\w+|lm_head)\.weight$", "adamw", decays=True),
+    Rule(r"\blayers\.\d+\..*\.weight$", "muon", decays=True),
+)
+
+
+def parameter_groups(model: nn.Module) -> list[tuple[Rule, list[tuple[str, nn.Parameter]]]]:
+    """The trainable parameters with their names, under the first rule of `RULES` that matches each.
+
+    Raises:
+        ValueError: a parameter that no rule matches.
+    """
+    groups: dict[Rule, list[tuple[str, nn.Parameter]]] = {rule: [] for rule in RULES}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rule = next((rule for rule in RULES if re.search(rule.pattern, name)), None)
+            if rule is None:
+                raise ValueError(f"no optimizer rule matches the parameter {name}: add one to fgpt_hf.optim.RULES")
+            groups[rule].append((name, parameter))
+    return [(rule, members) for rule, members in groups.items() if members]
+
+
+def describe_groups(model: nn.Module, optim: str) -> str:
+    """A line for each group: optimizer, decay, how many parameters, pattern."""
+    return "\n".join(
+        f"{_optimizer_of(rule, optim):6} {'decayed' if rule.decays else 'free':8}"
+        f"{sum(parameter.numel() for _, parameter in members):>14,}  {rule.pattern}"
+        for rule, members in parameter_groups(model)
+    )
+
+
+def build_optimizer(model: nn.Module, run: Run) -> "JointOptimizer":
+    """AdamW for all parameters, or Muon for the matrices inside the layers with AdamW for the rest.
+
+    Muon's updates are scaled to AdamW's typical size (Liu et al. 2025, arXiv:2502.16982), so that one learning rate
+    and one decay serve both.
+    """
+    settings: dict[str, list[dict[str, Any]]] = {"muon": [], "adamw": []}
+    for rule, members in parameter_groups(model):
+        group = {
+            "params": [parameter for _, parameter in members],
+            "lr": run.learning_rate,
+            "weight_decay": run.weight_decay if rule.decays else 0.0,
+        }
+        settings[_optimizer_of(rule, run.optim)].append(group)
+    optimizers: list[torch.optim.Optimizer] = []
+    if settings["muon"]:
+        optimizers.append(Muon(settings["muon"], adjust_lr_fn="match_rms_adamw"))
+    if settings["adamw"]:
+        betas = (run.adam_beta1, run.adam_beta2)
+        optimizers.append(torch.optim.AdamW(settings["adamw"], betas=betas, fused=_can_fuse(model)))
+    return JointOptimizer(optimizers)
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, which multiplies in bfloat16, but in float32 where the hardware does not multiply bfloat16 itself.
+
+    There the products would take up to a hundred times as long, and a step of a small model half a minute.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        device = self.param_groups[0]["params"][0].device
+        with nullcontext() if supports_bf16(device) else _StayFloat32():
+            return super().step(closure)
+
+
+class _StayFloat32(TorchFunctionMode):
+    """Within, `tensor.bfloat16()` gives a copy in the tensor's own type."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.bfloat16:
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
+
+
+class JointOptimizer:
+    """Several optimizers of one model that act as one, as far as a training loop and a loss scaler ask."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = learning_rate
+
+    def step(self, closure: None = None) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+
+
+def learning_rate_factor(kind: str, step: int, max_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:
+    """The share of the peak rate at `step` (from 0): linear warm-up, then the schedule over what remains."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return SCHEDULES[kind](min(progress, 1.0), min_ratio)
+
+
+def cosine(progress: float, min_ratio: float) -> float:
+    """Half a cosine from 1 to `min_ratio` (Loshchilov and Hutter 2017)."""
+    return min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def linear(progress: float, min_ratio: float) -> float:
+    """A line from 1 to zero, whatever `min_ratio` (Bergsma et al. 2025, arXiv:2502.15938)."""
+    return 1 - progress
+
+
+def warmup_stable_decay(progress: float, min_ratio: float) -> float:
+    """1, then over the last fifth a line to `min_ratio` (Hägele et al. 2024, arXiv:2405.18392)."""
+    return 1 - (1 - min_ratio) * max(0.0, progress - 0.8) / 0.2
+
+
+def constant(progress: float, min_ratio: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    schedule.__name__: schedule for schedule in (cosine, linear, warmup_stable_decay, constant)
+}
+
+
+def _optimizer_of(rule: Rule, optim: str) -> str:
+    return rule.optimizer if optim == "muon" else "adamw"
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    return {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "mps", "xpu"}

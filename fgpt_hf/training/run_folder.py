@@ -1,0 +1,178 @@
+"""Where a run's model comes from: what a model card says of data, machine and software, recorded while it is known."""
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+
+from fgpt_hf.config.runs import Run, TextSource, TuningRun
+from fgpt_hf.data.sources import parse_mixture
+from fgpt_hf.evaluation.benchmark import TaskResult
+from fgpt_hf.evaluation.results import as_json, write_results
+from fgpt_hf.files import PARTIAL, read_lines, write_atomically
+from fgpt_hf.runtime.hardware import device_name
+
+RECORD = "run.yaml"
+RESULTS = "results.json"
+
+
+class RunFolder:
+    """`run.yaml`, `metrics.jsonl`, `samples.jsonl`, `figures/`, `checkpoints/` and `model/` of one run.
+
+    While it is open no other process can open it. Only the process with rank 0 writes.
+    """
+
+    def __init__(self, run: Run, rank: int = 0) -> None:
+        self.run, self.path, self.is_writer = run, run.folder, rank == 0
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.record = self.path / RECORD
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder for this run; nothing in it changes before `begin`.
+
+        Raises:
+            ValueError: it holds a run and none was to be resumed or overwritten; it holds another run than the one to
+                be resumed; another process is writing to it.
+        """
+        if not self.is_writer:
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
+                self._check()
+                yield
+        except Timeout as error:
+            raise ValueError(f"{self.path} is being written to by another run: choose another output_dir") from error
+
+    def begin(self) -> None:
+        """Make the folder of a new run, in place of the one that was to be overwritten; record the run."""
+        if self.is_writer:
+            if self.run.resume_from_checkpoint is None and self.record.is_file():
+                shutil.rmtree(self.path)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.path.glob(f"*{PARTIAL}"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            self.record_run()
+
+    def record_run(self) -> None:
+        """Write the run as it now is to `run.yaml`."""
+        if self.is_writer:
+            write_atomically(self.record, self.run.to_yaml())
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a line to `metrics.jsonl` or `samples.jsonl`; it holds the step that it belongs to."""
+        if self.is_writer:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps, which a resumed run will write again."""
+        for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl") if self.is_writer else ():
+            kept = [line for line in read_lines(path) if line["step"] <= step]
+            write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+    def _check(self) -> None:
+        if self.run.resume_from_checkpoint is not None:
+            if not self.record.is_file():
+                raise ValueError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
+            self._compare(read_record(self.record))
+        elif self.record.is_file() and not self.run.overwrite_output_dir:
+            raise ValueError(
+                f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
+                "--overwrite_output_dir, or choose another --output_dir"
+            )
+
+    def _compare(self, recorded: Mapping[str, Any]) -> None:
+        for name in self.run.lasting:
+            if recorded.get(name) != getattr(self.run, name):
+                raise ValueError(
+                    f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot go on with "
+                    f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
+                )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The values of a `run.yaml`; ValueError where it is damaged."""
+    try:
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{path} is damaged: it should hold the run's values, a line for each")
+    return recorded
+
+
+PROVENANCE = "provenance.json"
+PACKAGES = ("fgpt-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+
+
+def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mapping[str, Any]) -> None:
+    """Write `provenance.json` into the run's folder: device, processes, versions, the code's commit, and `origin`.
+
+    `local` are the model and the data that the run names and that lie on this machine, so on no Hub.
+
+    `origin` is what is known of the data: `source`, fields of the run that describe the text where the run itself names
+    rows made of it, and `data`, which maps a split to how many `documents` and `tokens` it has.
+    """
+    if not folder.is_writer:
+        return
+    provenance = {
+        **origin,
+        "local": [name for name in _named(folder.run) if Path(name).exists()],
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "versions": {"Python": platform.python_version(), **_versions()},
+        "commit": _commit(),
+    }
+    known = {name: value for name, value in provenance.items() if value is not None}
+    (folder.path / PROVENANCE).write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def _named(run: Run) -> list[str]:
+    """The model and the data that a run begins with, as it names them."""
+    if isinstance(run, TuningRun):
+        return [run.model_name_or_path, *(share.name for share in parse_mixture(run.dataset_name))]
+    return [run.dataset_name] if isinstance(run, TextSource) else []
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # the project itself, where it runs from its folder
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, or None where it is installed or has been changed."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    questions = (["ls-files", "--error-unmatch", __file__], ["status", "--porcelain", "-uno"], ["rev-parse", "HEAD"])
+    try:
+        answers = [subprocess.run([*git, *question], capture_output=True, text=True) for question in questions]
+    except OSError:  # no git
+        return None
+    tracked, changes, commit = answers
+    is_known = tracked.returncode == 0 and changes.stdout == ""  # not some other project's, around an installed copy
+    return commit.stdout.strip() if is_known else None
+
+
+def record_results(folder: RunFolder, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:
+    """Write a run's last results into its folder as `results.json`, if it has any."""
+    if folder.is_writer and results:
+        settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+        write_results(folder.path / RESULTS, as_json(results, settings, folder.run.eval_task_limit))

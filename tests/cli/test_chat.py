@@ -1,0 +1,214 @@
+"""`fgpt chat` in a terminal, from the command line and in a pipe."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pexpect
+import pytest
+from transformers import GenerationConfig
+
+from fgpt_hf.cli.chat import _answer_once
+from fgpt_hf.cli.main import run
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
+from tests.support.tiny import random_model, save
+
+CONTEXT = 8192  # at 3 ms a token a reply takes long enough to be stopped
+COMMAND = [sys.executable, "-m", "fgpt_hf.cli.main", "chat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a model that never ends a reply by itself."""
+    model = random_model(max_position_embeddings=CONTEXT)
+    model.generation_config = GenerationConfig(bos_token_id=END_OF_TEXT_ID, eos_token_id=[50303], pad_token_id=PAD_ID)
+    folder = tmp_path_factory.mktemp("run")
+    save(model, folder / "model")
+    build_tokenizer(CONTEXT).save_pretrained(folder / "model")
+    return folder
+
+
+def answered(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    run(["chat", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+class Piped(io.TextIOWrapper):
+    def __init__(self, octets: bytes) -> None:
+        super().__init__(io.BytesIO(octets))
+
+
+def test_a_pipe_gets_the_reply_and_nothing_else(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = answered(capsys, folder, "What is 2 + 2?", "--greedy", "--max_new_tokens=12")
+    monkeypatch.setattr(sys, "stdin", Piped(b"What is 2 + 2?\n"))
+    assert answered(capsys, folder, "--greedy", "--max_new_tokens=12") == given
+    assert given.endswith("\n") and len(given) > 12 and "\x1b" not in given and ">" not in given
+
+
+def test_the_message_may_stand_behind_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--greedy", "--max_new_tokens=8")
+    assert answered(capsys, folder, *flags, "Hello") == answered(capsys, folder, "Hello", *flags)
+    with pytest.raises(ValueError, match="unknown argument 'again': fgpt chat --help lists all of them"):
+        run(["chat", str(folder), "Hello", *flags, "again"])
+
+
+def test_bytes_that_are_no_text_are_answered_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Piped(b"\xff\xfe caf\xe9\n"))
+    assert answered(capsys, folder, "--max_new_tokens=4")
+
+
+def test_a_seed_repeats_a_reply_and_another_does_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replies = [answered(capsys, folder, "Hello", f"--seed={seed}", "--max_new_tokens=12") for seed in (1, 1, 2)]
+    assert replies[0] == replies[1] != replies[2]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--temperature=0.01"], ["--top_k=1"], ["--top_p=0.00001"], ["--top_k=1", "--temperature=9"]]
+)
+def test_decoding_without_choice_is_greedy(folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    greedy = answered(capsys, folder, "Hello", "--greedy", "--max_new_tokens=12")
+    assert answered(capsys, folder, "Hello", "--max_new_tokens=12", *flags) == greedy
+
+
+def test_a_repetition_penalty_and_a_system_prompt_change_the_reply(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--greedy", "--max_new_tokens=12"]
+    replies = {
+        answered(capsys, folder, "Hello", *flags, *more)
+        for more in ([], ["--repetition_penalty=5"], ["--system=You are terse."])
+    }
+    assert len(replies) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--temperature=0"], "temperature=0.0 must be above zero"),
+        (["--top_p=2"], "top_p=2.0 must be a share"),
+        (["--greedy", "--top_k=5"], "greedy excludes top_k"),
+        ([f"--max_new_tokens={CONTEXT}"], "leaves no room"),
+        (["--max_new_tokens=0"], "max_new_tokens=0 must be above zero"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(folder: Path, flags: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(["chat", str(folder), "Hello", *flags])
+
+
+def test_nothing_to_answer_no_such_model_and_no_template_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sys, "stdin", Piped(b" \n"))
+    with pytest.raises(ValueError, match="nothing to answer"):
+        run(["chat", str(folder)])
+    with pytest.raises(ValueError, match="no model 'nowhere/at-all'"):
+        run(["chat", "nowhere/at-all", "Hello"])
+    with pytest.raises(ValueError, match="not a model's folder"):
+        run(["chat", str(tmp_path), "Hello"])
+    base = save(random_model(), tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="base has no chat template"):
+        run(["chat", str(base), "Hello"])
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"), [(True, "\N{REPLACEMENT CHARACTER}]0;owned"), (False, "\x1b]0;owned")]
+)
+def test_a_single_reply_steers_no_terminal_and_is_itself_in_a_pipe(
+    is_terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(message: str, write: Callable[[str], None]) -> SimpleNamespace:
+        write("\x1b]0;owned")
+        return SimpleNamespace(stopped=False)
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    dialogue: Any = SimpleNamespace(answer=answer)
+    _answer_once(dialogue, "Hi")
+    assert capsys.readouterr().out == f"{shown}\n"
+
+
+class Terminal:
+    """The command in a terminal of its own."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.process = pexpect.spawn(
+            COMMAND[0], [*COMMAND[1:], str(folder), *flags], encoding="utf-8", timeout=120, dimensions=(24, 200)
+        )
+
+    def sees(self, pattern: str) -> re.Match[str]:
+        self.process.expect(pattern)
+        match = self.process.match
+        assert isinstance(match, re.Match)
+        return match
+
+    def types(self, line: str) -> None:
+        self.process.sendline(line)
+
+
+@pytest.mark.slow
+def test_a_conversation_in_a_terminal(folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C at the prompt, in a reply; each command; Ctrl-D."""
+    terminal = Terminal(folder, "--greedy", f"--max_new_tokens={CONTEXT // 2}")
+    terminal.sees("> ")
+    terminal.process.sendintr()
+    terminal.sees("> ")
+    terminal.types("Hello")
+    terminal.sees(r"Hello\r\n.*\w+ ")
+    terminal.process.sendintr()
+    terminal.sees(r"\(stopped\)\r\n.*> ")
+    terminal.types(f"/save {tmp_path / 'said.jsonl'}")
+    terminal.sees(r"\(saved: .*> ")
+    messages = json.loads((tmp_path / "said.jsonl").read_text())["messages"]
+    assert messages[0] == {"role": "user", "content": "Hello"}
+    assert 0 < len(build_tokenizer().encode(messages[1]["content"])) < CONTEXT // 2
+    for line, answer in {
+        f"/save {tmp_path / 'said.jsonl'}": "not saved: .*File exists",
+        "/save": "needs a name",
+        "/nonsense": "there is no /nonsense: /help",
+        "/help": "Ctrl-C stops a reply",
+        "/system Be brief.": "from now on",
+        "/reset": "forgotten",
+        f"/save {tmp_path / 'other.jsonl'}": "nothing has been said",
+    }.items():
+        terminal.types(line)
+        terminal.sees(answer)
+        terminal.sees("> ")
+    terminal.process.sendeof()
+    terminal.process.expect(pexpect.EOF)
+    terminal.process.close()
+    assert terminal.process.exitstatus == 0
+
+
+@pytest.mark.slow
+def test_a_terminated_conversation_and_a_reader_that_leaves_end_cleanly(folder: Path) -> None:
+    terminal = Terminal(folder)
+    terminal.sees("> ")
+    terminal.process.kill(signal.SIGTERM)
+    terminal.process.expect(pexpect.EOF)
+    assert "Traceback" not in (terminal.process.before or "")
+    terminal.process.close()
+    assert terminal.process.exitstatus == 128 + signal.SIGTERM
+
+    reading, writing = os.pipe()
+    child = subprocess.Popen([*COMMAND, str(folder), "Hello"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert os.read(reading, 1)
+    os.close(reading)
+    assert child.communicate(timeout=120)[1] == ""
+    assert child.returncode == 0

@@ -1,0 +1,123 @@
+"""Rows of every form become the same messages; what is no conversation is counted and named."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from fgpt_hf.config.presets import INSTRUCT_PRESETS
+from fgpt_hf.config.runs import InstructRun
+from fgpt_hf.data.conversations import Conversation, RowIssues, best_paths, load_conversations
+
+Row = dict[str, Any]
+
+
+def say(*contents: str | None, system: str | None = None) -> list[Row]:
+    turns = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+    return [{"role": "system", "content": system}, *turns] if system is not None else turns
+
+
+def write(folder: Path, rows: Sequence[Row], name: str = "rows.json") -> Path:
+    (folder / name).write_text(json.dumps(rows))
+    return folder / name
+
+
+def run_on(names: object, **fields: Any) -> InstructRun:
+    return replace(INSTRUCT_PRESETS["quickstart"], dataset_name=str(names), **fields)
+
+
+def load(names: object, **fields: Any) -> tuple[list[Conversation], RowIssues]:
+    flaws = RowIssues()
+    return load_conversations(run_on(names, **fields), flaws), flaws
+
+
+FORMS: dict[str, Row] = {
+    "messages": {"messages": say("2 + 2?\nTell me.", "4")},
+    "a prompt and its completion": {"prompt": "2 + 2?\nTell me.", "completion": "4"},
+    "messages that are one": {"prompt": say("2 + 2?\nTell me."), "completion": [{"role": "assistant", "content": "4"}]},
+    "the original's": {"instruction": "2 + 2?", "input": "Tell me.", "output": "4"},
+    "the original's without input": {"instruction": "2 + 2?\nTell me.", "input": "", "output": "4"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_row_gives_the_same_messages(tmp_path: Path, form: str) -> None:
+    (found,), flaws = load(write(tmp_path, [FORMS[form]]))
+    assert found.messages == say("2 + 2?\nTell me.", "4") and not len(flaws)
+
+
+def test_an_empty_system_message_says_nothing_and_a_real_one_stays(tmp_path: Path) -> None:
+    rows = [{"messages": say("a", "b", system="")}, {"messages": say("a", "b", system="Be brief.")}]
+    empty, real = load(write(tmp_path, rows))[0]
+    assert empty.messages == say("a", "b") and real.messages == say("a", "b", system="Be brief.")
+
+
+BAD: dict[str, Row] = {
+    "'output' is missing or empty": {"instruction": "a", "input": "", "output": " "},
+    "'instruction' is missing or empty": {"instruction": None, "input": "a", "output": "b"},
+    "'completion' is missing or empty": {"prompt": "a", "completion": ""},
+    "message 2 is missing or empty": {"messages": say("a", None)},
+    "no message is the assistant's": {"messages": say("a")},
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_row_that_is_no_conversation_is_counted_and_named_or_refused(tmp_path: Path, reason: str) -> None:
+    good = {name: "fine" for name in BAD[reason]} if "messages" not in BAD[reason] else {"messages": say("a", "b")}
+    path = write(tmp_path, [good, BAD[reason], good, BAD[reason]])
+    found, flaws = load(path)
+    assert [conversation.origin for conversation in found] == [f"row {n} of {path}" for n in (0, 2)]
+    assert str(flaws) == f"2 left out, {reason}: row 1 of {path}, row 3 of {path}"
+    with pytest.raises(ValueError, match=f"row 1 of .*: {reason}"):
+        load(path, bad_rows="refuse")
+
+
+def test_columns_without_conversations_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has the columns question, reply; conversations are in a column messages"):
+        load(write(tmp_path, [{"question": "a", "reply": "b"}]))
+
+
+def test_a_mixture_takes_a_random_choice_that_is_always_the_same(tmp_path: Path) -> None:
+    many = write(tmp_path, [{"prompt": f"a{n}", "completion": "b"} for n in range(200)])
+    few = write(tmp_path, [{"messages": say("c", "d")}], "few.json")
+    found, _ = load(f"{many}:50,{few}*3")
+    assert len(found) == 51 and [c.times for c in found] == [1.0] * 50 + [3.0]
+    assert found == load(f"{many}:50,{few}*3")[0]
+    numbers = [int(c.messages[0]["content"][1:]) for c in found[:50]]
+    assert numbers == sorted(numbers) and numbers[-1] > 100
+
+
+def test_the_same_conversation_has_the_same_place_wherever_it_stands(tmp_path: Path) -> None:
+    rows = [{"prompt": f"a{n}", "completion": "b"} for n in range(50)]
+    there, _ = load(write(tmp_path, rows))
+    here, _ = load(write(tmp_path, rows[::-1], "turned.json"))
+    assert [c.place for c in there] == [c.place for c in here][::-1]
+    assert len({c.place for c in there}) == 50 and all(0 <= c.place < 1 for c in there)
+
+
+def test_of_a_tree_the_best_replies_are_followed() -> None:
+    def node(name: str, parent: str | None, role: str, rank: int | None = None, deleted: bool = False) -> Row:
+        return {"message_id": name, "parent_id": parent, "role": role, "text": name, "rank": rank, "deleted": deleted}
+
+    rows = [
+        node("question", None, "prompter"),
+        node("worse", "question", "assistant", 1),
+        node("better", "question", "assistant", 0),
+        node("gone", "question", "assistant", -1, deleted=True),
+        node("thanks", "better", "prompter"),
+        node("another", None, "prompter"),
+        node("unranked", "another", "assistant"),
+        node("unranked too", "another", "assistant"),
+    ]
+    found = best_paths(Dataset.from_list(rows))
+    assert found["messages"] == [say("question", "better", "thanks"), say("another", "unranked")]
+
+
+@pytest.mark.parametrize("row", [{"messages": "hello"}, {"messages": [5]}, {"prompt": 5, "completion": "x"}])
+def test_a_row_of_another_type_is_left_out_and_named(row: Row, tmp_path: Path) -> None:
+    conversations, flaws = load(write(tmp_path, [row]))
+    assert not conversations and "row 0 of" in str(flaws)

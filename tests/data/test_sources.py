@@ -1,0 +1,61 @@
+"""A name becomes a data set, a mixture of names several, and what is wrong with either is said in one line."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, open_rows, parse_mixture
+
+NAMES = DatasetRegistry(
+    "corpus", embedded={"own": lambda: Dataset.from_dict({"n": [1, 2]})}, files={"far": "http://127.0.0.1:9/far.json"}
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "shares"),
+    [
+        ("one", [MixtureEntry("one")]),
+        ("one:20, user/two*3", [MixtureEntry("one", 20), MixtureEntry("user/two", None, 3)]),
+        ("one:20*0.5", [MixtureEntry("one", 20, 0.5)]),
+        ("C:\\data\\rows.json:7", [MixtureEntry("C:\\data\\rows.json", 7)]),
+    ],
+)
+def test_a_mixture_says_how_many_rows_and_how_often(text: str, shares: list[MixtureEntry]) -> None:
+    assert parse_mixture(text) == shares
+
+
+@pytest.mark.parametrize("text", ["", "one,", "one:0", "one*0", "one*much", "one*-1"])
+def test_a_mixture_that_cannot_be_read_is_answered_with_one_that_can(text: str) -> None:
+    with pytest.raises(ValueError, match=r"such as pydocs-chat:2000 or rasbt-instruct\*3"):
+        parse_mixture(text)
+
+
+def test_a_name_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one is there twice; give it once, as one\*2"):
+        parse_mixture("one:5,two,one")
+
+
+def test_embedded_rows_and_files_are_opened_alike(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"n": 1}, {"n": 2}]')
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    for name in ("own", str(tmp_path / "rows.json"), str(tmp_path / "rows.jsonl")):
+        assert open_rows(NAMES, name)["n"] == [1, 2]
+
+
+def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torn.json").write_text('[{"n": 1}, {"n": ')
+    (tmp_path / "rows.json").write_text('[{"n": 1}]')
+    (tmp_path / "empty.jsonl").touch()
+    answers = {
+        (str(tmp_path / "empty.jsonl"), "train"): "empty.jsonl: the file is empty",
+        ("", "train"): "no corpus '', or none that you may read",
+        ("nowhere.json", "train"): "nowhere.json: there is no such file",
+        (str(tmp_path / "torn.json"), "train"): "torn.json cannot be read, it may be damaged",
+        (str(tmp_path / "rows.json"), "test"): "rows.json has no split 'test', only train",
+        ("no name", "train"): "no corpus 'no name', or none that you may read: give one of own, far",
+    }
+    for (name, split), answer in answers.items():
+        with pytest.raises(ValueError) as error:
+            open_rows(NAMES, name, split)
+        assert answer in str(error.value) and "\n" not in str(error.value)

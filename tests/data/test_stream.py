@@ -1,0 +1,136 @@
+"""Windows of documents: all of them once, in an order that nothing but the seed decides, from any place on."""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from fgpt_hf import retries
+from fgpt_hf.data import stream
+from fgpt_hf.data.corpora import ShardPosition
+from fgpt_hf.data.stream import DocumentBuffer, epoch_start, read_buffers, shard_order
+
+BATCH = 4
+
+
+@dataclass
+class ListedShard:
+    """Texts in parts, handed out four at a time; `breaks` are places where reading fails, each once."""
+
+    name: str
+    parts: list[list[str | None]]
+    breaks: set[ShardPosition] = field(default_factory=set)
+    error: type[Exception] = ConnectionError
+    slow: bool = False
+
+    def read(self, mark: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
+        first, skipped = mark
+        for number, part in enumerate(self.parts[first:], start=first):
+            for start in range(0, len(part), BATCH):
+                if (number, start) in self.breaks:
+                    self.breaks.discard((number, start))
+                    raise self.error("the line is down")
+                time.sleep(random.random() / 500 if self.slow else 0)
+                stop = min(start + BATCH, len(part))
+                if number > first or stop > skipped:
+                    yield part[max(start, skipped if number == first else 0) : stop], (number, stop)
+
+
+def make_shards(count: int, seed: int = 0, **settings: object) -> list[ListedShard]:
+    rng = random.Random(seed)
+    return [
+        ListedShard(
+            f"hf://shard {shard}",
+            [[f"{shard}.{part}.{n}" for n in range(rng.randint(1, 23))] for part in range(rng.randint(0, 4))],
+            **settings,
+        )
+        for shard in range(count)
+    ]
+
+
+def all_texts(shards: Sequence[ListedShard]) -> list[str]:
+    return [text for shard in shards for part in shard.parts for text in part]
+
+
+def texts_of(found: Sequence[DocumentBuffer]) -> list[str]:
+    return [text for window in found for block in window.blocks for text in block]
+
+
+def read(shards: Sequence[ListedShard], seed: int = 0, epoch: int = 0) -> list[DocumentBuffer]:
+    return list(read_buffers(shard_order(shards, seed, epoch), epoch_start()))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 20])
+def test_every_document_comes_once_an_epoch(count: int) -> None:
+    shards = make_shards(count)
+    assert sorted(texts_of(read(shards))) == sorted(all_texts(shards))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    shards = make_shards(20)
+    orders = [texts_of(read(shards, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert orders[0] != orders[1] and orders[0] != orders[2]
+
+
+def test_a_window_mixes_several_shards() -> None:
+    shards = [ListedShard(f"shard {shard}", [[f"{shard}.{n}" for n in range(9)]]) for shard in range(20)]
+    begun = {text.split(".")[0] for text in texts_of(read(shards)[:1])}
+    assert len(begun) == stream.SHARDS_AT_ONCE
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_reading_goes_on_from_the_beginning_and_the_end_of_any_window(count: int) -> None:
+    order = shard_order(make_shards(count), seed=3, epoch=1)
+    found = list(read_buffers(order, epoch_start()))
+    for number, window in enumerate(found):
+        assert list(read_buffers(order, window.begin)) == found[number:]
+        assert list(read_buffers(order, window.end)) == found[number + 1 :]
+
+
+def test_the_order_does_not_depend_on_which_shard_answers_first() -> None:
+    expected = read(make_shards(9))
+    assert all(read(make_shards(9, slow=True)) == expected for _ in range(3))
+
+
+def test_a_shard_that_breaks_off_is_read_on_from_there() -> None:
+    expected = read(make_shards(5))
+    shards = make_shards(5)
+    for shard in shards:
+        shard.breaks = {(part, start) for part in range(4) for start in range(0, 20, 8)}
+    assert read(shards) == expected
+
+
+def test_a_shard_that_keeps_failing_is_named() -> None:
+    shards = make_shards(2)
+    shards[1].breaks = type("Always", (set,), {"__contains__": lambda *_: True, "discard": lambda *_: None})()
+    with pytest.raises(ValueError, match="shard 1 cannot be read.*the line is down"):
+        read(shards)
+
+
+def test_an_error_that_waiting_does_not_mend_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 1000)
+    shards = make_shards(1, seed=1, breaks={(0, 0)}, error=FileNotFoundError)
+    with pytest.raises(ValueError, match="shard 0 cannot be read"):
+        read(shards)
+
+
+def test_empty_texts_are_left_out() -> None:
+    shard = ListedShard("shard", [["a", None, "", "b"], [None] * 9, ["c"]])
+    assert texts_of(read([shard])) == ["a", "b", "c"]
+
+
+def test_long_texts_make_smaller_blocks_that_can_be_continued_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BLOCK_CHARACTERS", 20)
+    monkeypatch.setattr(stream, "BLOCKS", 1)
+    order = [ListedShard("shard", [["x" * length for length in (1, 30, 9, 9, 9, 50, 1)]])]
+    found = list(read_buffers(order, epoch_start()))
+    assert [list(map(len, window.blocks[0])) for window in found] == [[1, 30], [9, 9], [9, 50], [1]]
+    for number, window in enumerate(found):
+        assert list(read_buffers(order, window.end)) == found[number + 1 :]

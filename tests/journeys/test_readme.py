@@ -1,0 +1,90 @@
+"""The README tells the truth: what it names exists, and what it says to type runs, made small."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line) for line in re.findall(r"^    ((?:make|python|fgpt) .+)$", README, re.MULTILINE)]
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+# Later flags win over earlier ones, so these make a run of minutes one of seconds.
+SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--sample_steps", "2", "--save_steps", "2"]
+SMALL = {
+    "train_base.py": [
+        *SMALL_RUN,
+        *("--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2"),
+        *("--max_position_embeddings", "128", "--eval_tasks", ""),
+    ],
+    "train_instruct.py": [*SMALL_RUN, "--max_new_tokens", "4"],
+    "train_preference.py": SMALL_RUN,
+    "chat": ["--max_new_tokens", "4"],
+}
+SUBSTITUTES = {"pydocs": "my_documents.jsonl", "pydocs-choice": "pydocs-choice=my_choices.jsonl"}
+
+
+def test_every_target_of_make_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {target for command in COMMANDS if command[0] == "make" for target in command[1:]}
+    targets |= set(re.findall(r"`make (\w+)`", README))
+    assert {"quickstart", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_every_module_is_on_the_way_of_a_document() -> None:
+    named = set(re.findall(r"`(\w+)\.py`", README)) | set(re.findall(r"`fgpt_hf/(\w+)\.py`", README))
+    modules = {path.stem for path in (ROOT / "fgpt_hf").glob("*.py")} - {"__init__"}
+    assert modules - named == set()
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart").symlink_to("mine")
+    commands = [made_small(command) for command in COMMANDS if command[0] != "make"]
+    assert len(commands) > 8
+    for command in [*commands, *([sys.executable, "-c", program] for program in PROGRAMS)]:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout.strip(), command
+
+
+def made_small(command: list[str]) -> list[str]:
+    """The same command on little data, by this Python."""
+    program, *arguments = command
+    arguments = [SUBSTITUTES.get(argument, argument) for argument in arguments]
+    if program == "fgpt":
+        return [sys.executable, "-m", "fgpt_hf.cli.main", *arguments, *SMALL.get(arguments[0], [])]
+    return [sys.executable, str(ROOT / arguments[0]), *arguments[1:], *SMALL[arguments[0]]]
+
+
+def write_data(folder: Path) -> None:
+    """The files that the README calls one's own, and a benchmark."""
+    numbers = range(600)
+    turns = [({"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": str(n + 1)}) for n in numbers]
+    endings = [f"{end} says." for end in ("Document", "that", "and", "make")]
+    rows = {
+        "my_documents.jsonl": [
+            {"text": f"Document {n} says that {n} and {n + 1} make {2 * n + 1}. " * 9} for n in numbers
+        ],
+        "my_chats.jsonl": [{"messages": messages} for messages in turns],
+        "my_pairs.jsonl": [{"prompt": f"{n} + 1?", "chosen": str(n + 1), "rejected": str(n)} for n in numbers],
+        "my_choices.jsonl": [{"context": f"Number {n} of", "endings": endings, "label": n % 4} for n in range(8)],
+    }
+    for name, lines in rows.items():
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Loading: all of a model's weights, or one line that says what is wrong with its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fgpt_hf.model.io import load_fgpt, load_model
+from tests.support.tiny import random_model, save
+
+
+def damaged(folder: Path, **config: int) -> None:
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(content | config), encoding="utf-8")
+    if not config:
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("loader", [load_model, load_fgpt])
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({}, "weights of .* are damaged: .*"),
+        ({"num_hidden_layers": 3}, r"lacks \d+ of its weights, such as model\.layers\.2\..*"),
+        ({"hidden_size": 64}, "weights of .* do not have the shape in its config: model.*"),
+    ],
+)
+def test_weights_that_are_not_all_there_are_not_made_up(loader, config, problem: str, tmp_path: Path) -> None:
+    folder = save(random_model(), tmp_path / "model")
+    damaged(folder, **config)
+    with pytest.raises(ValueError, match=problem):
+        loader(str(folder))
+
+
+@pytest.mark.parametrize("loader", [load_model, load_fgpt])
+@pytest.mark.parametrize("content", ["{", None])
+def test_a_tokenizer_that_cannot_be_read_is_named(loader, content: str | None, tmp_path: Path) -> None:
+    folder = save(random_model(), tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    if content:
+        (folder / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"the tokenizer of {folder} cannot be loaded"):
+        loader(str(folder))

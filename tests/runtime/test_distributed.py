@@ -1,0 +1,36 @@
+"""What the processes of a run must decide alike, they decide from what all of them have."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fgpt_hf.config.parser import parse_run
+from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.config.runs import BaseRun
+from fgpt_hf.runtime import hardware
+from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
+from fgpt_hf.runtime.estimate import largest_micro_batch, network
+from fgpt_hf.runtime.hardware import Machine
+from fgpt_hf.runtime.plan import choose_micro_batch
+from tests.training.test_loop import Launched
+
+OPEN = ["--preset=quickstart", "--per_device_train_batch_size=auto", "--gradient_accumulation_steps=8", "--bf16=false"]
+FREE_BYTES = (10**10, 75 * 10**7)  # by rank
+
+
+def choose(arguments: Sequence[str]) -> None:
+    """Print the micro-batch that a process chooses, each of which finds another amount of memory free."""
+    run = parse_run(BaseRun, PRESETS, [*OPEN, *arguments])
+    accelerator = start_accelerator(run)
+    hardware._free_memory_bytes = lambda: FREE_BYTES[accelerator.process_index]
+    choose_micro_batch(run, network(run), shared_machine(accelerator), lambda line: None)
+    print(run.per_device_train_batch_size)
+
+
+def test_processes_with_unlike_free_memory_choose_one_micro_batch(tmp_path: Path) -> None:
+    run = parse_run(BaseRun, PRESETS, OPEN)
+    machines = [Machine("a test", "cpu", free, has_bf16=False, peak_flops=None, processes=2) for free in FREE_BYTES]
+    most, least = (largest_micro_batch(run, network(run), machine) for machine in machines)
+    assert most != least
+    done = Launched(tmp_path / "run", processes=2, main=choose).wait()
+    assert done.exit_codes == [0, 0], done.errors
+    assert [int((done.logs / f"{rank}.out").read_text().splitlines()[-1]) for rank in (0, 1)] == [least, least]

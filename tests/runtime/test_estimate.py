@@ -1,0 +1,266 @@
+"""An estimate is what PyTorch then allocates: parameters, optimizer states, what the backward pass keeps, logits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
+from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
+from fgpt_hf.data.batches import as_batch
+from fgpt_hf.model.lora import add_adapter
+from fgpt_hf.runtime import estimate
+from fgpt_hf.runtime.estimate import (
+    flops_per_token,
+    largest_micro_batch,
+    memory,
+    mfu,
+    network,
+    parameters,
+    remedies,
+    rows_on_device,
+)
+from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine, named_gpu, this_machine
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.training.optim import build_optimizer
+
+TINY = BaseRun(
+    hidden_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=128,
+    bf16=False,
+    attn_implementation="sdpa",
+)
+TINY_NETWORK = network(TINY)
+TUNED = replace(INSTRUCT_PRESETS["quickstart"], bf16=False, attn_implementation="sdpa")
+ADAPTED = replace(TUNED, use_peft=True, lora_r=8)
+MACHINE = Machine("a test", "cpu", 10**9, has_bf16=False, peak_flops=None, processes=1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameters_are_those_of_the_network(preset: str) -> None:
+    config = network(PRESETS[preset])
+    with torch.device("meta"):
+        model = FGPTForCausalLM(config)
+    counts = parameters(config)
+    assert counts.total == model.num_parameters()
+    assert counts.positions == model.model.embed_positions.weight.numel()
+    assert counts.matrices == sum(weight.numel() for weight in model.model.layers.parameters() if weight.ndim == 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"attention_bias": False, "mlp_bias": False}, {"intermediate_size": 100}, {"tie_word_embeddings": False}],
+)
+def test_parameters_are_those_of_other_shapes_too(changes: dict[str, object]) -> None:
+    config = FGPTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, **changes)
+    with torch.device("meta"):
+        model = FGPTForCausalLM(config)
+    assert parameters(config).total == model.num_parameters()
+
+
+def test_operations_are_those_of_the_matrix_products() -> None:
+    """Counted by PyTorch as it runs: the backward pass has twice the forward's, attention as if nothing were masked."""
+    config = FGPTConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=32)
+    model = FGPTForCausalLM(config)
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 32, dtype=torch.int64)).logits.sum().backward()
+    assert flops_per_token(TINY, config) == pytest.approx(counter.get_total_flops() / 64, rel=0.005)
+
+
+@pytest.mark.parametrize("optim", ["muon", "adamw"])
+def test_optimizer_states_are_those_after_a_step(optim: str) -> None:
+    run = replace(TINY, optim=optim)
+    model = FGPTForCausalLM(network(run))
+    optimizer = build_optimizer(model, run)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    states = [state for one in optimizer.optimizers for state in one.state.values()]
+    held = sum(tensor.nbytes for state in states for tensor in state.values() if tensor.ndim)
+    need = memory(run, network(run), MACHINE, rows=1, micro_batches=1)
+    assert need.optimizer == held
+    assert need.weights == need.gradients == sum(parameter.nbytes for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj, v_proj", "mlp.up_proj", "layers.1.self_attn.o_proj"])
+def test_an_adapters_gradients_and_states_are_all_that_there_are(targets: str) -> None:
+    run = replace(ADAPTED, lora_target_modules=targets)
+    model = FGPTForCausalLM(TINY_NETWORK)
+    add_adapter(model, run)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    need = memory(run, TINY_NETWORK, MACHINE, rows=1, micro_batches=1)
+    assert need.gradients == sum(parameter.nbytes for parameter in learning)
+    assert need.optimizer == 2 * need.gradients  # AdamW's, whatever `optim` says
+    assert need.weights == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_operations_with_an_adapter_are_those_of_the_matrix_products() -> None:
+    model = FGPTForCausalLM(TINY_NETWORK)
+    model.set_attn_implementation("eager")
+    add_adapter(model, ADAPTED)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 128, dtype=torch.int64)).logits.sum().backward()
+    assert flops_per_token(ADAPTED, TINY_NETWORK) == pytest.approx(counter.get_total_flops() / 256, rel=0.005)
+
+
+def kept_for_backward(run: Run, rows: int, config: FGPTConfig = TINY_NETWORK) -> int:
+    """Bytes that the network's forward pass on packed rows, or on pairs, keeps beside the parameters."""
+    model = FGPTForCausalLM(config).train()
+    model.set_attn_implementation(run.attn_implementation)
+    if isinstance(run, TuningRun) and run.use_peft:
+        add_adapter(model, run)
+    if run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = np.full((rows * run.sequences, run.length(config.max_position_embeddings)), 5, dtype=np.uint16)
+    ids[:, ::40] = END_OF_TEXT_ID
+    inputs = ("input_ids",) if isinstance(run, PreferenceRun) else ("input_ids", "position_ids")
+    batch = {name: tensor for name, tensor in as_batch(ids).items() if name in inputs}
+    unpack = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with unpack, torch.autocast("cpu", torch.bfloat16, enabled=bool(run.bf16)):
+        model.get_decoder()(**batch, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["base", "short", "adapted", "pairs"])
+def test_activations_are_what_the_backward_pass_keeps(kind: str, bf16: bool, attention: str) -> None:
+    kinds: dict[str, Run] = {
+        "base": TINY,
+        "short": replace(TUNED, max_length=64),
+        "adapted": ADAPTED,
+        "pairs": PREFERENCE_PRESETS["quickstart"],
+    }
+    run = replace(kinds[kind], bf16=bf16, attn_implementation=attention)
+    more = kept_for_backward(run, rows=4) - kept_for_backward(run, rows=2)
+    estimated = memory(run, TINY_NETWORK, MACHINE, 2, 1).activations
+    assert estimated == pytest.approx(more, rel=0.05)
+
+
+def test_checkpointing_keeps_a_layers_input_and_recomputes_one_layer() -> None:
+    run = replace(TINY, gradient_checkpointing=True)
+    whole, checkpointed = (memory(each, network(each), MACHINE, 4, 1).activations for each in (TINY, run))
+    kept = kept_for_backward(run, rows=4)
+    one_layer = memory(replace(TINY, num_hidden_layers=1), network(replace(TINY, num_hidden_layers=1)), MACHINE, 4, 1)
+    assert kept < checkpointed < kept + one_layer.activations < whole
+
+
+def test_sharding_divides_and_replicas_do_not() -> None:
+    config = network(PRESETS["fgpt-712m"])
+    alone, replicated, sharded = (
+        memory(replace(PRESETS["fgpt-712m"], fsdp=fsdp), config, known_machine("h100", processes), 1, 1)
+        for fsdp, processes in ((False, 1), (False, 8), (True, 8))
+    )
+    assert replicated.optimizer == alone.optimizer == pytest.approx(8 * sharded.optimizer, abs=8)
+    assert replicated.gradients == 2 * alone.gradients  # with DDP's buckets
+    assert sharded.fixed < alone.fixed / 2
+
+
+def test_sharded_gradients_are_whole_until_the_last_micro_batch() -> None:
+    run, config = replace(PRESETS["fgpt-712m"], fsdp=True), network(PRESETS["fgpt-712m"])
+    need = memory(run, config, known_machine("h100", processes=8), rows=1, micro_batches=2)
+    assert need.gradients == pytest.approx(4 * parameters(config).total * (1 + 1 / 8))
+
+
+def test_the_micro_batch_is_the_largest_power_of_two_that_fits_and_divides_the_step() -> None:
+    run = replace(TINY, per_device_train_batch_size=16, gradient_accumulation_steps=6)
+    config = network(run)
+
+    def largest(gigabytes: float) -> int | None:
+        return largest_micro_batch(run, config, MACHINE._replace(memory_bytes=int(gigabytes * 1e9)))
+
+    assert largest(1000) == 32  # of 96 rows
+    for rows in (1, 2, 4, 8, 16):
+        need = memory(run, config, MACHINE, rows, 96 // rows).total / estimate.USABLE_SHARE / 1e9
+        assert largest(need * 1.0001) == rows
+    assert largest(0.001) is None
+
+
+def test_rows_of_a_step_are_each_devices_or_all_devices_together() -> None:
+    run = replace(TINY, per_device_train_batch_size=16, gradient_accumulation_steps=4)
+    eight = MACHINE._replace(processes=8)
+    assert rows_on_device(run, eight) == 64
+    assert rows_on_device(replace(run, auto_find_batch_size=True), eight) == 8
+    with pytest.raises(ValueError, match="64 rows a step do not divide among 3 processes"):
+        rows_on_device(replace(run, auto_find_batch_size=True), eight._replace(processes=3))
+
+
+def test_a_remedy_fits() -> None:
+    run, config = PRESETS["fgpt-712m"], network(PRESETS["fgpt-712m"])
+    ten_gigabytes = known_machine("l4")._replace(memory_bytes=10**10)
+    assert largest_micro_batch(run, config, ten_gigabytes) is None
+    found = remedies(run, config, ten_gigabytes)
+    assert "--preset fgpt-355m" in found and any("--fsdp on" in remedy for remedy in found)
+    smaller = PRESETS["fgpt-355m"]
+    assert largest_micro_batch(smaller, network(smaller), ten_gigabytes)
+
+
+def test_autocasts_copies_of_frozen_weights_stay_only_for_a_backward_pass_that_keeps_them() -> None:
+    run = replace(ADAPTED, bf16=True)
+    config, counts = TINY_NETWORK, parameters(TINY_NETWORK)
+    checkpointed = replace(run, gradient_checkpointing=True)
+    whole, one = (memory(each, config, MACHINE, 1, 1).weights for each in (run, checkpointed))
+    assert whole - one == 2 * counts.matrices * 2 // 3  # two layers of three, two bytes each
+    kept = kept_for_backward(run, rows=2) - memory(run, config, MACHINE, 2, 1).activations
+    assert kept == pytest.approx(whole - memory(ADAPTED, config, MACHINE, 1, 1).weights, rel=0.05)
+
+
+def test_remedies_of_a_tuning_run_fit_and_leave_the_model_as_large_as_it_is() -> None:
+    config = network(PRESETS["fgpt-712m"])
+    run, small = INSTRUCT_PRESETS["fgpt-712m"], known_machine("l4")._replace(memory_bytes=10**10)
+    assert largest_micro_batch(run, config, small) is None
+    assert remedies(run, config, small) == ["--fsdp on 8 such devices", "--use_peft"]
+    assert largest_micro_batch(replace(run, use_peft=True), config, small)
+
+
+def test_remedies_of_a_run_with_an_adapter_do_not_share_it() -> None:
+    config = network(PRESETS["fgpt-712m"])
+    run = replace(PREFERENCE_PRESETS["fgpt-712m"], use_peft=True)
+    need = memory(run, config, known_machine("l4"), 1, 2).total
+    small = known_machine("l4")._replace(memory_bytes=need)
+    assert remedies(run, config, small) == ["--gradient_checkpointing", "--max_length 512"]
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40gb"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A10G", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(driver_name: str, name: str | None) -> None:
+    assert named_gpu(driver_name) == (GPUS[name] if name else None)
+
+
+def test_utilisation_is_a_share_of_all_peaks_and_unknown_on_a_cpu() -> None:
+    config = network(PRESETS["fgpt-712m"])
+    tokens_per_second = 0.5 * 8 * 989e12 / flops_per_token(PRESETS["fgpt-712m"], config)
+    assert mfu(PRESETS["fgpt-712m"], config, tokens_per_second, known_machine("h100", processes=8)) == pytest.approx(
+        0.5
+    )
+    assert mfu(PRESETS["fgpt-712m"], config, tokens_per_second, this_machine(torch.device("cpu"))) is None

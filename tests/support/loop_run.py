@@ -1,0 +1,140 @@
+"""A run of the training loop on invented rows, for tests that need it in processes of its own.
+
+`python tests/loop_run.py --any_run_flag …`: the flags of `TinyRun`.
+"""
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.config.parser import command_line, parse_run
+from fgpt_hf.config.runs import Run, option
+from fgpt_hf.data.batches import IGNORED, ShuffledRows
+from fgpt_hf.evaluation.checks import validation_loss
+from fgpt_hf.losses.objectives import LanguageModelObjective
+from fgpt_hf.runtime.distributed import start_accelerator
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
+from fgpt_hf.training.loop import Check, fit
+from fgpt_hf.training.run_folder import RunFolder
+
+
+@dataclass(kw_only=True)
+class TinyRun(Run):
+    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "dropout", "infinite_from", "unscored", "rows_that_fit")
+
+    dropout: float = option(0.0, "of the residuals")
+    infinite_from: int = option(0, "the first step whose loss is infinite, or 0")
+    infinite_steps: int = option(1, "how many of them there are")
+    unscored: int = option(0, "a step whose labels are all ignored, or 0")
+    rows_that_fit: int = option(0, "larger micro-batches are too much for the memory, or 0")
+    validation_rows: int = option(8, "which the checks share among the processes, four at a time")
+
+
+TINY = TinyRun(
+    preset="tiny",
+    max_steps=8,
+    per_device_train_batch_size=8,
+    gradient_accumulation_steps=1,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    bf16=False,
+    logging_steps=1,
+    eval_steps=4,
+    save_steps=3,
+)
+
+
+def ragged_rows(count: int = 40, length: int = 16) -> np.ndarray:
+    """Rows of one or two documents of every length, padded: no two have equally many scored tokens."""
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 90, (count, length)).astype(np.uint16)
+    rows[:, 0] = END_OF_TEXT_ID
+    for row in rows:
+        row[random.integers(1, length)] = END_OF_TEXT_ID
+        row[random.integers(2, length + 1) :] = PAD_ID
+    return rows
+
+
+class FaultyRows(ShuffledRows):
+    """Rows of which those of one step are not scored."""
+
+    unscored = 0
+
+    def take(self, count: int) -> dict[str, torch.Tensor]:
+        step = self.position // TINY.per_device_train_batch_size + 1
+        batch = super().take(count)
+        return batch | {"labels": torch.full_like(batch["labels"], IGNORED)} if step == self.unscored else batch
+
+
+class FaultyObjective(LanguageModelObjective):
+    """The loss of a language model, which some steps make infinite and large micro-batches too much for the memory."""
+
+    infinite: range = range(0)
+    rows_that_fit = 0
+    step = 0
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if 0 < self.rows_that_fit < len(batch["labels"]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+        self.step += 1
+        return super().forward(batch) * (float("inf") if self.step in self.infinite else 1.0)
+
+
+def main(arguments: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    run = parse_run(TinyRun, {"tiny": TINY}, ["--preset=tiny", *arguments])
+    accelerator = start_accelerator(run)
+    folder = RunFolder(run, accelerator.process_index)
+    with folder.opened():
+        model = FGPTForCausalLM(
+            FGPTConfig(
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                residual_dropout=run.dropout,
+            )
+        )
+        objective = FaultyObjective(model)
+        objective.infinite = range(run.infinite_from, run.infinite_from + run.infinite_steps)
+        objective.rows_that_fit = run.rows_that_fit
+        rows = FaultyRows(ragged_rows(), run.seed, accelerator.process_index, accelerator.num_processes)
+        rows.unscored = run.unscored
+        lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
+
+        def check(step: int) -> dict[str, float]:
+            return validation_loss(accelerator, model, ragged_rows(run.validation_rows), lengths, batch_size=4)
+
+        fit(accelerator, run, folder, objective, build_tokenizer(), rows, [Check(run.eval_steps, check)])
+
+
+def in_child(
+    main: Callable[[Sequence[str]], None],
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    output: Path,
+    errors: Path,
+    file_size_limit: int | None,
+) -> None:
+    """A script's `main` in a process that is forked for it, with what it prints in two files."""
+    os.environ.update(environment)
+    for descriptor, path in ((1, output), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    if file_size_limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    sys.argv = [__file__, *arguments]
+    command_line(main)
+
+
+if __name__ == "__main__":
+    command_line(main)

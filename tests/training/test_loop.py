@@ -1,0 +1,428 @@
+"""The loop's promises: one trajectory however a step is divided, exact resume, faults survived."""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.files import integrity_error, read_lines
+from fgpt_hf.losses.objectives import LanguageModelObjective
+from fgpt_hf.runtime.distributed import examine
+from fgpt_hf.runtime.hardware import supports_bf16
+from fgpt_hf.training.checkpoints import checkpoints
+from tests.support import loop_run
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("FGPT_TEST_KILLS", "20"))
+
+
+SERVER = multiprocessing.get_context("forkserver")  # it imports once, so that a run starts at once
+SERVER.set_forkserver_preload(["tests.support.loop_run", "train_instruct"])
+
+
+class Launched:
+    """A run in one or several processes, as a launcher would start them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: object,
+        processes: int = 1,
+        port: int | None = None,
+        file_size_limit: int | None = None,
+        main: Callable[[Sequence[str]], None] = loop_run.main,
+    ) -> None:
+        self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
+        arguments = [f"--output_dir={folder}", *map(str, flags)]
+        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+        self.processes = []
+        for rank in range(processes):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **group} if processes > 1 else {}
+            child = (main, arguments, place, self.logs / f"{rank}.out", self.logs / f"{rank}.err", file_size_limit)
+            process = SERVER.Process(target=loop_run.in_child, args=child, daemon=True)
+            process.start()
+            self.processes.append(process)
+
+    def wait(self) -> "Launched":
+        for process in self.processes:
+            process.join(timeout=240)
+        return self
+
+    @property
+    def exit_codes(self) -> list[int | None]:
+        return [process.exitcode for process in self.processes]
+
+    @property
+    def output(self) -> str:
+        return (self.logs / "0.out").read_text()
+
+    @property
+    def errors(self) -> str:
+        return (self.logs / "0.err").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def succeed(folder: Path, *flags: object, processes: int = 1) -> str:
+    done = Launched(folder, *flags, processes=processes).wait()
+    assert done.exit_codes == [0] * processes, done.errors
+    return done.output
+
+
+def refusal(folder: Path, *flags: object) -> str:
+    done = Launched(folder, *flags).wait()
+    assert done.exit_codes == [2], done.errors
+    (line,) = done.errors.strip().splitlines()
+    return line
+
+
+def trajectory(folder: Path) -> list[tuple[int, float | None, float | None]]:
+    lines = read_lines(folder / "metrics.jsonl")
+    return [(line["step"], line.get("loss"), line.get("eval_loss")) for line in lines]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert trajectory(one) == trajectory(other)
+    assert weights(one).keys() == weights(other).keys()
+    assert all(torch.equal(weights(one)[name], weights(other)[name]) for name in weights(one))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    succeed(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_with_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "dropout"
+    succeed(folder, "--dropout=0.1")
+    return folder
+
+
+def test_a_run_learns_and_leaves_all_that_it_promises(whole: Path) -> None:
+    assert losses(whole)[-1] < losses(whole)[0] - 0.5
+    assert [path.name for path in checkpoints(whole / "checkpoints")] == [f"step_0000000{step}" for step in (8, 6, 3)]
+    lines = read_lines(whole / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(9))
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, 8]
+    assert {"tokens", "seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= lines[-1].keys()
+    assert all(isinstance(value, (int, float)) for line in lines for value in line.values())
+    assert {path.name for path in (whole / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+DIVISIONS = {
+    "micro-batches": (1, ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=4"]),
+    "processes": (2, ["--per_device_train_batch_size=4"]),
+    "sharded": (2, ["--per_device_train_batch_size=4", "--fsdp"]),
+    "sharded micro-batches": (
+        2,
+        ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=2", "--fsdp"],
+    ),
+}
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_one_trajectory_however_a_step_is_divided(whole: Path, tmp_path: Path, division: str) -> None:
+    processes, flags = DIVISIONS[division]
+    succeed(tmp_path / "run", *flags, processes=processes)
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=3e-5)
+
+
+def test_a_check_with_more_batches_on_one_process_than_on_another_ends(tmp_path: Path) -> None:
+    """Where weights are sharded, each forward pass would wait for the other process."""
+    succeed(tmp_path / "one", "--validation_rows=9", "--max_steps=4")
+    flags = ["--validation_rows=9", "--max_steps=4", "--per_device_train_batch_size=4", "--fsdp"]
+    succeed(tmp_path / "two", *flags, processes=2)
+    expected = [line["eval_loss"] for line in read_lines(tmp_path / "one" / "metrics.jsonl") if "eval_loss" in line]
+    validation = [line["eval_loss"] for line in read_lines(tmp_path / "two" / "metrics.jsonl") if "eval_loss" in line]
+    assert len(validation) == 2 and validation == pytest.approx(expected, rel=3e-5)
+
+
+def test_checks_leave_the_compiler_to_training() -> None:
+    """They see many shapes, of which it takes a few and then gives up."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable:
+        compiled.append(graph)
+        return graph.forward
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    objective = LanguageModelObjective(FGPTForCausalLM(FGPTConfig(vocab_size=64, **shape)))
+    decoder = objective.model.get_decoder()
+    decoder.compile(backend=backend)
+
+    def check() -> None:
+        for length in range(2, 14):
+            decoder(torch.ones(1, length, dtype=torch.int64), use_cache=False)
+
+    examine(objective, check)
+    assert not compiled
+    decoder(torch.ones(2, 16, dtype=torch.int64), use_cache=False)
+    assert compiled
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7])
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
+    whole_with_dropout: Path, tmp_path: Path, step: int
+) -> None:
+    folder = tmp_path / "run"
+    succeed(folder, "--dropout=0.1", f"--save_steps={step}", "--save_total_limit=9")
+    succeed(folder, "--dropout=0.1", f"--resume_from_checkpoint={folder}/checkpoints/step_{step:08d}")
+    assert_equal_runs(folder, whole_with_dropout)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+def test_two_processes_resume_exactly(tmp_path: Path, sharded: bool) -> None:
+    flags = ["--dropout=0.1", "--per_device_train_batch_size=4", f"--fsdp={sharded}"]
+    folder = tmp_path / "run"
+    succeed(folder, *flags, processes=2)
+    expected = trajectory(folder), weights(folder)
+    succeed(folder, *flags, f"--resume_from_checkpoint={folder}/checkpoints/step_00000003", processes=2)
+    assert trajectory(folder) == expected[0]
+    assert all(torch.equal(weight, expected[1][name]) for name, weight in weights(folder).items())
+
+
+def test_a_run_goes_on_with_another_number_of_processes(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    succeed(folder, "--per_device_train_batch_size=4", processes=2)
+    output = succeed(folder, f"--resume_from_checkpoint={folder}/checkpoints/step_00000003")
+    assert "written by 2 processes and goes on with 1" in output
+    assert losses(folder) == pytest.approx(losses(whole), rel=3e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_lets_the_step_end_saves_and_leaves(tmp_path: Path, number: signal.Signals, processes: int) -> None:
+    folder = tmp_path / "run"
+    endless = ["--max_steps=100000", "--save_steps=100000", "--eval_steps=100000"]
+    launched = Launched(folder, *endless, processes=processes)
+    wait_for_step(folder, 3)
+    os.kill(launched.processes[-1].pid, number)
+    assert launched.wait().exit_codes == [0] * processes
+    assert "go on with --resume_from_checkpoint latest" in launched.output
+    (checkpoint,) = checkpoints(folder / "checkpoints")
+    assert trajectory(folder)[-1][0] == int(checkpoint.name[5:])
+    assert not (folder / "model").exists()
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(line["step"] >= step for line in read_lines(folder / "metrics.jsonl")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{folder} did not come to step {step}")
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
+    """Killed while it starts, trains, saves and rotates: what the run leaves in the end is bit-equal."""
+    flags = ["--dropout=0.1", "--max_steps=40", "--save_steps=1", "--save_total_limit=2", "--eval_steps=10"]
+    succeed(tmp_path / "expected", *flags)
+    chance = random.Random(0)
+    folder = tmp_path / "killed"
+    kills = 0
+    while kills < KILLS:
+        resume = "--resume_from_checkpoint=latest" if checkpoints(folder / "checkpoints") else "--overwrite_output_dir"
+        launched = Launched(folder, *flags, resume)
+        time.sleep(chance.uniform(0.3, 1.2))
+        launched.processes[0].kill()
+        finished = launched.wait().exit_codes == [0]
+        kills += not finished
+        if finished:
+            assert_equal_runs(folder, tmp_path / "expected")
+            folder = tmp_path / f"killed after {kills}"
+    if folder.exists() and checkpoints(folder / "checkpoints"):
+        succeed(folder, *flags, "--resume_from_checkpoint=latest")
+        assert_equal_runs(folder, tmp_path / "expected")
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path) -> None:
+    output = succeed(tmp_path / "run", "--infinite_from=4", "--infinite_steps=2")
+    assert "step 4 is skipped: its gradient is not finite" in output
+    assert [line["skipped_steps"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")[1:]] == [
+        0,
+        0,
+        0,
+        1,
+        2,
+        2,
+        2,
+        2,
+    ]
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+
+
+def test_too_many_such_steps_stop_the_run_with_its_checkpoints(tmp_path: Path) -> None:
+    flags = ["--infinite_from=5", "--infinite_steps=9", "--max_bad_steps=3"]
+    launched = Launched(tmp_path / "run", *flags).wait()
+    assert launched.exit_codes == [2]
+    assert "no step of the last 3 could be used" in launched.errors.splitlines()[-1]
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000006", "step_00000003"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_step_without_a_scored_token_is_skipped_and_said(tmp_path: Path) -> None:
+    output = succeed(tmp_path / "run", "--unscored=4")
+    assert "step 4 is skipped: no token of it is scored" in output
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[4]["loss"] == 0
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] - 0.5
+
+
+@pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--attn_implementation=eager", "--torch_compile"])
+def test_how_the_network_is_computed_does_not_change_what_it_learns(whole: Path, tmp_path: Path, flag: str) -> None:
+    succeed(tmp_path / "run", flag)
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=3e-5)
+
+
+def test_bfloat16_learns_as_float32_does(whole: Path, tmp_path: Path) -> None:
+    if not supports_bf16(torch.device("cpu")):
+        assert "has no bfloat16 arithmetic" in refusal(tmp_path / "run", "--bf16")
+        return
+    succeed(tmp_path / "run", "--bf16")
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=0.01)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path) -> None:
+    """The limit on the size of a file is what a process can be given in place of a full disk."""
+    folder = tmp_path / "run"
+    succeed(folder, "--max_steps=4")
+    largest = (folder / "checkpoints" / "step_00000004" / "training.pt").stat().st_size
+    launched = Launched(folder, "--resume_from_checkpoint=latest", "--max_steps=8", file_size_limit=largest // 2).wait()
+    assert "no checkpoint of step 6, the earlier ones are whole" in launched.output
+    assert launched.exit_codes == [2]
+    assert "could not write" in launched.errors.splitlines()[-1]
+    assert [integrity_error(path) for path in checkpoints(folder / "checkpoints")] == [None, None]
+    assert not list(folder.rglob("*.partial"))
+    succeed(folder, "--resume_from_checkpoint=latest")
+    assert trajectory(folder)[-1][0] == 8
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    if find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    assert "report_to=wandb is not installed: pip install wandb" in refusal(tmp_path / "run", "--report_to=wandb")
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    succeed(folder)
+    content = (folder / "checkpoints" / "step_00000008" / "training.pt").read_bytes()
+    (folder / "checkpoints" / "step_00000008" / "training.pt").write_bytes(content[:-1])
+    (folder / "checkpoints" / "step_00000006" / "model.safetensors").unlink()
+    output = succeed(folder, "--resume_from_checkpoint=latest")
+    assert "step_00000008: training.pt is damaged" in output
+    assert "step_00000006: model.safetensors is missing" in output
+    assert_equal_runs(folder, whole)
+
+
+def test_a_named_checkpoint_that_is_broken_is_refused(tmp_path: Path) -> None:
+    succeed(tmp_path / "run")
+    answer = refusal(tmp_path / "run", "--resume_from_checkpoint=nowhere")
+    assert "nowhere: manifest.json is missing" in answer and "'latest'" in answer
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
+    before = trajectory(whole)
+    answer = refusal(whole)
+    assert "--resume_from_checkpoint latest" in answer and "--overwrite_output_dir" in answer
+    assert trajectory(whole) == before
+
+
+def test_a_run_that_was_another_is_not_resumed(whole: Path) -> None:
+    assert "seed=1337, which cannot go on with seed=5" in refusal(whole, "--resume_from_checkpoint=latest", "--seed=5")
+
+
+def test_nothing_to_resume_from_is_said(tmp_path: Path) -> None:
+    assert "holds no run to resume" in refusal(tmp_path / "run", "--resume_from_checkpoint=latest")
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
+    launched = Launched(tmp_path / "run", "--max_steps=100000")
+    try:
+        wait_for_step(tmp_path / "run", 1)
+        assert "is being written to by another run" in refusal(tmp_path / "run", "--overwrite_output_dir")
+    finally:
+        launched.processes[0].kill()
+
+
+def test_a_precision_that_the_device_lacks_is_refused(tmp_path: Path) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("this device may have it")
+    assert "fp16=true needs a CUDA GPU" in refusal(tmp_path / "run", "--fp16")
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        launched = Launched(tmp_path / "run", processes=2, port=port)
+        launched.processes[0].join(timeout=120)
+        launched.processes[1].kill()
+    assert launched.processes[0].exitcode == 2
+    assert f"cannot meet at 127.0.0.1:{port}: is the port in use?" in launched.errors.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_when_a_process_dies_torchrun_ends_the_others(tmp_path: Path) -> None:
+    script = [str(ROOT / "tests" / "loop_run.py"), f"--output_dir={tmp_path / 'run'}", "--max_steps=100000"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*launcher, *script], env=environment, stderr=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "run", 2)
+    workers = psutil.Process(process.pid).children()
+    workers[1].kill()
+    assert process.wait(timeout=60) != 0
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_a_step_too_large_for_the_memory_is_taken_in_smaller_micro_batches(tmp_path: Path) -> None:
+    succeed(tmp_path / "expected", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4")
+    output = succeed(tmp_path / "run", "--rows_that_fit=3")
+    assert "out of memory with micro-batches of 8 rows: from here on they have 4, 2 a step" in output
+    assert "out of memory with micro-batches of 4 rows: from here on they have 2, 4 a step" in output
+    assert_equal_runs(tmp_path / "run", tmp_path / "expected")
+    record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (2, 4)
+
+
+def test_a_micro_batch_of_an_odd_number_of_rows_is_divided_evenly(tmp_path: Path) -> None:
+    assert "they have 3, 3 a step" in succeed(tmp_path / "run", "--per_device_train_batch_size=9", "--rows_that_fit=4")
+
+
+def test_several_processes_are_told_which_micro_batch_to_try(tmp_path: Path) -> None:
+    flags = ["--per_device_train_batch_size=4", "--rows_that_fit=2"]
+    done = Launched(tmp_path / "run", *flags, processes=2).wait()
+    assert done.exit_codes == [2, 2]
+    assert "try --per_device_train_batch_size 2 --gradient_accumulation_steps 2" in done.errors

@@ -1,0 +1,133 @@
+"""Every parameter has its optimizer, and every schedule its shape."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.training.optim import (
+    SCHEDULES,
+    Muon,
+    build_optimizer,
+    describe_groups,
+    learning_rate_factor,
+    parameter_groups,
+)
+
+RUN = PRESETS["quickstart"]
+
+
+@pytest.fixture
+def model() -> FGPTForCausalLM:
+    torch.manual_seed(0)
+    return FGPTForCausalLM(
+        FGPTConfig(
+            vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16
+        )
+    )
+
+
+def test_every_parameter_is_in_one_group(model: FGPTForCausalLM) -> None:
+    names = [name for _, members in parameter_groups(model) for name, _ in members]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_only_matrices_decay_and_only_those_inside_the_layers_are_moved_by_muon(model: FGPTForCausalLM) -> None:
+    for rule, members in parameter_groups(model):
+        for name, parameter in members:
+            assert rule.decays == (parameter.ndim == 2), name
+            assert (rule.optimizer == "muon") == (parameter.ndim == 2 and ".layers." in name), name
+
+
+def test_the_groups_can_be_printed(model: FGPTForCausalLM) -> None:
+    lines = describe_groups(model, "muon").splitlines()
+    assert [line.split()[0] for line in lines] == ["adamw", "adamw", "muon"]
+    assert sum(int(line.split()[2].replace(",", "")) for line in lines) == model.num_parameters()
+    assert "muon" not in describe_groups(model, "adamw")
+
+
+def test_a_frozen_parameter_is_left_out_and_an_unknown_one_is_named(model: FGPTForCausalLM) -> None:
+    model.get_input_embeddings().requires_grad_(False)
+    assert "model.embed_tokens.weight" not in [name for _, members in parameter_groups(model) for name, _ in members]
+    model.extra = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="no optimizer rule matches the parameter extra"):
+        parameter_groups(model)
+
+
+@pytest.mark.parametrize("optim", ["muon", "adamw"])
+def test_decay_and_rate_reach_the_optimizers(model: FGPTForCausalLM, optim: str) -> None:
+    optimizer = build_optimizer(model, replace(RUN, optim=optim))
+    optimizer.set_learning_rate(0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, RUN.weight_decay}
+    assert len(optimizer.optimizers) == (2 if optim == "muon" else 1)
+
+
+def test_muons_updates_are_as_large_as_adamws(model: FGPTForCausalLM) -> None:
+    """Liu et al. 2025: so one learning rate serves both."""
+    sizes = {}
+    for optim in ("muon", "adamw"):
+        optimizer = build_optimizer(model, replace(RUN, optim=optim, weight_decay=0.0))
+        weight = model.model.layers[0].mlp.up_proj.weight
+        before = weight.detach().clone()
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        sizes[optim] = (weight.detach() - before).square().mean().sqrt().item()
+    assert 0.1 < sizes["muon"] / sizes["adamw"] < 1.0
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_muon_is_torchs_and_multiplies_what_the_hardware_does(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that the hardware only emulates take a hundred times as long."""
+    monkeypatch.setattr("fgpt_hf.training.optim.supports_bf16", lambda device: has_bf16)
+    torch.manual_seed(0)
+    start, gradient = torch.randn(24, 16), torch.randn(24, 16)
+    moved = []
+    for optimizer_class in (torch.optim.Muon, Muon):
+        weight = nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        optimizer = optimizer_class([weight], lr=1.0, adjust_lr_fn="match_rms_adamw")
+        with TypesOfProducts() as types:
+            optimizer.step()
+        moved.append(weight.detach() - start)
+    assert types.seen == {torch.bfloat16 if has_bf16 else torch.float32}
+    torch.testing.assert_close(*moved, rtol=0, atol=0 if has_bf16 else 0.02)
+
+
+class TypesOfProducts(TorchDispatchMode):
+    """Notes of which types the matrices are that are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_warms_up_to_its_peak_and_never_exceeds_it(kind: str) -> None:
+    factors = [learning_rate_factor(kind, step, 100, 10, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert max(factors) == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_the_schedules_end_where_they_say() -> None:
+    last = {kind: learning_rate_factor(kind, 100, 100, 10, 0.1) for kind in SCHEDULES}
+    assert last == pytest.approx({"cosine": 0.1, "linear": 0.0, "warmup_stable_decay": 0.1, "constant": 1.0})
+    assert learning_rate_factor("cosine", 55, 100, 10, 0.1) == pytest.approx(0.55)
+    assert learning_rate_factor("warmup_stable_decay", 81, 100, 10, 0.1) == 1.0
+
+
+def test_a_warm_up_as_long_as_the_run_is_a_warm_up() -> None:
+    assert [learning_rate_factor("cosine", step, 4, 8) for step in range(4)] == [0.125, 0.25, 0.375, 0.5]
