@@ -7,6 +7,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.encoding import context_length
 
 LONGEST_REPLY = 512  # tokens, or half the context where that is less
@@ -56,7 +57,7 @@ class ChatSession:
         max_new_tokens: of a reply; the room that is kept for it. By default `LONGEST_REPLY` or half the context.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or a reply could be as long as the context.
+        UserError: the tokenizer has no chat template, or a reply could be as long as the context.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ChatSession:
         system: str | None = None,
     ) -> None:
         if tokenizer.chat_template is None:
-            raise ValueError(
+            raise UserError(
                 f"{model.name_or_path} has no chat template, so nothing tells it who speaks: choose a model that was "
                 "trained to answer"
             )
@@ -76,7 +77,7 @@ class ChatSession:
         self.context = context_length(model, tokenizer)
         self.max_new_tokens = max_new_tokens or min(LONGEST_REPLY, self.context // 2)
         if self.max_new_tokens >= self.context:
-            raise ValueError(
+            raise UserError(
                 f"max_new_tokens={max_new_tokens} leaves no room for a message: the model reads {self.context} tokens"
             )
         self.turns: list[Turn] = []
@@ -95,7 +96,7 @@ class ChatSession:
         """Reply to a message, word by word as it comes, and remember both. KeyboardInterrupt stops the reply.
 
         Raises:
-            ValueError: the message alone fills the context, or the chat template refuses it; it is not remembered.
+            UserError: the message alone fills the context, or the chat template refuses it; it is not remembered.
         """
         dropped_before = self._dropped
         input_ids = self._prompt(message)
@@ -132,7 +133,7 @@ class ChatSession:
         ids = ids_without(dropped)
         if len(ids) >= self.context:
             whole = "the message with the system prompt" if self.system else "the message"
-            raise ValueError(f"{whole} has {len(ids)} tokens, and the model reads {self.context}: make it shorter")
+            raise UserError(f"{whole} has {len(ids)} tokens, and the model reads {self.context}: make it shorter")
         self._dropped += dropped
         return torch.tensor([ids], device=self.model.device)
 
@@ -142,7 +143,7 @@ class ChatSession:
                 messages, add_generation_prompt=True, sanitize_control_tokens=True
             )
         except TemplateError as error:
-            raise ValueError(f"the chat template refuses the messages: {error}") from error
+            raise UserError(f"the chat template refuses the messages: {error}") from error
         return encoded["input_ids"]
 
 

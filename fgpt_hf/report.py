@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_lines
 
 Lines = Sequence[Mapping[str, Any]]
@@ -59,7 +60,7 @@ def report(folder: Path) -> str:
     """Draw a run's figures into `figures/`, and tell what came of it.
 
     Raises:
-        ValueError: the folder is no run's, or nothing has been measured in it yet.
+        UserError: the folder is no run's, or nothing has been measured in it yet.
     """
     metrics = _metrics(folder)
     draw(metrics, folder / "figures")
@@ -230,10 +231,10 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
             if inside
             else "that is what a training script writes to output_dir"
         )
-        raise ValueError(f"{folder} is no run, since it has no run.yaml: {hint}")
+        raise UserError(f"{folder} is no run, since it has no run.yaml: {hint}")
     metrics = _lines(folder / "metrics.jsonl")
     if not metrics:
-        raise ValueError(f"{folder / 'metrics.jsonl'} has no line yet: the run's first step has not been reached")
+        raise UserError(f"{folder / 'metrics.jsonl'} has no line yet: the run's first step has not been reached")
     return metrics
 
 
@@ -241,4 +242,4 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         return read_lines(path)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: a line is not JSON ({error})") from error
+        raise UserError(f"{path} is damaged: a line is not JSON ({error})") from error

@@ -9,6 +9,8 @@ from typing import TypeVar
 import pyarrow
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
+from fgpt_hf.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -34,7 +36,7 @@ class RetryPolicy:
         """Wait for the error to pass.
 
         Raises:
-            ValueError: it will not pass by itself, or there were too many in a row.
+            UserError: it will not pass by itself, or there were too many in a row.
         """
         self.failures += 1
         most_failures = min(self.most_failures, MOST_DAMAGED) if _is_damage(error) else self.most_failures
@@ -67,10 +69,10 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, (OSError, HTTPError, pyarrow.ArrowInvalid))
 
 
-def unreadable(what: str, error: Exception) -> ValueError:
+def unreadable(what: str, error: Exception) -> UserError:
     """The error to raise when `what` cannot be read, now or ever."""
     damage = "; it may be damaged or cut short" if _is_damage(error) else ""
-    return ValueError(f"{what} cannot be read{damage}: {_first_line(error)}")
+    return UserError(f"{what} cannot be read{damage}: {_first_line(error)}")
 
 
 def _is_damage(error: Exception) -> bool:

@@ -1,0 +1,1 @@
+"""Run the commands: `fgpt …` and the three training scripts."""

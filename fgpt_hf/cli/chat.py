@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgpt_hf.config.runs import require_amounts
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import model_folder
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def chat(options: Namespace) -> None:
     """Talk in a terminal, or answer one message on stdout.
 
     Raises:
-        ValueError: no such model, one without a chat template, an option that cannot be, or nothing to answer.
+        UserError: no such model, one without a chat template, an option that cannot be, or nothing to answer.
     """
     decoding = _decoding(options)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the terminal is left as it was
@@ -72,10 +73,10 @@ def _decoding(options: Namespace) -> dict[str, Any]:
         may_be_zero=("top_k", "seed"),
     )
     if options.top_p is not None and options.top_p > 1:
-        raise ValueError(f"top_p={options.top_p} must be a share, such as 0.9")
+        raise UserError(f"top_p={options.top_p} must be a share, such as 0.9")
     given = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
     if options.greedy and given:
-        raise ValueError(f"greedy excludes {' and '.join(given)}, since nothing is drawn")
+        raise UserError(f"greedy excludes {' and '.join(given)}, since nothing is drawn")
     if options.repetition_penalty is not None:
         given["repetition_penalty"] = options.repetition_penalty
     return {"do_sample": not options.greedy} | given
@@ -145,7 +146,7 @@ def _oldest(turns: int) -> str:
 def _command(dialogue: "ChatSession", line: str) -> None:
     name, _, argument = line.partition(" ")
     if name not in ACTIONS:
-        raise ValueError(f"there is no {name}: /help lists what there is")
+        raise UserError(f"there is no {name}: /help lists what there is")
     ACTIONS[name](dialogue, argument.strip())
 
 
@@ -161,12 +162,12 @@ def _system(dialogue: "ChatSession", argument: str) -> None:
 
 def _save(dialogue: "ChatSession", argument: str) -> None:
     if not argument or not dialogue.turns:
-        raise ValueError("/save FILE needs a name" if dialogue.turns else "nothing has been said yet")
+        raise UserError("/save FILE needs a name" if dialogue.turns else "nothing has been said yet")
     try:
         with Path(argument).expanduser().open("x", encoding="utf-8") as file:
             file.write(json.dumps({"messages": dialogue.messages}, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise ValueError(f"not saved: {error}") from error
+        raise UserError(f"not saved: {error}") from error
     _say(f"(saved: {argument})")
 
 
@@ -181,7 +182,7 @@ ACTIONS: Mapping[str, Callable[["ChatSession", str], None]] = {
 def _piped() -> str:
     message = sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else ""
     if not message.strip():
-        raise ValueError('nothing to answer: give a message, fgpt chat MODEL "What is …?", or pipe one in')
+        raise UserError('nothing to answer: give a message, fgpt chat MODEL "What is …?", or pipe one in')
     return message.strip()
 
 

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import model_name
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def evaluate(options: Namespace) -> None:
     """Evaluate each model on each task, print a table, and write what was asked for; also under `torchrun`.
 
     Raises:
-        ValueError: an unknown model or task, or examples that cannot be scored.
+        UserError: an unknown model or task, or examples that cannot be scored.
     """
     options.models = [model_name(name) for name in options.models]
     names = _checked(options)
@@ -92,18 +93,18 @@ def _report(runs: dict[str, list["TaskResult"]], options: Namespace, settings: d
 
 
 def _checked(options: Namespace) -> list[str]:
-    """The names of the tasks; ValueError for options that cannot be."""
+    """The names of the tasks; UserError for options that cannot be."""
     if len(options.models) > 2 or len(set(options.models)) < len(options.models):
-        raise ValueError(f"give one model, or two different ones to compare, not {' '.join(options.models)}")
+        raise UserError(f"give one model, or two different ones to compare, not {' '.join(options.models)}")
     for name in ("limit", "tokens_per_batch"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ValueError(f"--{name} {getattr(options, name)} must be above zero")
+            raise UserError(f"--{name} {getattr(options, name)} must be above zero")
     if options.out and options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a folder: name a file")
+        raise UserError(f"--out {options.out} is a folder: name a file")
     for name in options.models if options.update_card else ():
         if not Path(name).is_dir():
-            raise ValueError(f"--update_card: {name!r} is not a folder; download the model to write to its card")
+            raise UserError(f"--update_card: {name!r} is not a folder; download the model to write to its card")
     names = [name for given in options.tasks for name in given.split(",") if name]
     if not names:
-        raise ValueError("--tasks names none: try --tasks pydocs-choice")
+        raise UserError("--tasks names none: try --tasks pydocs-choice")
     return names

@@ -9,6 +9,7 @@ from fgpt_hf.cli.evaluate import add_evaluate
 from fgpt_hf.config.parser import Commands, command_line, flags, from_flags
 from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data.prepare import prepare_documents
+from fgpt_hf.errors import UserError
 from fgpt_hf.report import report
 from fgpt_hf.runtime.plan import estimate_command
 
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
     add_chat(commands)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise ValueError(f"unknown argument {unknown[0]!r}: fgpt {options.command} --help lists all of them")
+        raise UserError(f"unknown argument {unknown[0]!r}: fgpt {options.command} --help lists all of them")
     options.function(options)
 
 

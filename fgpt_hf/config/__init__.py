@@ -1,0 +1,1 @@
+"""Describe a run: typed fields, named presets, flags and YAML."""

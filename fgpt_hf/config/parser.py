@@ -13,6 +13,7 @@ import yaml
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from fgpt_hf.config.runs import Run, TextSource
+from fgpt_hf.errors import UserError
 
 SomeRun = TypeVar("SomeRun", bound=Run)
 Described = TypeVar("Described", bound=TextSource)
@@ -22,7 +23,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     """The run that a command line describes: a preset, changed by `--config FILE.yaml`, changed by the flags.
 
     Raises:
-        ValueError: one line that says what was given and what would work.
+        UserError: one line that says what was given and what would work.
     """
     first = _Parser(add_help=False)
     first.add_argument("--preset", default=kind.preset)
@@ -31,7 +32,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     arguments = [*(_flags_of(config) if config else ()), *arguments]  # of two equal flags the later one counts
     preset = first.parse_known_args(arguments)[0].preset
     if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
+        raise UserError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
 
     parser = _Parser(kind, parents=[first], conflict_handler="resolve")
     rows = parser._option_string_actions["--per_device_train_batch_size"]
@@ -41,7 +42,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
         arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
-        raise ValueError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
+        raise UserError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
     return run
 
 
@@ -70,7 +71,7 @@ def command_line(main: Callable[[Sequence[str]], None]) -> None:
 
 
 class Commands(ArgumentParser):
-    """A parser of subcommands, and each of theirs: raises ValueError for what argparse would print under its usage."""
+    """A parser of subcommands, and each of theirs: raises UserError for what argparse would print under its usage."""
 
     # The stub's overloads differ in what type of namespace comes back, and here it is always the same.
     def parse_known_args(  # type: ignore[override]
@@ -85,7 +86,7 @@ class Commands(ArgumentParser):
         return options, rest
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} ({self.prog} --help explains)")
+        raise UserError(f"{message} ({self.prog} --help explains)")
 
 
 class _Parser(HfArgumentParser):
@@ -98,7 +99,7 @@ class _Parser(HfArgumentParser):
                 action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 class _RowsOrAuto(Action):
@@ -119,13 +120,13 @@ def _rows_or_auto(text: str) -> int | None:
 
 def _flags_of(config: Path) -> list[str]:
     if not config.is_file():
-        raise ValueError(f"--config {config}: there is no such file")
+        raise UserError(f"--config {config}: there is no such file")
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {config} is not YAML: {error}") from error
+        raise UserError(f"--config {config} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"--config {config} must hold lines of 'name: value'")
+        raise UserError(f"--config {config} must hold lines of 'name: value'")
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 import yaml
 from transformers.hf_argparser import HfArg
 
+from fgpt_hf.errors import UserError
+
 Schedule = Literal["cosine", "linear", "warmup_stable_decay", "constant"]
 Optimizer = Literal["muon", "adamw"]
 PreferenceLoss = Literal["sigmoid", "ipo", "simpo"]
@@ -27,21 +29,21 @@ def option(default: Any, help: str) -> Any:
 
 
 def require_amounts(values: Mapping[str, Any], may_be_zero: Sequence[str] = ()) -> None:
-    """Raise ValueError for the first number that is not finite and above zero, or not zero where that has a meaning."""
+    """Raise UserError for the first number that is not finite and above zero, or not zero where that has a meaning."""
     for name, value in values.items():
         least = "zero or more" if name in may_be_zero else "above zero"
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if is_number and not math.isfinite(value):
-            raise ValueError(f"{name}={value} must be a finite number")
+            raise UserError(f"{name}={value} must be a finite number")
         if is_number and (value < 0 or (value == 0 and name not in may_be_zero)):
-            raise ValueError(f"{name}={value} must be {least}")
+            raise UserError(f"{name}={value} must be {least}")
 
 
 def require_fractions(values: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first of the values that are shares, by their names, that is not below 1."""
+    """Raise UserError for the first of the values that are shares, by their names, that is not below 1."""
     for name in FRACTIONS:
         if name in values and values[name] >= 1:
-            raise ValueError(f"{name}={values[name]} must be a share below 1")
+            raise UserError(f"{name}={values[name]} must be a share below 1")
 
 
 @dataclass(kw_only=True)
@@ -98,11 +100,11 @@ class Run:
         require_amounts(asdict(self), self.may_be_zero)
         require_fractions(asdict(self))
         if self.min_lr_ratio > 1:
-            raise ValueError(f"min_lr_ratio={self.min_lr_ratio} must be a share of the peak, 1 at most")
+            raise UserError(f"min_lr_ratio={self.min_lr_ratio} must be a share of the peak, 1 at most")
         if self.bf16 and self.fp16:
-            raise ValueError("bf16 and fp16 exclude each other: give one of them")
+            raise UserError("bf16 and fp16 exclude each other: give one of them")
         if self.push_to_hub and self.hub_model_id is None:
-            raise ValueError("push_to_hub=true needs hub_model_id=user/name")
+            raise UserError("push_to_hub=true needs hub_model_id=user/name")
         if self.output_dir is None:
             self.output_dir = f"runs/{self.preset}{self.folder_ending}"
 
@@ -258,13 +260,13 @@ class TuningRun(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_peft and self.fsdp:
-            raise ValueError("use_peft and fsdp exclude each other: adapters are small enough without sharing")
+            raise UserError("use_peft and fsdp exclude each other: adapters are small enough without sharing")
 
     def length(self, context: int) -> int:
-        """`max_length`, or the whole context where that is open; ValueError where it is more than the context."""
+        """`max_length`, or the whole context where that is open; UserError where it is more than the context."""
         length = self.max_length or context
         if length > context:
-            raise ValueError(f"max_length={length} is more than the {context} tokens that the model reads")
+            raise UserError(f"max_length={length} is more than the {context} tokens that the model reads")
         return length
 
 
@@ -299,6 +301,6 @@ class PreferenceRun(TuningRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.label_smoothing >= 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5, or nothing is preferred")
+            raise UserError(f"label_smoothing={self.label_smoothing} must be below 0.5, or nothing is preferred")
         if self.label_smoothing and self.loss_type == "ipo":
-            raise ValueError("label_smoothing has no meaning for loss_type=ipo: leave it out")
+            raise UserError("label_smoothing has no meaning for loss_type=ipo: leave it out")

@@ -1,0 +1,1 @@
+"""Convert models of other projects to FGPT, and FGPT models to other formats."""

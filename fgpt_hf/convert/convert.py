@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from fgpt_hf.convert.export import _refuse_existing
 from fgpt_hf.convert.layouts import ConvertedWeights, from_checkpoint, from_gpt2, pad_vocabulary
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_config, load_weights, save_model
@@ -38,7 +39,7 @@ def convert(
     than the original's 24 or nanoGPT's own record.
 
     Raises:
-        ValueError: no such source, not weights, an unknown layout, an architecture that FGPT lacks, heads that do not
+        UserError: no such source, not weights, an unknown layout, an architecture that FGPT lacks, heads that do not
             divide the width, another tokenizer than GPT-2's, a vocabulary that is too small; `folder` is there already.
     """
     _refuse_existing(folder)
@@ -63,10 +64,10 @@ def _read(source: str, num_attention_heads: int | None) -> ConvertedWeights:
         try:
             return from_checkpoint(_load_checkpoint(Path(source)), num_attention_heads)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {error}") from error
     config = load_config(source)
     if config.model_type != "gpt2":
-        raise ValueError(f"{source} holds a model of the type {config.model_type!r}: convert takes 'gpt2' from folders")
+        raise UserError(f"{source} holds a model of the type {config.model_type!r}: convert takes 'gpt2' from folders")
     _check_tokenizer(source)
     model = load_weights(GPT2LMHeadModel, source, dtype="auto")
     return from_gpt2(model.config, model.state_dict())
@@ -77,14 +78,14 @@ def _load_checkpoint(file: Path) -> Mapping[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             "it is a pickle of something else than weights, or damaged, and was not executed; save the state dict "
             "alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:  # what torch raises for a damaged file
-        raise ValueError(f"it cannot be read as a checkpoint of torch ({error})") from error
+        raise UserError(f"it cannot be read as a checkpoint of torch ({error})") from error
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"it holds a {type(checkpoint).__name__}, not weights by name")
+        raise UserError(f"it holds a {type(checkpoint).__name__}, not weights by name")
     return checkpoint
 
 
@@ -99,14 +100,14 @@ def _check_tokenizer(source: str) -> None:
         return
     differing = [token for token, index in ours.items() if index < GPT2_TOKENS and vocabulary.get(token) != index]
     if differing:
-        raise ValueError(f"{source} has another tokenizer than GPT-2's: they differ in {len(differing):,} tokens")
+        raise UserError(f"{source} has another tokenizer than GPT-2's: they differ in {len(differing):,} tokens")
 
 
 def _vocabulary(have: int, asked: int | None) -> int:
     """How many tokens a converted model has: what was asked for, or what it has if FGPT's own fit into it."""
     if have < GPT2_TOKENS:
-        raise ValueError(f"the weights have a vocabulary of {have}, too small for GPT-2's {GPT2_TOKENS} tokens")
+        raise UserError(f"the weights have a vocabulary of {have}, too small for GPT-2's {GPT2_TOKENS} tokens")
     wanted = asked or (have if have >= ALL_TOKENS else FGPTConfig.vocab_size)
     if wanted < ALL_TOKENS:
-        raise ValueError(f"vocab_size={wanted} is too small: the tokenizer has {ALL_TOKENS} tokens")
+        raise UserError(f"vocab_size={wanted} is too small: the tokenizer has {ALL_TOKENS} tokens")
     return wanted

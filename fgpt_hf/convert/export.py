@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.layouts import to_gpt2
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.model.io import load_fgpt, save_model
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
@@ -16,11 +17,11 @@ def export(model: str, target: Path, format: str) -> None:
     """Write an FGPT model, a folder or a name on the Hub, in one of `FORMATS`.
 
     Raises:
-        ValueError: it is not an FGPT model, or one that the format cannot express; `target` is there already, or is
+        UserError: it is not an FGPT model, or one that the format cannot express; `target` is there already, or is
             not a name for this format; a package that the format needs is not installed.
     """
     if format not in FORMATS:
-        raise ValueError(f"format={format!r} is unknown: choose from {', '.join(FORMATS)}")
+        raise UserError(f"format={format!r} is unknown: choose from {', '.join(FORMATS)}")
     _refuse_existing(target)
     FORMATS[format](*load_fgpt(model), target)
 
@@ -81,9 +82,9 @@ FORMATS: Mapping[str, Callable[[FGPTForCausalLM, PreTrainedTokenizerBase, Path],
 
 def _refuse_existing(path: Path) -> None:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ValueError(f"{path} is there already: choose another name, or delete it")
+        raise UserError(f"{path} is there already: choose another name, or delete it")
 
 
-def _missing(error: ImportError) -> ValueError:
+def _missing(error: ImportError) -> UserError:
     problem = " ".join(str(error).split())
-    return ValueError(f"a package is missing ({problem}): pip install 'fgpt-hf[export]'")
+    return UserError(f"a package is missing ({problem}): pip install 'fgpt-hf[export]'")

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.layouts import LINEAR
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL
 
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # three ways to compute the same function
@@ -19,13 +20,13 @@ def write_gguf_file(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, 
     """Write weights as float32, shape, tokenizer and chat template into one file.
 
     Raises:
-        ValueError: a name that does not end in .gguf; an activation that llama.cpp's GPT-2 lacks.
+        UserError: a name that does not end in .gguf; an activation that llama.cpp's GPT-2 lacks.
     """
     if file.suffix != ".gguf":
-        raise ValueError(f"{file}: a GGUF file's name ends in .gguf")
+        raise UserError(f"{file}: a GGUF file's name ends in .gguf")
     activation = model.config.activation_function
     if activation not in TANH_GELU:
-        raise ValueError(
+        raise UserError(
             f"hidden_act={activation!r} is an architecture that llama.cpp's GPT-2 cannot express: it needs "
             f"{TANH_GELU[0]!r}; the formats gpt2 and onnx can"
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -59,7 +60,7 @@ def from_checkpoint(checkpoint: Mapping[str, Any], num_attention_heads: int | No
     `module.`. The number of heads is nanoGPT's own record, or the original's 24, where it is not given.
 
     Raises:
-        ValueError: another layout; heads that do not divide the width.
+        UserError: another layout; heads that do not divide the width.
     """
     state = _state_dict(checkpoint)
     layout = _layout(state, "nanogpt" if "model_args" in checkpoint else "original-2026")
@@ -75,7 +76,7 @@ def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeigh
     """The network of a `GPT2LMHeadModel`.
 
     Raises:
-        ValueError: it has something that FGPT lacks; the message names the field.
+        UserError: it has something that FGPT lacks; the message names the field.
     """
     for field, value in {
         "scale_attn_weights": True,
@@ -83,7 +84,7 @@ def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeigh
         "add_cross_attention": False,
     }.items():
         if getattr(config, field) != value:
-            raise ValueError(f"{field}={getattr(config, field)} is an architecture that FGPT lacks: it needs {value}")
+            raise UserError(f"{field}={getattr(config, field)} is an architecture that FGPT lacks: it needs {value}")
     linear = re.compile("|".join(re.escape(f".{module}.weight") for module in LINEAR))
     state = {name: tensor.T if linear.search(name) else tensor for name, tensor in state.items()}
     shape = {name: getattr(config, name) for name in FGPTConfig.attribute_map if name != "n_inner"}
@@ -145,11 +146,11 @@ def pad_vocabulary(found: ConvertedWeights, vocab_size: int) -> ConvertedWeights
     The logit of such a token is the mean of the others', so it is never the likeliest.
 
     Raises:
-        ValueError: the network has more tokens already.
+        UserError: the network has more tokens already.
     """
     have = found.config.vocab_size
     if vocab_size < have:
-        raise ValueError(f"vocab_size={vocab_size} is too small: the weights have {have} tokens")
+        raise UserError(f"vocab_size={vocab_size} is too small: the weights have {have} tokens")
     weights = dict(found.weights)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         mean = weights[name].double().mean(dim=0, keepdim=True).to(weights[name].dtype)
@@ -180,7 +181,7 @@ def _layout(state: Mapping[str, Any], fused: str) -> str:
         if found == expected and even and tensors:
             return name
     shown = ", ".join(sorted(set(patterns))[:40]) or "nothing"
-    raise ValueError(
+    raise UserError(
         f"unknown layout: expected {', '.join(sorted(_FUSED))} for each layer N, or with attn.attn.in_proj_weight and "
         f"attn.attn.out_proj.weight in place of attn.c_attn.weight; found {shown}"
         + ("" if even else ", and not every one of them in every layer")
@@ -229,5 +230,5 @@ def _network(weights: dict[str, Tensor], shape: Mapping[str, Any]) -> tuple[FGPT
     for name in (*wanted, *weights):
         ours, theirs = (tuple(some[name].shape) if name in some else None for some in (wanted, weights))
         if ours != theirs:
-            raise ValueError(f"the weights do not fit together: {name} should be {ours} and is {theirs}")
+            raise UserError(f"the weights do not fit together: {name} should be {ours} and is {theirs}")
     return config, weights

@@ -1,0 +1,1 @@
+"""Turn documents, conversations and preference pairs into batches."""

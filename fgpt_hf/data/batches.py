@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fgpt_hf.data.packing import Ids
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
 
 IGNORED = -100  # the label of a token that is not scored, as in torch and transformers
@@ -53,7 +54,7 @@ class ShuffledRows:
         collate: Callable[[Any], dict[str, Tensor]] | None = None,
     ) -> None:
         if not len(rows):
-            raise ValueError("the corpus gives no training rows: it holds no documents outside the held-out share")
+            raise UserError("the corpus gives no training rows: it holds no documents outside the held-out share")
         self.rows, self.seed, self.rank, self.processes = rows, seed, rank, processes
         self.collate = collate or as_batch
         self.position = 0
@@ -69,7 +70,7 @@ class ShuffledRows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["rows"] != len(self.rows):
-            raise ValueError(
+            raise UserError(
                 f"the corpus has {len(self.rows)} rows and had {state['rows']} when the checkpoint was written: its "
                 "documents have changed, so the run cannot go on exactly"
             )

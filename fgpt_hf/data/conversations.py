@@ -12,6 +12,7 @@ from fgpt_hf.config.runs import BadRows, LongRows, TuningRun
 from fgpt_hf.data.corpora import document_hash
 from fgpt_hf.data.pydocs_derived import load_pydocs_chat
 from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, open_rows, parse_mixture
+from fgpt_hf.errors import UserError
 
 Message = dict[str, Any]
 
@@ -47,9 +48,9 @@ class RowIssues:
         self.origins: dict[tuple[str, str], list[str]] = defaultdict(list)
 
     def note(self, origin: str, reason: str, treatment: BadRows | LongRows) -> None:
-        """Raises ValueError where such rows are to be refused."""
+        """Raises UserError where such rows are to be refused."""
         if treatment == "refuse":
-            raise ValueError(f"{origin}: {reason}")
+            raise UserError(f"{origin}: {reason}")
         self.origins[{"skip": "left out", "cut": "cut"}[treatment], reason].append(origin)
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ def load_conversations(run: TuningRun, flaws: RowIssues) -> list[Conversation]:
     """The conversations of `run.dataset_name`, which may be a mixture; rows that are none go to `flaws`.
 
     Raises:
-        ValueError: a name that cannot be opened, or whose columns hold no conversations; a row that is to be refused.
+        UserError: a name that cannot be opened, or whose columns hold no conversations; a row that is to be refused.
     """
     return [
         conversation
@@ -96,19 +97,19 @@ def instruction(row: Mapping[str, Any]) -> Message:
 
 
 def filled(row: Mapping[str, Any], name: str) -> Any:
-    """What a row has under a name; ValueError where that is nothing."""
+    """What a row has under a name; UserError where that is nothing."""
     if not (row[name].strip() if isinstance(row[name], str) else row[name]):
-        raise ValueError(f"{name!r} is missing or empty")
+        raise UserError(f"{name!r} is missing or empty")
     return row[name]
 
 
 def said(row: Mapping[str, Any], name: str, role: str) -> list[Message]:
-    """The messages that a row has under a name, of which text alone is one; ValueError where it has none."""
+    """The messages that a row has under a name, of which text alone is one; UserError where it has none."""
     content = filled(row, name)
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not (isinstance(content, list) and all(isinstance(message, dict) for message in content)):
-        raise ValueError(f"{name!r} is neither text nor messages with role and content")
+        raise UserError(f"{name!r} is neither text nor messages with role and content")
     return content
 
 
@@ -142,7 +143,7 @@ def _reader(name: str, columns: Sequence[str]) -> Callable[[Mapping[str, Any]], 
     for needed, read in FORMS.items():
         if set(needed) <= set(columns):
             return read
-    raise ValueError(
+    raise UserError(
         f"{name} has the columns {', '.join(columns)}; conversations are in a column messages, in prompt and "
         "completion, or in instruction, input and output"
     )
@@ -173,13 +174,13 @@ FORMS: Mapping[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]] = 
 
 
 def _checked(messages: list[Message]) -> list[Message]:
-    """Raise ValueError where a message is empty or none is the assistant's; roles are the chat template's affair."""
+    """Raise UserError where a message is empty or none is the assistant's; roles are the chat template's affair."""
     for number, message in enumerate(messages, start=1):
         content = message.get("content")
         if not (content.strip() if isinstance(content, str) else content):
-            raise ValueError(f"message {number} is missing or empty")
+            raise UserError(f"message {number} is missing or empty")
     if not any(message.get("role") == "assistant" for message in messages):
-        raise ValueError("no message is the assistant's")
+        raise UserError("no message is the assistant's")
     return messages
 
 

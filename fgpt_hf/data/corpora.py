@@ -15,6 +15,7 @@ from pyarrow.parquet import ParquetFile
 from fgpt_hf.config.runs import TextSource
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.sources import DatasetRegistry, find_builder
+from fgpt_hf.errors import UserError
 
 CORPORA: Mapping[str, Callable[[], Dataset]] = {"pydocs": load_pydocs}
 
@@ -41,7 +42,7 @@ class Shard(Protocol):
         Where one reading pauses does not depend on where it began.
 
         Raises:
-            ValueError: the shard has no such column, or the column holds no text.
+            UserError: the shard has no such column, or the column holds no text.
         """
 
 
@@ -106,7 +107,7 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
     """The shards of `source.dataset_name`, in the order of their names, on whatever machine.
 
     Raises:
-        ValueError: there is no such corpus or configuration, or this user may not read it, or it has no `train` split.
+        UserError: there is no such corpus or configuration, or this user may not read it, or it has no `train` split.
     """
     name, column = source.dataset_name, source.text_column_name
     if name in CORPORA:
@@ -142,7 +143,7 @@ def document_hash(text: str) -> float:
 def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
     files = builder.config.data_files
     if not isinstance(files, DataFilesDict) or "train" not in files:
-        raise ValueError(f"{name!r} has no split 'train', only {', '.join(map(str, files or ())) or 'none at all'}")
+        raise UserError(f"{name!r} has no split 'train', only {', '.join(map(str, files or ())) or 'none at all'}")
     return files["train"]
 
 
@@ -155,9 +156,9 @@ def _version(file: str) -> str:
 
 def _require_text(shard: ParquetShard | StreamedShard | DatasetShard, schema: pyarrow.Schema) -> None:
     if shard.column not in schema.names:
-        raise ValueError(
+        raise UserError(
             f"{shard.name} has no column {shard.column!r}: text_column_name can be one of {', '.join(schema.names)}"
         )
     kind = schema.field(shard.column).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_null(kind)):
-        raise ValueError(f"{shard.name} holds {kind} in its column {shard.column!r}, and documents are text")
+        raise UserError(f"{shard.name} holds {kind} in its column {shard.column!r}, and documents are text")

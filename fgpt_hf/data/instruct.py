@@ -14,6 +14,7 @@ from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows
 from fgpt_hf.data.conversations import Conversation, Message, RowIssues, load_conversations, times_an_epoch
 from fgpt_hf.data.packing import Ids, fullest_rows
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.fast_encoding import Encoded, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
 
@@ -71,7 +72,7 @@ def load_instruct_data(run: InstructRun, tokenizer: PreTrainedTokenizerBase, con
     """The conversations of `run.dataset_name` in rows of `run.max_length` tokens, or of the whole `context`.
 
     Raises:
-        ValueError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
+        UserError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
             than the context.
     """
     length = run.length(context)
@@ -81,7 +82,7 @@ def load_instruct_data(run: InstructRun, tokenizer: PreTrainedTokenizerBase, con
     train = {number: chat for number, chat in chats.items() if conversations[number].place >= run.validation_fraction}
     validation = {number: chat for number, chat in chats.items() if number not in train}
     if not train or not validation:
-        raise ValueError(
+        raise UserError(
             f"{run.dataset_name} with validation_fraction={run.validation_fraction} gives {len(train)} conversations "
             f"to learn and {len(validation)} to hold out, and both are needed{f' ({flaws})' if len(flaws) else ''}"
         )
@@ -112,7 +113,7 @@ def encode_chats(
 ) -> dict[int, Encoded]:
     """The conversations by their number, no longer than `length`, `replies` being what is learnt.
 
-    What cannot be learnt from, and what is cut, goes to `flaws`; ValueError where the run refuses it.
+    What cannot be learnt from, and what is cut, goes to `flaws`; UserError where the run refuses it.
     """
     chats = {}
     encoded = encode_conversations(tokenizer, [conversation.messages for conversation in conversations])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
 
 Ids = npt.NDArray[np.uint16]
@@ -51,11 +52,11 @@ class PackingStats(NamedTuple):
 def pack_documents(documents: Iterable[Ids], row_length: int) -> PackedRows:
     """Pack documents into rows, each document behind an `<|endoftext|>`, losing no token.
 
-    A document longer than a row is cut into pieces, which are packed like documents of their own. ValueError if a row
+    A document longer than a row is cut into pieces, which are packed like documents of their own. UserError if a row
     has no room for a token behind the `<|endoftext|>`.
     """
     if row_length < 2:
-        raise ValueError(f"rows of {row_length} have no room for <|endoftext|> and a token: make them longer")
+        raise UserError(f"rows of {row_length} have no room for <|endoftext|> and a token: make them longer")
     pieces = [piece for document in documents for piece in _pieces(document, row_length - 1)]
     plan = best_fit_decreasing([len(piece) + 1 for piece in pieces], row_length)
     ids = np.full((len(plan), row_length), PAD_ID, dtype=np.uint16)
@@ -80,7 +81,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     for item in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
         length = lengths[item]
         if not 0 < length <= capacity:
-            raise ValueError(f"an item of length {length} does not fit a row of {capacity}")
+            raise UserError(f"an item of length {length} does not fit a row of {capacity}")
         sufficient = rooms >> length
         if sufficient:
             room = length + (sufficient & -sufficient).bit_length() - 1

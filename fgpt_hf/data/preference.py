@@ -16,6 +16,7 @@ from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows
 from fgpt_hf.data.conversations import Message, RowIssues, times_an_epoch
 from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.preference_pairs import Pair, load_pairs
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.fast_encoding import Encoded, encode_conversations
 
 
@@ -97,7 +98,7 @@ def load_preference_data(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase,
     """The pairs of `run.dataset_name`, each side of at most `run.max_length` tokens, or of the whole `context`.
 
     Raises:
-        ValueError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
+        UserError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
             than the context.
     """
     length = run.length(context)
@@ -108,7 +109,7 @@ def load_preference_data(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase,
         (item for item in read if item[0].place < run.validation_fraction), key=lambda item: item[0].place
     )
     if not train or not validation:
-        raise ValueError(
+        raise UserError(
             f"{run.dataset_name} with validation_fraction={run.validation_fraction} gives {len(train)} pairs to learn "
             f"and {len(validation)} to hold out, and both are needed{f' ({flaws})' if len(flaws) else ''}"
         )
@@ -133,7 +134,7 @@ def encode_pairs(
 ) -> list[tuple[Pair, tuple[TokenizedReply, TokenizedReply]]]:
     """The pairs with their ids, no longer than `length`.
 
-    What cannot be learnt from, and what is cut, goes to `flaws`; ValueError where the run refuses it.
+    What cannot be learnt from, and what is cut, goes to `flaws`; UserError where the run refuses it.
     """
     encoded = iter(encode_conversations(tokenizer, [said for pair in pairs for said in pair.conversations]))
     read = []
@@ -155,11 +156,11 @@ def last_reply(chat: Encoded) -> TokenizedReply:
     """A conversation up to the end of its last reply.
 
     Raises:
-        ValueError: the template marks none.
+        UserError: the template marks none.
     """
     places = np.flatnonzero(chat.replies)
     if not len(places):
-        raise ValueError(
+        raise UserError(
             "the chat template does not mark what the assistant says: it needs {% generation %} around the replies"
         )
     end = int(places[-1]) + 1
@@ -183,13 +184,13 @@ def pair_batch(rows: PairRows) -> dict[str, Tensor]:
 
 
 def _replies(sides: Sequence[Encoded | ValueError], length: int) -> tuple[TokenizedReply, TokenizedReply]:
-    """Chosen and rejected, cut to `length`; ValueError where they cannot be told apart in what is left."""
+    """Chosen and rejected, cut to `length`; UserError where they cannot be told apart in what is left."""
     for side in sides:
         if isinstance(side, ValueError):
             raise side
     chosen, rejected = (last_reply(side) for side in sides if isinstance(side, Encoded))
     if max(chosen.start, rejected.start) >= length:
-        raise ValueError(f"its prompt alone is longer than {length} tokens")
+        raise UserError(f"its prompt alone is longer than {length} tokens")
     if np.array_equal(chosen.ids[:length], rejected.ids[:length]):
-        raise ValueError("its replies are equal as far as they are read")
+        raise UserError("its replies are equal as far as they are read")
     return TokenizedReply(chosen.ids[:length], chosen.start), TokenizedReply(rejected.ids[:length], rejected.start)

@@ -9,6 +9,7 @@ from fgpt_hf.config.runs import BadRows, PreferenceRun
 from fgpt_hf.data.conversations import Message, RowIssues, instruction, place_of, rows_of, said
 from fgpt_hf.data.pydocs_derived import load_pydocs_preference
 from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, open_rows, parse_mixture
+from fgpt_hf.errors import UserError
 
 NAMES = DatasetRegistry(
     "preference data",
@@ -43,7 +44,7 @@ def load_pairs(run: PreferenceRun, flaws: RowIssues) -> list[Pair]:
     """The pairs of `run.dataset_name`, which may be a mixture; rows that are none go to `flaws`.
 
     Raises:
-        ValueError: a name that cannot be opened, or whose columns hold no pairs; a row that is to be refused.
+        UserError: a name that cannot be opened, or whose columns hold no pairs; a row that is to be refused.
     """
     return [
         pair
@@ -57,7 +58,7 @@ def _open(share: MixtureEntry, run: PreferenceRun) -> Dataset:
     columns = set(rows.column_names)
     as_text = "chosen" in columns and isinstance(rows.features["chosen"], Value)
     if not {"chosen", "rejected"} <= columns or (as_text and not columns & {"prompt", "instruction"}):
-        raise ValueError(
+        raise UserError(
             f"{share.name} has the columns {', '.join(rows.column_names)}; pairs are in chosen and rejected, which are "
             "replies to prompt, or to instruction and input, or whole conversations in messages"
         )
@@ -80,14 +81,14 @@ def _parted(row: Mapping[str, Any]) -> tuple[list[Message], str, str]:
     """The prompt and the two replies of a row."""
     chosen, rejected = (_conversation(row, name) for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1] or not chosen[:-1]:
-        raise ValueError("'chosen' and 'rejected' are not replies to the same messages")
+        raise UserError("'chosen' and 'rejected' are not replies to the same messages")
     replies = []
     for name, last in (("chosen", chosen[-1]), ("rejected", rejected[-1])):
         if last["role"] != "assistant" or not isinstance(last["content"], str) or not last["content"].strip():
-            raise ValueError(f"{name!r} does not end in a reply of the assistant")
+            raise UserError(f"{name!r} does not end in a reply of the assistant")
         replies.append(last["content"])
     if replies[0] == replies[1]:
-        raise ValueError("'chosen' equals 'rejected'")
+        raise UserError("'chosen' equals 'rejected'")
     return chosen[:-1], replies[0], replies[1]
 
 

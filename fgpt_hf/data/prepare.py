@@ -29,6 +29,7 @@ from fgpt_hf.data.shards import (
     write_json,
 )
 from fgpt_hf.data.stream import SPLITS, TRAIN, VALIDATION, PackedBuffer, TokenizerPool, epoch_start, no_rows
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
 
@@ -60,7 +61,7 @@ def prepare(
     seconds to start, which much text is worth. Of processes that want the same folder, one works and the others wait.
 
     Raises:
-        ValueError: the corpus cannot be read; the folder holds rows of another corpus, tokenizer, length or split.
+        UserError: the corpus cannot be read; the folder holds rows of another corpus, tokenizer, length or split.
         OSError: no space; the shards that are whole stay.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,7 @@ def _require_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     recorded = read_json(folder / PREPARED)
     for name, value in recipe.items():
         if recorded.get(name) != value:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds rows prepared with {name}={recorded.get(name)}, not {name}={value}: choose another "
                 "output_dir, or delete it"
             )

@@ -22,6 +22,7 @@ from fgpt_hf.data.prepare import prepared_once, recipe_of
 from fgpt_hf.data.shards import PREPARED, PreparedRows, is_prepared, load_prepared, origin, require_fitting, summary
 from fgpt_hf.data.sources import FILE_FORMATS
 from fgpt_hf.data.stream import SPLITS, TRAIN, VALIDATION, TokenizerPool, epoch_start, training_buffers, validation_rows
+from fgpt_hf.errors import UserError
 from fgpt_hf.retries import retry
 from fgpt_hf.workers import InBackground
 
@@ -44,7 +45,7 @@ def load_pretraining_data(run: BaseRun, say: Callable[[str], None]) -> TrainingD
     """The rows of `run.dataset_name`, which may itself be prepared rows in a folder or on the Hub.
 
     Raises:
-        ValueError: what it names cannot be read or does not fit the run, or a split of it is empty.
+        UserError: what it names cannot be read or does not fit the run, or a split of it is empty.
     """
     if (prepared := _prepared(run)) is not None:
         return _in_random_order(run, *prepared)
@@ -92,7 +93,7 @@ def _streamed(run: BaseRun) -> TrainingData:
 
     def stretches(place: dict[str, Any]) -> Generator[RowChunk, None, None]:
         if place["shards"] != version:
-            raise ValueError(
+            raise UserError(
                 f"{run.dataset_name} has changed since the checkpoint was written, so the run cannot go on exactly: "
                 "give the commit of that time as --dataset_revision"
             )

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.workers import process_pool
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | No
     in it. Built on the first call and kept in `cache_dir` (default: `fgpt/pydocs` in `HF_HOME`) until the installed
     packages or Python change.
 
-    ValueError if nothing is documented there, or if the cache cannot be written.
+    UserError if nothing is documented there, or if the cache cannot be written.
     """
     from datasets import load_from_disk
     from huggingface_hub.constants import HF_HOME
@@ -139,7 +140,7 @@ def _build(roots: list[Path], folder: Path) -> None:
                 Path(scratch, "documents").rename(folder)
     except OSError as error:
         remedy = "set HF_HOME to a writable folder with 200 MB free"
-        raise ValueError(f"pydocs cannot be cached in {folder.parent} ({error}): {remedy}") from error
+        raise UserError(f"pydocs cannot be cached in {folder.parent} ({error}): {remedy}") from error
 
 
 def _documented_modules(roots: list[Path]) -> dict[str, list[Member]]:
@@ -153,7 +154,7 @@ def _documented_modules(roots: list[Path]) -> dict[str, list[Member]]:
     documented = _without_repetitions({module: found for module, found in members.items() if found})
     if not documented:
         where = ", ".join(map(str, roots))
-        raise ValueError(f"pydocs found no docstring in {len(sources)} Python files under {where}: install a package")
+        raise UserError(f"pydocs found no docstring in {len(sources)} Python files under {where}: install a package")
     logger.info("pydocs: %d of %d modules have docstrings, %d skipped", len(documented), len(sources), skipped)
     return documented
 

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 
 from fgpt_hf.data.packing import Ids, compare_packings
 from fgpt_hf.data.stream import SPLITS, TRAIN, PackedBuffer, Position
+from fgpt_hf.errors import UserError
 from fgpt_hf.retries import retry
 from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
 
@@ -85,14 +86,14 @@ def load_prepared(folder: Path, row_length: int) -> tuple[dict[str, PreparedRows
     """The rows of a prepared folder by split, and the content of its `prepared.json`.
 
     Raises:
-        ValueError: they are of another tokenizer or length; a shard is damaged; the preparation is not finished.
+        UserError: they are of another tokenizer or length; a shard is damaged; the preparation is not finished.
     """
     recipe = read_json(folder / PREPARED)
     require_fitting(str(folder), recipe, row_length)
     records = whole_shards(folder)
     if not recipe["finished"]:
         tokens = total_tokens(records, "tokens", TRAIN)
-        raise ValueError(
+        raise UserError(
             f"the preparation of {folder} is not finished: run `fgpt prepare` again to go on, or keep the {tokens:,} "
             f"tokens that are there with --max_train_tokens {tokens}"
         )
@@ -100,11 +101,11 @@ def load_prepared(folder: Path, row_length: int) -> tuple[dict[str, PreparedRows
 
 
 def require_fitting(name: str, recipe: dict[str, Any], row_length: int) -> None:
-    """Raise ValueError if rows are of another tokenizer or length than a run."""
+    """Raise UserError if rows are of another tokenizer or length than a run."""
     if recipe["tokenizer"] != tokenizer_fingerprint():
-        raise ValueError(f"{name} was prepared with another tokenizer than GPT-2's with FGPT's control tokens")
+        raise UserError(f"{name} was prepared with another tokenizer than GPT-2's with FGPT's control tokens")
     if recipe["row_length"] != row_length:
-        raise ValueError(
+        raise UserError(
             f"{name} holds rows of {recipe['row_length']} tokens and max_position_embeddings={row_length}: give "
             f"--max_position_embeddings {recipe['row_length']}, or prepare the documents for {row_length}"
         )
@@ -145,7 +146,7 @@ def _split(folder: Path, count: int, split: str) -> Dataset:
         try:
             datasets.append(Dataset.from_file(str(path)))
         except (OSError, pyarrow.ArrowInvalid) as error:
-            raise ValueError(f"{path} is damaged: delete {path.parent} and run `fgpt prepare` again") from error
+            raise UserError(f"{path} is damaged: delete {path.parent} and run `fgpt prepare` again") from error
     return concatenate_datasets(datasets)
 
 
@@ -161,7 +162,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HFValidationError
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.retries import retry
 
 FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -41,12 +42,12 @@ def parse_mixture(text: str) -> list[MixtureEntry]:
     """The data sets that `NAME[:MOST][*TIMES],…` names: `pydocs-chat:2000,rasbt-instruct*3`.
 
     Raises:
-        ValueError: a name is empty or twice there, or a number is not above zero.
+        UserError: a name is empty or twice there, or a number is not above zero.
     """
     shares = [_share(entry.strip(), text) for entry in text.split(",")]
     names = [share.name for share in shares]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"dataset_name={text}: {twice} is there twice; give it once, as {twice}*2 to have it twice")
+        raise UserError(f"dataset_name={text}: {twice} is there twice; give it once, as {twice}*2 to have it twice")
     return shares
 
 
@@ -54,7 +55,7 @@ def _share(entry: str, text: str) -> MixtureEntry:
     found = re.fullmatch(r"(?P<name>[^*]+?)(:(?P<most>\d+))?(\*(?P<times>\d+(\.\d+)?))?", entry)
     most, times = (int(found["most"]) if found["most"] else None, float(found["times"] or 1)) if found else (0, 0.0)
     if found is None or most == 0 or times == 0:
-        raise ValueError(
+        raise UserError(
             f"dataset_name={text}: {entry!r} is not NAME, NAME:MOST, NAME*TIMES or NAME:MOST*TIMES with numbers above "
             "zero, such as pydocs-chat:2000 or rasbt-instruct*3"
         )
@@ -71,7 +72,7 @@ def open_rows(
     """The rows of one data set, on this machine. `split` is that of a data set which has no short name.
 
     Raises:
-        ValueError: there is none of that name, configuration or split, this user may not read it, or it is damaged.
+        UserError: there is none of that name, configuration or split, this user may not read it, or it is damaged.
     """
     if name in names.embedded:
         return names.embedded[name]()
@@ -80,10 +81,10 @@ def open_rows(
     try:
         retry(name, builder.download_and_prepare)
     except DatasetGenerationError as error:
-        raise ValueError(f"{name} cannot be read, it may be damaged: {error.__cause__ or error}") from error
+        raise UserError(f"{name} cannot be read, it may be damaged: {error.__cause__ or error}") from error
     splits = list(builder.info.splits or ())
     if split not in splits:
-        raise ValueError(f"{name} has no split {split!r}, only {', '.join(splits)}: give one as dataset_train_split")
+        raise UserError(f"{name} has no split {split!r}, only {', '.join(splits)}: give one as dataset_train_split")
     return builder.as_dataset(split=split)  # type: ignore[return-value]
 
 
@@ -91,19 +92,19 @@ def find_builder(names: DatasetRegistry, name: str, configuration: str | None, r
     """What builds the data set of a name that is not embedded.
 
     Raises:
-        ValueError: there is none of that name or configuration, or this user may not read it.
+        UserError: there is none of that name or configuration, or this user may not read it.
     """
     if name in names.files:
         return _from_url(name, names.files[name])
     if not name.strip():
-        raise ValueError(_unknown(names, name))
+        raise UserError(_unknown(names, name))
     path = Path(name)
     suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
     if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir():
         if not path.is_file():
-            raise ValueError(f"dataset_name={path}: there is no such file")
+            raise UserError(f"dataset_name={path}: there is no such file")
         if not path.stat().st_size:
-            raise ValueError(f"dataset_name={path}: the file is empty")
+            raise UserError(f"dataset_name={path}: the file is empty")
         file_format = FILE_FORMATS[suffixes[-1]]
         paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
         return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)
@@ -114,7 +115,7 @@ def _from_url(name: str, url: str) -> DatasetBuilder:
     try:
         return retry(name, lambda: load_dataset_builder(FILE_FORMATS[Path(url).suffix], data_files=url))
     except FileNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} is at {url}, which cannot be reached: give the path of a copy of that file as the name"
         ) from error
 
@@ -126,17 +127,17 @@ def _from_hub(names: DatasetRegistry, given: str, configuration: str | None, rev
         return retry(name, lambda: load_dataset_builder(name, configuration, revision=revision))
     except DatasetNotFoundError as error:
         if "gated" in str(error):
-            raise ValueError(
+            raise UserError(
                 f"{name} is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with "
                 "`hf auth login`, or set HF_TOKEN"
             ) from error
-        raise ValueError(_unknown(names, given)) from error
+        raise UserError(_unknown(names, given)) from error
     except HFValidationError as error:
-        raise ValueError(_unknown(names, given)) from error
+        raise UserError(_unknown(names, given)) from error
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
-        raise ValueError(f"{given!r} holds no data files in a format that `datasets` reads") from error
+        raise UserError(f"{given!r} holds no data files in a format that `datasets` reads") from error
     except ValueError as error:  # what `datasets` says of a configuration names those that exist
-        raise ValueError(f"dataset_name={given}, dataset_config_name={configuration}: {error}") from error
+        raise UserError(f"dataset_name={given}, dataset_config_name={configuration}: {error}") from error
 
 
 def _unknown(names: DatasetRegistry, name: str) -> str:

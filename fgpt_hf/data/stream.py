@@ -12,6 +12,7 @@ from huggingface_hub.errors import HTTPError
 from fgpt_hf.config.runs import TextSource
 from fgpt_hf.data.corpora import Shard, ShardPosition, in_order, is_validation
 from fgpt_hf.data.packing import Ids, PackedRows, pack_documents
+from fgpt_hf.errors import UserError
 from fgpt_hf.retries import MOST_FAILURES, RetryPolicy
 from fgpt_hf.tokenizer.fast_encoding import encode_documents
 from fgpt_hf.workers import InBackground, process_pool
@@ -54,7 +55,7 @@ def read_buffers(shards: Sequence[Shard], start: Position) -> Iterator[DocumentB
     """The windows of an epoch from `start` to the end, with the next blocks being read meanwhile.
 
     Raises:
-        ValueError: a shard cannot be read, even after waiting, or holds no text in that column.
+        UserError: a shard cannot be read, even after waiting, or holds no text in that column.
     """
     threads = ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard")
     try:
@@ -200,7 +201,7 @@ def training_buffers(
     """Each window of rows to train on, with its epoch, without end: every epoch has an order of its own.
 
     Raises:
-        ValueError: an epoch gives no rows.
+        UserError: an epoch gives no rows.
     """
     while True:
         rows = 0
@@ -218,7 +219,7 @@ def validation_rows(tokenising: TokenizerPool, shards: Sequence[Shard], count: i
     """The first `count` held-out rows of the shards in the order of their names, or all of them if there are fewer.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     rows: list[Ids] = []
     for window in tokenising.windows(in_order(shards), epoch_start(), (VALIDATION,)):
@@ -230,10 +231,10 @@ def validation_rows(tokenising: TokenizerPool, shards: Sequence[Shard], count: i
     return np.concatenate(rows)[:count]
 
 
-def no_rows(validation_fraction: float, split: str) -> ValueError:
+def no_rows(validation_fraction: float, split: str) -> UserError:
     """The error to raise when a split is empty."""
     purpose = "train on" if split == TRAIN else "hold out"
-    return ValueError(
+    return UserError(
         f"no document to {purpose}: validation_fraction={validation_fraction} leaves none, so choose another share, or "
         "the corpus holds no text"
     )

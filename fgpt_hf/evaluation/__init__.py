@@ -1,0 +1,1 @@
+"""Measure models: benchmarks, validation loss and samples."""

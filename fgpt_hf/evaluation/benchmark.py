@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.encoding import Encoder, context_length
 from fgpt_hf.evaluation.scoring import Scorer
 from fgpt_hf.evaluation.tasks import LETTERS, Example, find_task, load_examples
@@ -62,13 +63,13 @@ class Benchmark:
         limit: take the first so many examples only.
 
     Raises:
-        ValueError, OSError: as `tasks.load_examples`.
+        UserError, OSError: as `tasks.load_examples`.
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> None:
         task, equals, file = name.partition("=")
         if equals and not file:
-            raise ValueError(f"{name} names no file: {task} alone takes its own examples, {task}=FILE those of a file")
+            raise UserError(f"{name} names no file: {task} alone takes its own examples, {task}=FILE those of a file")
         self.name, self.tokenizer, self.task = name, tokenizer, find_task(task)
         self.examples = load_examples(task, tokenizer, file or None, limit)
 
@@ -76,7 +77,7 @@ class Benchmark:
         """The model's result, the same on every process; every process must call it.
 
         Raises:
-            ValueError: an ending is longer than what the model reads; a log-likelihood is not a number.
+            UserError: an ending is longer than what the model reads; a log-likelihood is not a number.
         """
         began = time.perf_counter()
         encoder = Encoder(self.tokenizer, context_length(model, self.tokenizer))

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.data.batches import Rows, as_batch
+from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import Benchmark, TaskResult
 from fgpt_hf.losses.linear_cross_entropy import token_losses
 from fgpt_hf.losses.objectives import Batch, Objective, next_token_prediction
@@ -27,13 +28,13 @@ class BenchmarkCheck:
         latest: the results of the last call.
 
     Raises:
-        ValueError: two benchmarks are of one task, so their results would have one name.
+        UserError: two benchmarks are of one task, so their results would have one name.
     """
 
     def __init__(self, accelerator: Accelerator, model: PreTrainedModel, benchmarks: Sequence[Benchmark]) -> None:
         tasks = [benchmark.name.partition("=")[0] for benchmark in benchmarks]
         if twice := next((task for task in tasks if tasks.count(task) > 1), None):
-            raise ValueError(f"eval_tasks names {twice} twice: a run is measured by each task once")
+            raise UserError(f"eval_tasks names {twice} twice: a run is measured by each task once")
         self.accelerator, self.model, self.benchmarks = accelerator, model, benchmarks
         self.latest: list[TaskResult] = []
 
@@ -138,13 +139,13 @@ def prompts_that_fit(
     """The prompts that leave a model of this context room for an answer.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     encoded: Any = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)
     room = context - max_new_tokens
     found = [prompt for prompt, ids in zip(prompts, encoded["input_ids"], strict=True) if len(ids) <= room]
     if not found:
-        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a context of {context}")
+        raise UserError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a context of {context}")
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import Row
 
 DEFAULT_CONTEXT = 2048  # the harness' own, for models and tokenizers that name none
@@ -30,7 +31,7 @@ class Encoder:
         White space at the end of a context belongs to the ending; an empty context is the tokenizer's first token.
 
         Raises:
-            ValueError: an ending adds no token, or more tokens than the model reads.
+            UserError: an ending adds no token, or more tokens than the model reads.
         """
         pairs = [_with_white_space_moved(context, ending) for context, ending in pairs]
         contexts = self._encode([context for context, _ in pairs])
@@ -46,7 +47,7 @@ class Encoder:
         """Rows of (context, ending), each encoded by itself.
 
         Raises:
-            ValueError: an ending has no token, or more tokens than the model reads.
+            UserError: an ending has no token, or more tokens than the model reads.
         """
         contexts = self._encode([context for context, _ in pairs])
         endings = self._encode([ending for _, ending in pairs], add_special_tokens=False)
@@ -80,12 +81,12 @@ class Encoder:
         tokenizer = self.tokenizer
         prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         if prefix is None:
-            raise ValueError("the tokenizer has neither a first nor an end-of-text token to begin a text with")
+            raise UserError("the tokenizer has neither a first nor an end-of-text token to begin a text with")
         return prefix
 
     def _row(self, context: Sequence[int], ending: Sequence[int], text: str) -> Row:
         if not 0 < len(ending) <= self.context_length:
-            raise ValueError(
+            raise UserError(
                 f"the ending {text[:80]!r} has {len(ending)} tokens of its own, and the model can score 1 to "
                 f"{self.context_length}"
             )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import Row, Tensors, Tree, as_tensors, batches, build_prefix_tree
 from fgpt_hf.losses.linear_cross_entropy import token_scores
 
@@ -55,7 +56,7 @@ class Scorer:
         Every process must call it with the same groups, and every process gets all scores.
 
         Raises:
-            ValueError: a log-likelihood is not a finite number.
+            UserError: a log-likelihood is not a finite number.
         """
         was_training = self.model.training
         self.model.eval()
@@ -68,7 +69,7 @@ class Scorer:
         scores = [[found[number, place] for place in range(len(group))] for number, group in enumerate(groups)]
         for number, group in enumerate(scores, start=1):
             if not all(math.isfinite(score.log_likelihood) for score in group):
-                raise ValueError(
+                raise UserError(
                     f"{title or 'scoring'}: the log-likelihoods of example {number} are "
                     f"{[score.log_likelihood for score in group]}: the model's weights or its precision are broken"
                 )

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from fgpt_hf.data.corpora import document_hash
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import VALIDATION_FRACTION, load_pydocs_choice
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.fast_encoding import well_formed
 
 Fields = Mapping[str, Any]
@@ -65,10 +66,10 @@ def find_task(name: str) -> Task:
     """The task of a name, such as `piqa`.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}; TASK=FILE takes the rows of a file")
+        raise UserError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}; TASK=FILE takes the rows of a file")
     return TASKS[name]
 
 
@@ -78,7 +79,7 @@ def load_examples(
     """The first `limit` examples of a task, from its source or from a file: JSON lines with the source's fields.
 
     Raises:
-        ValueError: no such file, no examples, or one that lacks a field, has something else than text in it, a label
+        UserError: no such file, no examples, or one that lacks a field, has something else than text in it, a label
             out of range or an ending that is empty or (in a file) equal to another one.
         OSError: the Hub lacks the data set, or cannot be reached.
     """
@@ -86,7 +87,7 @@ def load_examples(
     rows = _rows(task, file)
     count = len(rows) if limit is None else min(limit, len(rows))
     if not count:
-        raise ValueError(f"{name}: {'its source' if file is None else file} holds no examples")
+        raise UserError(f"{name}: {'its source' if file is None else file} holds no examples")
     return [_rendered(f"{name}, example {number + 1}", task, rows[number], tokenizer, file) for number in range(count)]
 
 
@@ -103,11 +104,11 @@ def _rows(task: Task, file: str | None) -> Sequence[Fields]:
 def _read(path: Path, whole: bool) -> Sequence[Fields]:
     """The objects of a JSON-lines file; with `whole`, any other file is one text."""
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise UserError(f"{path}: there is no such file")
     try:
         text = path.read_bytes().decode("utf-8")  # with the line ends that it has
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
     if whole and path.suffix not in (".jsonl", ".json"):
         return [{"text": text}] if text else []
     rows = []
@@ -117,9 +118,9 @@ def _read(path: Path, whole: bool) -> Sequence[Fields]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: {line[:40]!r} is not an object with fields")
+            raise UserError(f"{path}, line {number}: {line[:40]!r} is not an object with fields")
         rows.append(row)
     return rows
 
@@ -128,19 +129,19 @@ def _rendered(place: str, task: Task, row: Fields, tokenizer: PreTrainedTokenize
     try:
         example = task.render(well_formed(row), tokenizer)
     except KeyError as error:
-        raise ValueError(f"{place}: the field {error} is missing; it has {', '.join(row)}") from error
+        raise UserError(f"{place}: the field {error} is missing; it has {', '.join(row)}") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise UserError(f"{place}: {error}") from error
     for text in (*example.contexts, *example.endings):
         if not isinstance(text, str):
-            raise ValueError(f"{place}: {text!r} stands where a text must be")
+            raise UserError(f"{place}: {text!r} stands where a text must be")
     if not 0 <= example.label < len(example.endings):
-        raise ValueError(f"{place}: the label {example.label} is not one of 0 to {len(example.endings) - 1}")
+        raise UserError(f"{place}: the label {example.label} is not one of 0 to {len(example.endings) - 1}")
     if not all(ending.strip() for ending in example.endings):
-        raise ValueError(f"{place}: an ending is empty")
+        raise UserError(f"{place}: an ending is empty")
     pairs = list(zip(example.contexts, example.endings, strict=True))
     if file is not None and len(set(pairs)) < len(pairs):  # published sets are scored as they are
-        raise ValueError(f"{place}: two endings are equal, so that neither can be right")
+        raise UserError(f"{place}: two endings are equal, so that neither can be right")
     return example
 
 
@@ -169,7 +170,7 @@ def _hellaswag_letters(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Examp
     """The harness' text as a user's question with lettered choices, of which the assistant names one."""
     contexts, endings, label, _ = _hellaswag(row, tokenizer)
     if not tokenizer.chat_template:
-        raise ValueError("this task asks a chat model, and the tokenizer has no chat template: try hellaswag")
+        raise UserError("this task asks a chat model, and the tokenizer has no chat template: try hellaswag")
     choices = "\n".join(f"{letter}. {ending}" for letter, ending in zip(LETTERS, endings, strict=False))
     question = f"Which ending continues the text best?\n\n{contexts[0]} …\n\n{choices}\n\nAnswer with the letter alone."
     prompt = tokenizer.apply_chat_template(

@@ -1,0 +1,1 @@
+"""Publish models, model cards and Spaces on the Hub."""

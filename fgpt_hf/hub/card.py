@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card_results import joined_results, model_index
 from fgpt_hf.hub.card_sections import CardOptions, sections
 from fgpt_hf.hub.run_record import RunRecord, read_facts, results_of_card
@@ -67,7 +68,7 @@ def merge_card(card: str, published: str, keep_results: bool = True) -> str:
     weights, other results. A new card without a generated part is a person's own, and replaces the published one.
 
     Raises:
-        ValueError: people edited both, differently.
+        UserError: people edited both, differently.
     """
     if not _GENERATED.search(card):
         return card
@@ -78,7 +79,7 @@ def merge_card(card: str, published: str, keep_results: bool = True) -> str:
     if not any(ours) or (edited_there and _digest(*ours) == old.digest):
         ours = theirs
     elif any(theirs) and ours != theirs and edited_there:
-        raise ValueError(
+        raise UserError(
             f"{CARD} was edited here and on the Hub, in different ways: make the text outside the marks the same in "
             "both, publish, and go on with either"
         )

@@ -28,7 +28,7 @@ def publish(model: Path, destination: Destination, told: CardOptions) -> str:
     `told.stock` publishes the same network as a stock GPT-2.
 
     Raises:
-        ValueError: not a model's folder, or one whose files are damaged; what `push` refuses.
+        UserError: not a model's folder, or one whose files are damaged; what `push` refuses.
         OSError: the Hub could not be reached, or went on failing.
     """
     with files_to_publish(model, destination, told) as files:
@@ -40,7 +40,7 @@ def files_to_publish(model: Path, destination: Destination, told: CardOptions) -
     """All files of a publication by their path in the repo; they exist until the block ends.
 
     Raises:
-        ValueError: not a model's folder, or not a name for a repo.
+        UserError: not a model's folder, or not a name for a repo.
     """
     check_name(destination.repo_id)
     facts = read_facts(model_folder(model))
@@ -111,7 +111,7 @@ class CheckpointUploader:
         A run that was stopped before its last step has no model yet, or an earlier one, which stays as it is.
 
         Raises:
-            ValueError, OSError: as `publish` does; the model is on the disk all the same.
+            UserError, OSError: as `publish` does; the model is on the disk all the same.
         """
         if self._on_its_way.ident is not None:
             self._on_its_way.join()

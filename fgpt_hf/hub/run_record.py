@@ -16,6 +16,7 @@ from fgpt_hf.data.conversations import NAMES as CONVERSATIONS
 from fgpt_hf.data.corpora import NAMES as CORPORA
 from fgpt_hf.data.preference_pairs import NAMES as PAIRS
 from fgpt_hf.data.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_lines
 from fgpt_hf.model.lora import ADAPTER
 from fgpt_hf.training.run_folder import PROVENANCE, RECORD, RESULTS, read_record
@@ -62,7 +63,7 @@ class RunRecord:
         try:
             return sum(get_local_safetensors_metadata(weights).parameter_count.values())
         except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
-            raise ValueError(f"{self.model} holds no weights that can be read: {error}") from error
+            raise UserError(f"{self.model} holds no weights that can be read: {error}") from error
 
     @property
     def last(self) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def read_facts(model: Path) -> RunRecord:
     Of a checkpoint, `step_00000400`, they are what was known at its step.
 
     Raises:
-        ValueError: one of the files is damaged.
+        UserError: one of the files is damaged.
     """
     run = next((folder for folder in model.resolve().parents[:2] if (folder / RECORD).is_file()), None)
     config = _read_json(model / "config.json")
@@ -186,17 +187,17 @@ def results_of_card(card: str) -> list[EvalResult]:
     """The results in a card's `model-index`.
 
     Raises:
-        ValueError: the card's front matter cannot be read.
+        UserError: the card's front matter cannot be read.
     """
     try:
         data: Any = ModelCard(card, ignore_metadata_errors=True).data
         return data.eval_results or []
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"the front matter of the model card cannot be read: {error}") from error
+        raise UserError(f"the front matter of the model card cannot be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCard
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card import CARD
 from fgpt_hf.hub.card_sections import CardOptions
 from fgpt_hf.hub.publish import publish
@@ -24,7 +25,7 @@ def publish_with_space(model: Path, destination: Destination, told: CardOptions)
     Beside it the Space shows the model on the Hub from which it was trained, if that is known.
 
     Raises:
-        ValueError: as `publish`; a base model that is not on the Hub; `space/` is not here.
+        UserError: as `publish`; a base model that is not on the Hub; `space/` is not here.
         OSError: as `publish`.
     """
     space = Destination(repo_id=str(told.space), kind="space", private=destination.private)
@@ -58,11 +59,11 @@ def source_files() -> dict[str, Path]:
     """The files of `space/`.
 
     Raises:
-        ValueError: it is not here, because the package was installed without it.
+        UserError: it is not here, because the package was installed without it.
     """
     files = [path for pattern in ("*.py", "*.css", "*.txt", CARD) for path in sorted(SPACE.glob(pattern))]
     if not files:
-        raise ValueError(f"{SPACE} is not here: a Space is published from a clone of the repository, installed with -e")
+        raise UserError(f"{SPACE} is not here: a Space is published from a clone of the repository, installed with -e")
     return {path.name: path for path in files}
 
 

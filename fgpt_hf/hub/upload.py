@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card import CARD, merge_card
 
 WEIGHTS_AND_CODE = (
@@ -95,7 +96,7 @@ def push_folder(folder: Path, destination: Destination, message: str) -> str:
     """Push what may be published of one folder, a checkpoint's say, as it is; returns the commit's URL.
 
     Raises:
-        ValueError, OSError: as `push` does.
+        UserError, OSError: as `push` does.
     """
     return push_files(publishable(folder), destination, message)
 
@@ -107,7 +108,7 @@ def push_files(files: Mapping[str, Content], destination: Destination, message: 
     wrote in the card. Where nothing has changed there is no new commit. What may pass is tried again.
 
     Raises:
-        ValueError: a name that no repo can have; no token, or none that may write there; a repo of another type, or a
+        UserError: a name that no repo can have; no token, or none that may write there; a repo of another type, or a
             public one where a private one was asked for; a tag that is taken; a card that was edited on both sides.
         OSError: the Hub could not be reached, or went on failing.
     """
@@ -119,7 +120,7 @@ def push_files(files: Mapping[str, Content], destination: Destination, message: 
         if tag and taken is None:
             _persistently(lambda: api.create_tag(repo_id, tag=tag, revision=commit, tag_message=message, exist_ok=True))
         elif tag and taken != commit:
-            raise ValueError(f"tag={tag} names another commit of {repo_id}: the new one is there, choose another tag")
+            raise UserError(f"tag={tag} names another commit of {repo_id}: the new one is there, choose another tag")
     return url
 
 
@@ -134,7 +135,7 @@ def pinned(repo_id: str, revision: str | None = None) -> Pinned:
     """What a model's repo holds now.
 
     Raises:
-        ValueError: there is no such model, or none that this token may read.
+        UserError: there is no such model, or none that this token may read.
         OSError: the Hub could not be reached.
     """
     with _plain_errors(repo_id):
@@ -153,16 +154,16 @@ def check_access(repo_id: str) -> None:
     """See that there is a token that may write, before anything is done.
 
     Raises:
-        ValueError: the name cannot be a repo's; there is no token, or it is not valid, or may only read.
+        UserError: the name cannot be a repo's; there is no token, or it is not valid, or may only read.
         OSError: the Hub could not be reached.
     """
     check_name(repo_id)
     if get_token() is None:
-        raise ValueError("no token for the Hub: run `hf auth login`, or set HF_TOKEN to one that may write")
+        raise UserError("no token for the Hub: run `hf auth login`, or set HF_TOKEN to one that may write")
     with _plain_errors(repo_id):
         user = _persistently(HfApi().whoami)
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise ValueError(f"the token may only read, and {repo_id} is to be written: use one with the role 'write'")
+        raise UserError(f"the token may only read, and {repo_id} is to be written: use one with the role 'write'")
 
 
 def check_name(repo_id: str) -> None:
@@ -173,7 +174,7 @@ def check_name(repo_id: str) -> None:
     except HFValidationError:
         good = False
     if not good:
-        raise ValueError(f"{repo_id!r} cannot be a repo's name: it is user/name, of letters, digits, '-', '_' and '.'")
+        raise UserError(f"{repo_id!r} cannot be a repo's name: it is user/name, of letters, digits, '-', '_' and '.'")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -189,12 +190,12 @@ def _make_repo(api: HfApi, destination: Destination) -> None:
     except RepositoryNotFoundError:
         for other in ("dataset", "space") if kind == "model" else ():
             if api.repo_exists(repo_id, repo_type=other):
-                raise ValueError(f"{repo_id} is a {other} on the Hub: choose another name for the model") from None
+                raise UserError(f"{repo_id} is a {other} on the Hub: choose another name for the model") from None
         sdk = "gradio" if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, space_sdk=sdk, private=destination.private, exist_ok=True)
     else:
         if destination.private and not info.private:
-            raise ValueError(f"{repo_id} is there and public: make it private in its settings, or choose another name")
+            raise UserError(f"{repo_id} is there and public: make it private in its settings, or choose another name")
     if destination.revision:
         api.create_branch(repo_id, branch=destination.revision, exist_ok=True)
 
@@ -266,13 +267,13 @@ def _plain_errors(repo_id: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise ValueError(f"{repo_id} cannot be published offline: unset HF_HUB_OFFLINE") from error
+        raise UserError(f"{repo_id} cannot be published offline: unset HF_HUB_OFFLINE") from error
     except HfHubHTTPError as error:
         problem, status = error.server_message or _one_line(error), error.response.status_code
         if status in PASSING:
             raise OSError(f"{repo_id}: the Hub answered {status} ({problem}); {GO_ON}") from error
         meaning = REFUSALS.get(status, f"{repo_id}: the Hub refuses with {status}")
-        raise ValueError(f"{meaning} (the Hub says: {problem})") from error
+        raise UserError(f"{meaning} (the Hub says: {problem})") from error
     except (HTTPError, LocalEntryNotFoundError) as error:  # the second from a download, after its own attempts
         raise OSError(f"{repo_id}: the Hub cannot be reached ({_one_line(error)}); {GO_ON}") from error
 

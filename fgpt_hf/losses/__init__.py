@@ -1,0 +1,1 @@
+"""Compute training losses without ever holding all logits."""

@@ -1,0 +1,1 @@
+"""Define, load, save and adapt the network."""

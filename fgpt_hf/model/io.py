@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -17,7 +18,7 @@ def load_model(
     """The model, in evaluation mode and of this type, or as it is stored where that is "auto", and its tokenizer.
 
     Raises:
-        ValueError: there is none of that name, it is no causal language model, or something of it is damaged.
+        UserError: there is none of that name, it is no causal language model, or something of it is damaged.
     """
     try:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -25,7 +26,7 @@ def load_model(
     except OSError as error:
         found = sorted(str(path.parent) for path in Path("runs").glob("**/model/config.json"))
         known = f" (here: {', '.join(found)})" if found else ""
-        raise ValueError(
+        raise UserError(
             f"no model {name!r}: give a folder with a config.json and a tokenizer{known}, or the id of a model on the "
             f"Hub; {str(error).splitlines()[0]}"
         ) from error
@@ -36,13 +37,13 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
     Raises:
-        ValueError: its files are damaged, or there are none.
+        UserError: its files are damaged, or there are none.
         OSError: there is no such model.
     """
     try:
         return AutoTokenizer.from_pretrained(name, **options)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the tokenizer of {name} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"the tokenizer of {name} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def load_weights(kind: Any, name: str, **options: Any) -> Any:
@@ -51,17 +52,17 @@ def load_weights(kind: Any, name: str, **options: Any) -> Any:
     transformers gives weights that are not there random numbers, and says so in a log.
 
     Raises:
-        ValueError: the files are damaged, lack weights, or do not fit the config.
+        UserError: the files are damaged, lack weights, or do not fit the config.
         OSError: there is no such model.
     """
     try:
         model, found = kind.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except SafetensorError as error:
-        raise ValueError(f"the weights of {name} are damaged: {error}") from error
+        raise UserError(f"the weights of {name} are damaged: {error}") from error
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} of its weights, such as {missing[0]}")
+        raise UserError(f"{name} lacks {len(missing)} of its weights, such as {missing[0]}")
     if mismatched := sorted(key for key, *_ in found["mismatched_keys"]):
-        raise ValueError(f"{len(mismatched)} weights of {name} do not have the shape in its config: {mismatched[0]}, …")
+        raise UserError(f"{len(mismatched)} weights of {name} do not have the shape in its config: {mismatched[0]}, …")
     return model
 
 
@@ -69,12 +70,12 @@ def load_fgpt(model: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
     """An FGPT model and its tokenizer, from a folder (a run's too) or by a name on the Hub.
 
     Raises:
-        ValueError: there is none, it is another model, or something of it is damaged.
+        UserError: there is none, it is another model, or something of it is damaged.
     """
     source = str(model_folder(Path(model))) if Path(model).exists() else model
     config = load_config(source)
     if config.model_type != FGPTConfig.model_type:
-        raise ValueError(
+        raise UserError(
             f"{model} holds a model of the type {config.model_type!r}, not {FGPTConfig.model_type!r}: `fgpt convert` "
             "makes one of a GPT-2"
         )
@@ -86,7 +87,7 @@ def load_config(source: str) -> Any:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).split())
-        raise ValueError(f"{source} is neither a model's folder nor a model that the Hub gives: {problem}") from error
+        raise UserError(f"{source} is neither a model's folder nor a model that the Hub gives: {problem}") from error
 
 
 def save_model(
@@ -113,13 +114,13 @@ def model_folder(path: Path) -> Path:
     """The folder that holds the model, or its adapter: `path` itself, or `model/` in it where `path` is a run's folder.
 
     Raises:
-        ValueError: neither holds a model.
+        UserError: neither holds a model.
     """
     for folder in (path, path / "model"):
         is_described = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         if is_described and any(folder.glob("*.safetensors")):
             return folder
-    raise ValueError(f"{path} is not a model's folder: neither it nor its model/ holds config.json and *.safetensors")
+    raise UserError(f"{path} is not a model's folder: neither it nor its model/ holds config.json and *.safetensors")
 
 
 def model_name(name: str) -> str:

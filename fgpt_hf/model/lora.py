@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from fgpt_hf.config.runs import Run, TuningRun
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, ROLE_TOKENS
@@ -21,17 +22,17 @@ def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
     The model stays what it is, adapters inside; it saves them alone.
 
     Raises:
-        ValueError: PEFT is not installed; the model has no such layers.
+        UserError: PEFT is not installed; the model has no such layers.
     """
     if find_spec("peft") is None:
-        raise ValueError("use_peft=true needs PEFT: pip install 'fgpt-hf[peft]', or leave it out")
+        raise UserError("use_peft=true needs PEFT: pip install 'fgpt-hf[peft]', or leave it out")
     from peft import LoraConfig  # here, because it takes seconds and most runs do without
 
     targets = _targets(run)
     layers = [name for name, _ in _linear_layers(model.config)]
     # Neither the embeddings nor the head, which is tied to them, can have an adapter beside the role tokens' rows.
     if targets != "all-linear" and not all(any(_ends_in(layer, target) for layer in layers) for target in targets):
-        raise ValueError(
+        raise UserError(
             f"lora_target_modules={run.lora_target_modules} names what is no layer of this model: give all-linear, or "
             f"some of {', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}"
         )

@@ -1,0 +1,1 @@
+"""Describe the hardware, start processes, and plan memory and time."""

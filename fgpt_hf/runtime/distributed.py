@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from fgpt_hf.config.runs import Run
+from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
 
@@ -28,24 +29,24 @@ def start_accelerator(run: Run) -> Accelerator:
     """The processes and the device of a run, in the precision that it asks for, with its seed set.
 
     Raises:
-        ValueError: the device lacks that precision, a tracker is not installed, the processes do not find each other.
+        UserError: the device lacks that precision, a tracker is not installed, the processes do not find each other.
     """
     cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when told
     try:
         device = PartialState(cpu, timeout=timedelta(minutes=10)).device
     except DistError as error:
         address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-        raise ValueError(
+        raise UserError(
             f"the processes cannot meet at {address}:{port}: is the port in use? Give another one "
             "(accelerate launch --main_process_port, torchrun --master_port)"
         ) from error
     if run.bf16 and not supports_bf16(device):
-        raise ValueError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
+        raise UserError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
     if run.fp16 and device.type != "cuda":
-        raise ValueError(f"fp16=true needs a CUDA GPU and this is a {device.type}; leave the flag out")
+        raise UserError(f"fp16=true needs a CUDA GPU and this is a {device.type}; leave the flag out")
     bf16 = supports_bf16(device) and not run.fp16 if run.bf16 is None else run.bf16
     if run.report_to != "none" and find_spec(run.report_to) is None:
-        raise ValueError(f"report_to={run.report_to} is not installed: pip install {run.report_to}, or leave it out")
+        raise UserError(f"report_to={run.report_to} is not installed: pip install {run.report_to}, or leave it out")
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if bf16 else "fp16" if run.fp16 else "no",

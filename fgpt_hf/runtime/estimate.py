@@ -8,6 +8,7 @@ import torch
 
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
+from fgpt_hf.errors import UserError
 from fgpt_hf.losses.linear_cross_entropy import logit_rows, softmax_rows
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapted_layers, adapter_parameters
@@ -152,11 +153,11 @@ def rows_on_device(run: Run, machine: Machine) -> int:
     A run that leaves its micro-batch open says by its numbers what all devices do together, else what each does.
 
     Raises:
-        ValueError: the rows of a step do not divide among the processes.
+        UserError: the rows of a step do not divide among the processes.
     """
     rows = run.rows_of_step(machine.processes)
     if rows % machine.processes:
-        raise ValueError(
+        raise UserError(
             f"per_device_train_batch_size=auto: {rows} rows a step do not divide among {machine.processes} processes; "
             "give per_device_train_batch_size and gradient_accumulation_steps as numbers"
         )

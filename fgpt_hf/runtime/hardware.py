@@ -12,6 +12,8 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from fgpt_hf.errors import UserError
+
 
 class GPU(NamedTuple):
     """Dense bfloat16 arithmetic with float32 sums, memory, and how the driver's name for such a GPU reads."""
@@ -61,10 +63,10 @@ def known_machine(name: str, processes: int = 1) -> Machine:
     """So many GPUs of the table.
 
     Raises:
-        ValueError: there is no such name in it.
+        UserError: there is no such name in it.
     """
     if name not in GPUS:
-        raise ValueError(f"device={name!r} is not known: the devices are {', '.join(GPUS)}")
+        raise UserError(f"device={name!r} is not known: the devices are {', '.join(GPUS)}")
     gpu = GPUS[name]
     return Machine(name, "cuda", int(gpu.gigabytes * 1e9), True, gpu.bf16_teraflops * 1e12, processes)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, option
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapter_parameters
 from fgpt_hf.runtime.estimate import (
@@ -43,16 +44,16 @@ class Estimation(BaseRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mfu > 1:
-            raise ValueError(f"mfu={self.mfu} must be a share of the peak, such as {LIKELY_MFU}")
+            raise UserError(f"mfu={self.mfu} must be a share of the peak, such as {LIKELY_MFU}")
         if self.price_per_hour is not None and self.device is None:
-            raise ValueError(f"price_per_hour needs --device, since each has its own price: {', '.join(GPUS)}")
+            raise UserError(f"price_per_hour needs --device, since each has its own price: {', '.join(GPUS)}")
 
 
 def estimate_command(arguments: Sequence[str]) -> str:
     """What `fgpt estimate` says to these flags.
 
     Raises:
-        ValueError: an unknown device or preset, or a flag that does not work.
+        UserError: an unknown device or preset, or a flag that does not work.
     """
     presets = {name: Estimation(**asdict(preset)) for name, preset in PRESETS.items()}
     run = parse_run(Estimation, presets, arguments)
@@ -72,18 +73,18 @@ def choose_micro_batch(run: Run, config: FGPTConfig, machine: Machine, say: Call
     """Say what a run takes, and choose its micro-batch where it has left that open, with the rows of a step unchanged.
 
     Raises:
-        ValueError: weights, gradients and optimizer are more than a device has, or not even one row fits beside them;
+        UserError: weights, gradients and optimizer are more than a device has, or not even one row fits beside them;
             the rows of a step do not divide among the processes.
     """
     if run.auto_find_batch_size:
         rows = largest_micro_batch(run, config, machine)
         if rows is None:
-            raise ValueError(_refusal(run, config, machine))
+            raise UserError(_refusal(run, config, machine))
         run.divide_step(rows_on_device(run, machine), rows)
     for line in _needs(run, config, machine):
         say(line)
     if memory(run, config, machine, 1, run.gradient_accumulation_steps).fixed > machine.memory_bytes:
-        raise ValueError(_refusal(run, config, machine))
+        raise UserError(_refusal(run, config, machine))
 
 
 def _needs(run: Run, config: FGPTConfig, machine: Machine) -> Iterator[str]:
@@ -156,15 +157,15 @@ def split_on_oom(
     """The same rows in halves, or in thirds where the number is odd and so on; `run` has it so from here on.
 
     Raises:
-        ValueError: the micro-batches have one row already; or there are other processes, which wait for the gradients
+        UserError: the micro-batches have one row already; or there are other processes, which wait for the gradients
             of this one and cannot be told.
     """
     rows = run.per_device_train_batch_size
     if rows == 1:
-        raise ValueError("out of memory with a micro-batch of one row: try --gradient_checkpointing or --fsdp")
+        raise UserError("out of memory with a micro-batch of one row: try --gradient_checkpointing or --fsdp")
     parts = next(number for number in range(2, rows + 1) if rows % number == 0)
     if accelerator.num_processes > 1:
-        raise ValueError(
+        raise UserError(
             f"out of memory with micro-batches of {rows} rows: try --per_device_train_batch_size {rows // parts} "
             f"--gradient_accumulation_steps {parts * run.gradient_accumulation_steps}"
         )

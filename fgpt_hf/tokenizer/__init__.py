@@ -1,0 +1,1 @@
+"""Turn text and conversations into token ids."""

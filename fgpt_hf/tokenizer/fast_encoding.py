@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tiktoken
 from jinja2 import TemplateError
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import (
     CHAT_TEMPLATE,
     CONTROL_TOKENS,
@@ -62,14 +63,14 @@ def encode_conversation(
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a conversation and its mask, equally long: 1 on each reply and the <|end|> after it, else 0.
 
-    A message is {"role": …, "content": …}. Raises ValueError if the chat template refuses the messages.
+    A message is {"role": …, "content": …}. Raises UserError if the chat template refuses the messages.
     """
     try:
         encoded: Any = tokenizer.apply_chat_template(
             well_formed(messages), return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
         )
     except TemplateError as error:
-        raise ValueError(f"not a conversation: {error}") from error
+        raise UserError(f"not a conversation: {error}") from error
     return encoded["input_ids"], encoded["assistant_masks"]
 
 

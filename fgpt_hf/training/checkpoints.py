@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, write_manifest
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.io import save_model
@@ -130,13 +131,13 @@ def checkpoint_to_resume(run: Run, folder: Path, say: Callable[[str], None]) -> 
     """The checkpoint that `run.resume_from_checkpoint` names: a path, or `latest` for the newest whole one.
 
     Raises:
-        ValueError: there is none, or the one that was named is broken.
+        UserError: there is none, or the one that was named is broken.
     """
     if run.resume_from_checkpoint == "latest":
         return latest_valid_checkpoint(folder, say)
     checkpoint = Path(str(run.resume_from_checkpoint))
     if problem := integrity_error(checkpoint):
-        raise ValueError(f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest whole one")
+        raise UserError(f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest whole one")
     return checkpoint
 
 
@@ -144,13 +145,13 @@ def latest_valid_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
     """The newest checkpoint in a folder whose files are as they were written; broken ones are named and passed over.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     for checkpoint in checkpoints(folder):
         if (problem := integrity_error(checkpoint)) is None:
             return checkpoint
         say(f"passing over {checkpoint}: {problem}")
-    raise ValueError(f"{folder} holds no whole checkpoint to resume from: start anew with --overwrite_output_dir")
+    raise UserError(f"{folder} holds no whole checkpoint to resume from: start anew with --overwrite_output_dir")
 
 
 def checkpoints(folder: Path) -> list[Path]:

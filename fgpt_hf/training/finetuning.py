@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.preference import TokenizedReply
+from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
 from fgpt_hf.files import atomic_directory
@@ -41,16 +42,16 @@ def open_model(
     """The model of `run.model_name_or_path` and its tokenizer, ready to be tuned as the run says.
 
     Raises:
-        ValueError: there is no such model, or it has another architecture, another vocabulary or no chat template.
+        UserError: there is no such model, or it has another architecture, another vocabulary or no chat template.
     """
     model, tokenizer = load_fgpt(run.model_name_or_path)
     if not has_control_tokens(tokenizer) or model.config.vocab_size <= PAD_ID:
-        raise ValueError(
+        raise UserError(
             f"{run.model_name_or_path} has another vocabulary: {len(tokenizer):,} tokens, {model.config.vocab_size:,} "
             f"embeddings, and not {', '.join(CONTROL_TOKENS)} at their places. `fgpt convert` gives them to a GPT-2"
         )
     if not tokenizer.chat_template:
-        raise ValueError(f"{run.model_name_or_path} has no chat template: put chat_template.jinja into its folder")
+        raise UserError(f"{run.model_name_or_path} has no chat template: put chat_template.jinja into its folder")
     model.generation_config = GenerationConfig(**GENERATION_IDS)
     if run.new_token_init == "mean" and (tokens := unseen_role_tokens(model)):
         start_from_mean(model, tokens)
@@ -106,7 +107,7 @@ def reference_log_probabilities(
     Every process must call it.
 
     Raises:
-        ValueError: a log-probability is not a finite number.
+        UserError: a log-probability is not a finite number.
     """
     model.to(accelerator.device)  # type: ignore[arg-type]
     path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".npy")

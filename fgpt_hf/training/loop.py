@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.io import save_model
@@ -62,7 +63,7 @@ def fit(
     SIGINT let the step end, save a checkpoint and return early.
 
     Raises:
-        ValueError: nothing to resume from; no finite gradient for `run.max_bad_steps` steps in a row.
+        UserError: nothing to resume from; no finite gradient for `run.max_bad_steps` steps in a row.
         OSError: the model could not be written.
     """
     forward, state = _prepare(accelerator, run, objective, tokenizer, batches)
@@ -238,7 +239,7 @@ class _Loop:
         progress.skipped_in_a_row += 1
         self.accelerator.print(f"step {progress.step} is skipped: {step.flaw}")
         if progress.skipped_in_a_row >= run.max_bad_steps:
-            raise ValueError(
+            raise UserError(
                 f"no step of the last {run.max_bad_steps} could be used: {step.flaw}. Try a lower learning_rate and "
                 f"resume from a checkpoint in {self.folder.checkpoints} (--resume_from_checkpoint latest)"
             )

@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fgpt_hf.config.runs import Run
+from fgpt_hf.errors import UserError
 from fgpt_hf.runtime.hardware import supports_bf16
 
 
@@ -34,14 +35,14 @@ def parameter_groups(model: nn.Module) -> list[tuple[Rule, list[tuple[str, nn.Pa
     """The trainable parameters with their names, under the first rule of `RULES` that matches each.
 
     Raises:
-        ValueError: a parameter that no rule matches.
+        UserError: a parameter that no rule matches.
     """
     groups: dict[Rule, list[tuple[str, nn.Parameter]]] = {rule: [] for rule in RULES}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rule = next((rule for rule in RULES if re.search(rule.pattern, name)), None)
             if rule is None:
-                raise ValueError(f"no optimizer rule matches the parameter {name}: add one to fgpt_hf.optim.RULES")
+                raise UserError(f"no optimizer rule matches the parameter {name}: add one to fgpt_hf.optim.RULES")
             groups[rule].append((name, parameter))
     return [(rule, members) for rule, members in groups.items() if members]
 

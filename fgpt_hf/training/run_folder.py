@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from fgpt_hf.config.runs import Run, TextSource, TuningRun
 from fgpt_hf.data.sources import parse_mixture
+from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.evaluation.results import as_json, write_results
 from fgpt_hf.files import PARTIAL, read_lines, write_atomically
@@ -42,7 +43,7 @@ class RunFolder:
         """Hold the folder for this run; nothing in it changes before `begin`.
 
         Raises:
-            ValueError: it holds a run and none was to be resumed or overwritten; it holds another run than the one to
+            UserError: it holds a run and none was to be resumed or overwritten; it holds another run than the one to
                 be resumed; another process is writing to it.
         """
         if not self.is_writer:
@@ -54,7 +55,7 @@ class RunFolder:
                 self._check()
                 yield
         except Timeout as error:
-            raise ValueError(f"{self.path} is being written to by another run: choose another output_dir") from error
+            raise UserError(f"{self.path} is being written to by another run: choose another output_dir") from error
 
     def begin(self) -> None:
         """Make the folder of a new run, in place of the one that was to be overwritten; record the run."""
@@ -86,10 +87,10 @@ class RunFolder:
     def _check(self) -> None:
         if self.run.resume_from_checkpoint is not None:
             if not self.record.is_file():
-                raise ValueError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
+                raise UserError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
             self._compare(read_record(self.record))
         elif self.record.is_file() and not self.run.overwrite_output_dir:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
                 "--overwrite_output_dir, or choose another --output_dir"
             )
@@ -97,20 +98,20 @@ class RunFolder:
     def _compare(self, recorded: Mapping[str, Any]) -> None:
         for name in self.run.lasting:
             if recorded.get(name) != getattr(self.run, name):
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot go on with "
                     f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
                 )
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The values of a `run.yaml`; ValueError where it is damaged."""
+    """The values of a `run.yaml`; UserError where it is damaged."""
     try:
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         recorded = None
     if not isinstance(recorded, dict):
-        raise ValueError(f"{path} is damaged: it should hold the run's values, a line for each")
+        raise UserError(f"{path} is damaged: it should hold the run's values, a line for each")
     return recorded
 
 
