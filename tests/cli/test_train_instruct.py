@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import train_instruct
+from fgpt_hf.cli import train_instruct
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PRESETS
 from fgpt_hf.config.runs import InstructRun

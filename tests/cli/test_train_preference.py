@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 from trl import DPOConfig, DPOTrainer
 
+from fgpt_hf.cli.train_preference import main
 from fgpt_hf.files import read_lines
 from fgpt_hf.model.io import load_model
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from tests.support.tiny import random_model, save
-from train_preference import main
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
@@ -128,7 +128,9 @@ def test_what_a_run_takes_is_said_and_an_open_micro_batch_is_chosen(
 
 def test_a_run_that_cannot_fit_is_refused_before_the_reference(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fgpt_hf.runtime.hardware._free_memory_bytes", lambda: 10**7)
-    monkeypatch.setattr("train_preference.reference_log_probabilities", lambda *given: pytest.fail("too early"))
+    monkeypatch.setattr(
+        "fgpt_hf.cli.train_preference.reference_log_probabilities", lambda *given: pytest.fail("too early")
+    )
     with pytest.raises(ValueError, match="more than the 0.01 GB of this cpu"):
         main(flags(home, home / "large"))
     assert not (home / "large").exists()

@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
-import train_base
+from fgpt_hf.cli import train_base
 from fgpt_hf.cli.main import main
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS

@@ -32,7 +32,7 @@ KILLS = int(os.environ.get("FGPT_TEST_KILLS", "20"))
 
 
 SERVER = multiprocessing.get_context("forkserver")  # it imports once, so that a run starts at once
-SERVER.set_forkserver_preload(["tests.support.loop_run", "train_instruct"])
+SERVER.set_forkserver_preload(["tests.support.loop_run", "fgpt_hf.cli.train_instruct"])
 
 
 class Launched:
