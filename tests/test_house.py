@@ -17,7 +17,7 @@ def modules() -> dict[str, Path]:
     return {
         ".".join(path.with_suffix("").parts).removesuffix(".__init__"): PACKAGE / path
         for path in paths
-        if path.parts[0] not in ("metrics", "__init__.py")
+        if path.parts[0] not in ("metrics", "__init__.py", "__main__.py")
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.cli.main import main
+from fgpt_hf.cli import main
 from fgpt_hf.convert.convert import convert
 from fgpt_hf.convert.export import export
 from fgpt_hf.model.io import load_fgpt, save_model

@@ -14,8 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
-from fgpt_hf.cli import train_base
-from fgpt_hf.cli.main import main
+from fgpt_hf.cli import main, train_base
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard
 
-from fgpt_hf.cli.main import main
+from fgpt_hf.cli import main
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.run_folders import write_run
 

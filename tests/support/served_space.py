@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from benchmarks.space import Served, serving
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.cli.main import main
+from fgpt_hf.cli import main
 from fgpt_hf.hub.card import write_card
 from fgpt_hf.model.io import save_model
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
