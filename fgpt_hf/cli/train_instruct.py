@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         objective = LanguageModelObjective(model)
         state = fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         merge_adapter(run, folder, tokenizer)
-        record_provenance(folder, accelerator, data.origin)
+        record_provenance(folder, accelerator, data.origin, model.config, state.progress.tokens)
         record_results(folder, accelerator, check_benchmarks.latest)
         if folder.is_writer:
             print(report(folder.path))

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         checks = [Check(run.eval_steps, check_validation), Check(run.sample_steps, check_answers)]
         state = fit(accelerator, run, folder, objective, tokenizer, batches, checks, delivery.push_checkpoint)
         merge_adapter(run, folder, tokenizer)
-        record_provenance(folder, accelerator, data.origin)
+        record_provenance(folder, accelerator, data.origin, model.config, state.progress.tokens)
         if folder.is_writer:
             print(report(folder.path))
         delivery.finish(state.progress.step)

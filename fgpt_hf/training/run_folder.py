@@ -20,6 +20,8 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.evaluation.results import as_json, write_results
 from fgpt_hf.files import PARTIAL, read_lines, write_atomically
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
 
 RECORD = "run.yaml"
@@ -119,9 +121,13 @@ PROVENANCE = "provenance.json"
 PACKAGES = ("fgpt-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
-def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mapping[str, Any]) -> None:
+def record_provenance(
+    folder: RunFolder, accelerator: Accelerator, origin: Mapping[str, Any], config: FGPTConfig, tokens: int
+) -> None:
     """Write `provenance.json` into the run's folder: device, processes, versions, the code's commit, and `origin`.
 
+    `training_flops` are the operations that training on so many `tokens` took, by `estimate.flops_per_token`.
+    `started_from` is the record of the run before, where the run starts from a model of this machine.
     `local` are the model and the data that the run names and that lie on this machine, so on no Hub.
 
     `origin` is what is known of the data: `source`, fields of the run that describe the text where the run itself names
@@ -131,6 +137,8 @@ def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mappi
         return
     provenance = {
         **origin,
+        "training_flops": flops_per_token(folder.run, config) * tokens,
+        "started_from": _run_before(folder.run),
         "local": [name for name in _named(folder.run) if Path(name).exists()],
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
@@ -140,6 +148,24 @@ def record_provenance(folder: RunFolder, accelerator: Accelerator, origin: Mappi
     }
     known = {name: value for name, value in provenance.items() if value is not None}
     (folder.path / PROVENANCE).write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def find_run(model: Path) -> Path | None:
+    """Return the folder of the run that trained a model, given that folder or the model's own one inside it."""
+    return next((folder for folder in (model, *model.resolve().parents[:2]) if (folder / RECORD).is_file()), None)
+
+
+def _run_before(run: Run) -> dict[str, Any] | None:
+    """Return what is recorded of the run that trained the model which this one starts from."""
+    folder = find_run(Path(run.model_name_or_path)) if isinstance(run, TuningRun) else None
+    if folder is None:
+        return None
+    provenance, metrics = folder / PROVENANCE, read_lines(folder / "metrics.jsonl")
+    return {
+        "run": read_record(folder / RECORD),
+        "provenance": json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {},
+        "last": {name: metrics[-1][name] for name in ("step", "tokens", "seconds")} if metrics else {},
+    }
 
 
 def _named(run: Run) -> list[str]:
