@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart space test check bench clean
+.PHONY: install quickstart space test test-fast check bench clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ space: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-fast: install
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 check: install
 	$(BIN)/ruff check .

@@ -38,19 +38,6 @@ def test_every_target_of_make_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_every_link_leads_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)", README)
-    assert links
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
-
-
-def test_every_module_is_on_the_way_of_a_document() -> None:
-    named = set(re.findall(r"`(\w+)\.py`", README)) | set(re.findall(r"`fgpt_hf/(\w+)\.py`", README))
-    modules = {path.stem for path in (ROOT / "fgpt_hf").glob("*.py")} - {"__init__"}
-    assert modules - named == set()
-
-
 @pytest.mark.slow
 def test_every_command_runs(tmp_path: Path) -> None:
     write_data(tmp_path)

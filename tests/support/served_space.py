@@ -22,51 +22,7 @@ from tests.support.loopback_hub import hub_environment
 from tests.support.run_folders import write_run
 
 CONTEXT = 512  # enough for a reply that lasts some seconds
-
-# Runs app.py as a Space would, where only what requirements.txt brings can be imported.
-LAUNCH = '''
-import importlib.machinery, importlib.util, re, runpy, sys
-from importlib import metadata
-from packaging.requirements import Requirement
-
-def reachable(lines):
-    found, waiting = {}, [Requirement(line) for line in lines if not line.startswith("#")]
-    while waiting:
-        requirement = waiting.pop()
-        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        extras = {"", *requirement.extras}
-        if extras <= found.get(name, set()):
-            continue
-        found.setdefault(name, set()).update(extras)
-        try:
-            needed = [Requirement(line) for line in metadata.requires(name) or ()]
-        except metadata.PackageNotFoundError:
-            continue  # for another system
-        waiting += [r for r in needed if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in extras)]
-    return found
-
-class OnlyNeeded:
-    """Finds modules as before, but none of a distribution that is not needed."""
-
-    def __init__(self, finders, needed):
-        owners = metadata.packages_distributions()
-        normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()
-        self.hidden = {top for top, names in owners.items() if not needed & {normal(name) for name in names}}
-        self.hidden |= {"fgpt_hf", "tests"}
-        self.finders = list(finders)
-        self.find_distributions = importlib.machinery.PathFinder.find_distributions
-        self.invalidate_caches = importlib.machinery.PathFinder.invalidate_caches
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.hidden:
-            return None
-        return next(filter(None, (finder.find_spec(name, path, target) for finder in self.finders)), None)
-
-sys.meta_path[:] = [OnlyNeeded(sys.meta_path, set(reachable(open("requirements.txt").read().splitlines())))]
-assert importlib.util.find_spec("accelerate") is None is importlib.util.find_spec("fgpt_hf")
-sys.path.insert(0, "")
-runpy.run_path("app.py", run_name="__main__")
-'''
+LAUNCHER = Path(__file__).with_name("needed_only.py")  # app.py finds no package but what requirements.txt brings
 
 
 def write_chat_run(folder: Path, seed: int, **fields: object) -> Path:
@@ -97,7 +53,7 @@ def published_space(folder: Path) -> Iterator[tuple[Served, Path]]:
             (space / name).write_bytes(content)
         environment = hub_environment(server, folder) | {"OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)
-        with serving([sys.executable, "-c", LAUNCH], space, environment) as served:
+        with serving([sys.executable, str(LAUNCHER), "requirements.txt", "app.py"], space, environment) as served:
             yield served, chat
         commit = json.loads((space / "models.json").read_text())["MODEL_ID"].partition("@")[2]
         assert server.count("GET", rf"/tester/tiny/resolve/{commit}/model.safetensors") == 1
