@@ -71,7 +71,7 @@ def measure(run: BaseRun, device: torch.device, rows: int, steps: int, compiled:
     for _ in range(steps + 3):
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=supports_bf16(device)):
-            loss = objective(batch) / objective.weight(batch)
+            loss = objective(batch) / objective.num_items(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.max_grad_norm)
         optimizer.step()

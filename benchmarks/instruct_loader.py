@@ -96,7 +96,7 @@ def training_step() -> Callable[[Batch], int]:
     objective, optimizer = LanguageModelObjective(model), build_optimizer(model, base)
 
     def step(batch: Batch) -> int:
-        weight = int(objective.weight(batch))
+        weight = int(objective.num_items(batch))
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16):
             loss = objective(batch) / weight
         loss.backward()

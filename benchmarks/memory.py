@@ -112,7 +112,7 @@ def measure(case: Case, steps: int = 3) -> int:
     for _ in range(steps):
         for _ in range(run.gradient_accumulation_steps):
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(run.bf16)):
-                (objective(batch).reshape(-1)[0] / objective.weight(batch)).backward()
+                (objective(batch).reshape(-1)[0] / objective.num_items(batch)).backward()
         optimizer.step()
         optimizer.zero_grad()
     return peak_memory_bytes(CPU) - before

@@ -122,7 +122,7 @@ def fgpt(name: str) -> Contender:
     objective = LanguageModelObjective(model)
 
     def loss_of(batch: Batch) -> Tensor:
-        return objective(batch) / objective.weight(batch)
+        return objective(batch) / objective.num_items(batch)
 
     run = replace(PRESETS["quickstart"], optim="muon" if name == "fgpt-muon" else "adamw")
     return loss_of, model, build_optimizer(model, run)

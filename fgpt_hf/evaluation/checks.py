@@ -81,13 +81,13 @@ def validation_loss(
 @torch.no_grad()
 def validation_means(accelerator: Accelerator, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
     """The means of what an objective sums over held-out batches, shared among all processes: `eval_loss` and so on."""
-    totals = torch.zeros(2 + len(objective.observed), dtype=torch.float64)  # the weight, then the sums
+    totals = torch.zeros(2 + len(objective.metric_names), dtype=torch.float64)  # the weight, then the sums
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         with accelerator.autocast():
             sums = objective.forward(send_to_device(batch, accelerator.device)).reshape(-1)
-        totals += torch.cat([objective.weight(batch).reshape(1).cpu().double(), sums.cpu().double()])
+        totals += torch.cat([objective.num_items(batch).reshape(1).cpu().double(), sums.cpu().double()])
     weight, *sums_of_all = all_reduce_sum(accelerator, *totals.tolist())
-    names = ("loss", *objective.observed)
+    names = ("loss", *objective.metric_names)
     return {f"eval_{name}": value / weight for name, value in zip(names, sums_of_all, strict=True)}
 
 

@@ -1,10 +1,12 @@
-"""What preference optimisation minimises: of two replies to a prompt, the chosen one is to be the likelier.
+"""Training objectives: what a batch's loss is, as a sum with its number of terms.
 
-Losses and rewards are TRL's, by TRL's names.
+Sums rather than means let any division of a batch over micro-batches and processes add up to the same step.
+
+Legend: B rows or pairs of a batch, T tokens of a row, N scored or ignored tokens in one line, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,61 +19,72 @@ from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy, token_loss
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 Batch = Mapping[str, Tensor]
-T = TypeVar("T")
 
 
 class Objective(nn.Module):
-    """A model with what it is trained for: `forward(batch)` is the sum of the batch's losses, a float32 scalar.
+    """A model together with the loss that it is trained on.
 
-    Where an objective has something else to log, `forward` gives `(1 + len(observed),)`: the sums of those behind it.
+    `forward(batch)` returns the sum of the batch's losses, a float32 scalar; or, with metrics to log, a
+    `(1 + len(metric_names),)` vector: the sum of the losses, then the sum of each metric.
     """
 
-    observed: Sequence[str] = ()
+    metric_names: Sequence[str] = ()
 
     def __init__(self, model: FGPTForCausalLM) -> None:
         super().__init__()
         self.model = model
 
-    def weight(self, batch: Batch) -> Tensor:
-        """What the sum of the batch's losses is to be divided by, together with the other batches of the step."""
+    def num_items(self, batch: Batch) -> Tensor:
+        """Return the number of loss terms in the batch, for normalizing over the whole step."""
         raise NotImplementedError
 
-    def examine(self, check: Callable[[], T]) -> T:
-        """Call `check`, which looks at `model`; parameters that are sharded here are whole meanwhile."""
-        return check()
+    def gather(self) -> None:
+        """Do nothing: FSDP gathers the parameters of a sharded objective before this call, as before `forward`."""
 
 
 class LanguageModelObjective(Objective):
-    """The next-token loss in nats on batches of `input_ids`, `position_ids` and `labels`, `(B, T)`.
+    """Next-token cross-entropy in nats.
 
-    As everywhere in transformers, `labels[:, t]` is the token at `t`, predicted from the state at `t - 1`.
+    A batch holds `input_ids`, `position_ids` and `labels`, each `(B, T)`. As in transformers, `labels[:, t]` is the
+    token at `t`, predicted from the state at `t - 1`, and `IGNORED` where it is not scored.
+
+    Example:
+        >>> from fgpt_hf import FGPTConfig
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> ids = torch.tensor([[5, 6, 7]])
+        >>> objective = LanguageModelObjective(model)
+        >>> batch = {"input_ids": ids, "position_ids": torch.arange(3)[None], "labels": ids}
+        >>> objective(batch).shape, int(objective.num_items(batch))
+        (torch.Size([]), 2)
     """
 
-    def weight(self, batch: Batch) -> Tensor:
-        """The number of scored tokens."""
+    def num_items(self, batch: Batch) -> Tensor:
+        """Return the number of scored tokens."""
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the sum of the token losses, a float32 scalar."""
         return summed_cross_entropy(*next_token_prediction(self.model, batch))
 
 
 def next_token_prediction(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """`(states, output embeddings, labels)`, flat: row n of the states, `(N, D)`, predicts row n of the labels."""
+    """Return states `(N, D)`, output embeddings `(V, D)` and labels `(N,)`: state n predicts label n."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    states = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    states: Tensor = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     return states[:, :-1].flatten(0, 1), model.get_output_embeddings().weight, batch["labels"][:, 1:].flatten()
 
 
 class PreferenceLossConfig(NamedTuple):
-    """Which loss, and its numbers.
+    """A preference loss and its coefficients, under TRL's names.
 
     Attributes:
-        loss_type: `sigmoid` is DPO (Rafailov et al. 2023, equation 7), `ipo` IPO (Azar et al. 2023, equation 17, by
-            means per token as its authors have it), `simpo` SimPO (Meng et al. 2024, equation 6), which has no
-            reference model.
-        beta: how much the rewards count; for IPO the strength of the tie to the reference model.
-        label_smoothing: how often a pair is taken to be the wrong way round (Mitchell 2023); not for IPO.
-        simpo_gamma: the margin that SimPO is to reach.
+        loss_type: `sigmoid` is DPO (Rafailov et al. 2023, equation 7); `ipo` is IPO (Azar et al. 2023, equation 17,
+            with means per token as its authors implement it); `simpo` is SimPO (Meng et al. 2024, equation 6), which
+            has no reference model.
+        beta: strength of the KL penalty: higher values keep the model closer to the reference model. For SimPO, the
+            scale of the rewards.
+        label_smoothing: assumed fraction of pairs whose labels are swapped (Mitchell 2023); not for IPO.
+        simpo_gamma: target margin between the rewards of SimPO.
     """
 
     loss_type: PreferenceLoss = "sigmoid"
@@ -81,59 +94,69 @@ class PreferenceLossConfig(NamedTuple):
 
     @property
     def has_reference(self) -> bool:
+        """Whether the loss compares the model with a reference model."""
         return self.loss_type != "simpo"
 
 
 class PreferenceObjective(Objective):
-    """The loss of pairs, with their rewards.
+    """The loss of preference pairs, with TRL's reward metrics.
 
-    A batch has `input_ids` and `labels`, `(B, 2, T)`, chosen before rejected, where `labels` are `IGNORED` outside of
-    the replies; and `reference`, `(B, 2)`, the log-probabilities of both replies before training.
+    A batch holds `input_ids` and `labels`, each `(B, 2, T)` with the chosen reply first and `labels` `IGNORED` outside
+    the replies, and `reference`, `(B, 2)`, the log-probabilities of both replies under the reference model.
     """
 
-    observed = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+    metric_names = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
-    def __init__(self, model: FGPTForCausalLM, aim: PreferenceLossConfig) -> None:
+    def __init__(self, model: FGPTForCausalLM, config: PreferenceLossConfig) -> None:
         super().__init__(model)
-        self.aim = aim
+        self.config = config
 
-    def weight(self, batch: Batch) -> Tensor:
-        """The number of pairs."""
+    def num_items(self, batch: Batch) -> Tensor:
+        """Return the number of pairs."""
         return torch.tensor(len(batch["input_ids"]))
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the sums of losses, chosen rewards, rejected rewards, margins and accuracies, `(5,)`."""
         lengths = (batch["labels"] != IGNORED).sum(dim=2)
-        gains = reply_log_probabilities(self.model, batch) - batch["reference"]
-        losses = pair_losses(self.aim, gains, lengths)
-        chosen, rejected = rewards(self.aim, gains.detach(), lengths).unbind(dim=1)
-        observed = [chosen, rejected, chosen - rejected, (chosen > rejected).float()]
-        return torch.stack([losses, *observed]).sum(dim=1)
+        log_ratios = reply_log_probabilities(self.model, batch) - batch["reference"]
+        losses = pair_losses(self.config, log_ratios, lengths)
+        chosen, rejected = rewards(self.config, log_ratios.detach(), lengths).unbind(dim=1)
+        metrics = [chosen, rejected, chosen - rejected, (chosen > rejected).float()]
+        return torch.stack([losses, *metrics]).sum(dim=1)
 
 
 def reply_log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The log-probability of each reply, `(B, 2)` float32: chosen and rejected go through the network together.
+    """Return the log-probability of each reply, `(B, 2)` float32, from one forward pass over chosen and rejected.
 
-    They are padded behind, which no token before sees.
+    Rows are padded on the right, where causal attention hides the padding from every token.
     """
     pairs, two, length = batch["input_ids"].shape
     flat = {name: batch[name].view(pairs * two, length) for name in ("input_ids", "labels")}
     return -token_losses(*next_token_prediction(model, flat)).view(pairs, two, length - 1).sum(dim=2)
 
 
-def pair_losses(aim: PreferenceLossConfig, gains: Tensor, lengths: Tensor) -> Tensor:
-    """The loss of each pair, `(B,)`, from what its replies have gained over the reference in log-probability, `(B, 2)`.
+def pair_losses(config: PreferenceLossConfig, log_ratios: Tensor, lengths: Tensor) -> Tensor:
+    """Return the loss of each pair, `(B,)`.
 
-    Without a reference they are the log-probabilities themselves. `lengths`, `(B, 2)`, are the replies' in tokens.
+    Args:
+        log_ratios: `(B, 2)`, log-probabilities of chosen and rejected replies less those under the reference model, or
+            the log-probabilities themselves for a loss without one.
+        lengths: `(B, 2)`, tokens of the replies.
+
+    Example:
+        >>> config = PreferenceLossConfig("sigmoid", beta=0.1)
+        >>> pair_losses(config, torch.tensor([[2.0, -3.0]]), torch.tensor([[4, 4]]))  # -log sigmoid(0.1 * 5)
+        tensor([0.4741])
     """
-    if aim.loss_type != "sigmoid":
-        gains = gains / lengths.clamp(min=1)
-    difference = gains[:, 0] - gains[:, 1]
-    if aim.loss_type == "ipo":
-        return (difference - 1 / (2 * aim.beta)) ** 2
-    logits = aim.beta * difference - (aim.simpo_gamma if aim.loss_type == "simpo" else 0.0)
-    return -(1 - aim.label_smoothing) * logsigmoid(logits) - aim.label_smoothing * logsigmoid(-logits)
+    if config.loss_type != "sigmoid":
+        log_ratios = log_ratios / lengths.clamp(min=1)
+    difference = log_ratios[:, 0] - log_ratios[:, 1]
+    if config.loss_type == "ipo":
+        return (difference - 1 / (2 * config.beta)) ** 2
+    logits = config.beta * difference - (config.simpo_gamma if config.loss_type == "simpo" else 0.0)
+    return -(1 - config.label_smoothing) * logsigmoid(logits) - config.label_smoothing * logsigmoid(-logits)
 
 
-def rewards(aim: PreferenceLossConfig, gains: Tensor, lengths: Tensor) -> Tensor:
-    """What each reply is worth by the model's own measure, `(B, 2)`."""
-    return aim.beta * (gains / lengths.clamp(min=1) if aim.loss_type == "simpo" else gains)
+def rewards(config: PreferenceLossConfig, log_ratios: Tensor, lengths: Tensor) -> Tensor:
+    """Return the implicit reward of each reply, `(B, 2)`: beta times the log-ratio, for SimPO per token."""
+    return config.beta * (log_ratios / lengths.clamp(min=1) if config.loss_type == "simpo" else log_ratios)

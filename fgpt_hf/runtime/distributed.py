@@ -1,12 +1,17 @@
-"""The processes of a run: how they find each other, share a model, exchange gradients and are told to stop."""
+"""Run on several processes: start them, shard a model, reduce values, and stop on a signal.
 
+A single process goes through the same functions, which then have nothing to exchange.
+"""
+
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -15,107 +20,147 @@ from torch import nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
 
-T = TypeVar("T")
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 
 
 def start_accelerator(run: Run) -> Accelerator:
-    """The processes and the device of a run, in the precision that it asks for, with its seed set.
+    """Connect the processes of a run, choose device and precision, and set the seed.
+
+    Every process but the first logs errors only.
 
     Raises:
-        UserError: the device lacks that precision, a tracker is not installed, the processes do not find each other.
+        UserError: the device lacks the precision, the tracker is not installed, or the processes cannot connect.
     """
-    cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when told
-    try:
-        device = PartialState(cpu, timeout=timedelta(minutes=10)).device
-    except DistError as error:
-        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-        raise UserError(
-            f"the processes cannot meet at {address}:{port}: is the port in use? Give another one "
-            "(accelerate launch --main_process_port, torchrun --master_port)"
-        ) from error
-    if run.bf16 and not supports_bf16(device):
-        raise UserError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
-    if run.fp16 and device.type != "cuda":
-        raise UserError(f"fp16=true needs a CUDA GPU and this is a {device.type}; leave the flag out")
-    bf16 = supports_bf16(device) and not run.fp16 if run.bf16 is None else run.bf16
+    cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when asked to
+    device = _connect(cpu).device
+    precision = _mixed_precision(run, device)
     if run.report_to != "none" and find_spec(run.report_to) is None:
         raise UserError(f"report_to={run.report_to} is not installed: pip install {run.report_to}, or leave it out")
     accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision="bf16" if bf16 else "fp16" if run.fp16 else "no",
+        mixed_precision=precision,
         log_with=None if run.report_to == "none" else run.report_to,
         project_dir=run.folder,
     )
+    if not accelerator.is_main_process:
+        logging.getLogger("fgpt_hf").setLevel(logging.ERROR)
     if device.type == "cpu":
         keep_freed_memory()
     set_seed(run.seed)
     return accelerator
 
 
+def _connect(cpu: bool) -> PartialState:
+    """Wait for the other processes of the launcher."""
+    try:
+        return PartialState(cpu, timeout=RENDEZVOUS_TIMEOUT)
+    except DistError as error:
+        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        raise UserError(
+            f"the processes cannot connect at {address}:{port}: is the port in use? Choose another one "
+            "(accelerate launch --main_process_port, torchrun --master_port)"
+        ) from error
+
+
+def _mixed_precision(run: Run, device: torch.device) -> str:
+    """Return Accelerate's name for the precision of the products: what the run asks for, else bfloat16 if native."""
+    if run.bf16 and not supports_bf16(device):
+        raise UserError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
+    if run.fp16 and device.type != "cuda":
+        raise UserError(f"fp16=true needs a CUDA GPU and this is a {device.type}; leave the flag out")
+    if run.fp16:
+        return "fp16"
+    return "bf16" if (supports_bf16(device) if run.bf16 is None else run.bf16) else "no"
+
+
 def shared_machine(accelerator: Accelerator) -> Machine:
-    """The device with the least free memory of all processes', for decisions that every process must take alike."""
-    machines = gather_object([this_machine(accelerator.device, accelerator.num_processes)])
+    """Return the machine with the least free memory among all processes, so that each of them decides alike."""
+    machines: list[Machine] = gather_object([this_machine(accelerator.device, accelerator.num_processes)])
     return min(machines, key=lambda machine: machine.memory_bytes)
 
 
 def shard(objective: Objective, accelerator: Accelerator) -> nn.Module:
-    """Share the objective's parameters, gradients and optimizer state among all processes, layer by layer (FSDP2)."""
+    """Shard parameters, gradients and optimizer state across all processes, layer by layer (FSDP2)."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     objective.to(accelerator.device)
     for layer in objective.model.get_decoder().layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
-    register_fsdp_forward_method(objective, "examine")
+    register_fsdp_forward_method(objective, "gather")
     return objective
 
 
-def examine(objective: Objective, check: Callable[[], T]) -> T:
-    """Call `check`, which looks at the objective's model, on a model that it does not change, not even random numbers.
+@contextmanager
+def evaluating(objective: Objective) -> Iterator[None]:
+    """Evaluate `objective.model` without side effects on its training.
 
-    Sharded parameters are whole meanwhile, so that a forward pass waits for no other process, which may have fewer.
-    Nothing is compiled for what a check does: the shapes are too many, and training would be left without graphs.
+    Within, the model is in evaluation mode, its FSDP parameters are gathered, and torch.compile is off. Random number
+    generators are restored at the end. Parameters are gathered once because each forward pass of a sharded layer waits
+    for the other processes, which may have fewer batches. Compiled graphs are left to training because evaluation has
+    more shapes than the compiler keeps graphs for.
+
+    Example:
+        >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
+        >>> from fgpt_hf.losses.objectives import LanguageModelObjective
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> objective = LanguageModelObjective(model.train())
+        >>> with evaluating(objective):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
-    layers = [module for module in objective.model.modules() if isinstance(module, FSDPModule)]
-
-    def check_whole() -> T:
-        for layer in layers:
-            layer.set_reshard_after_forward(False, recurse=False)
-            layer.unshard()
-        try:
-            return check()
-        finally:
-            for layer in layers:
-                layer.set_reshard_after_forward(True, recurse=False)
-                layer.reshard()
-
+    model = objective.model
+    was_training = model.training
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
-    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-        return objective.examine(check_whole)
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), _gathered(objective):
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(was_training)
+
+
+@contextmanager
+def _gathered(objective: Objective) -> Iterator[None]:
+    """Keep the parameters of a sharded objective whole."""
+    objective.gather()
+    layers = [module for module in objective.model.modules() if isinstance(module, FSDPModule)]
+    for layer in layers:
+        layer.set_reshard_after_forward(False, recurse=False)
+        layer.unshard()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_reshard_after_forward(True, recurse=False)
+            layer.reshard()
 
 
 def sync_gradients(forward: nn.Module, accelerator: Accelerator, last: bool) -> AbstractContextManager[None]:
-    """Exchange gradients among processes after the last micro-batch only."""
+    """Return a context that exchanges gradients among processes after the `last` micro-batch of a step only."""
     if isinstance(forward, FSDPModule):
         forward.set_requires_gradient_sync(last)
     return nullcontext() if last else accelerator.no_sync(forward)
 
 
 def all_reduce_sum(accelerator: Accelerator, *values: float) -> list[float]:
-    """Each value summed over all processes."""
+    """Sum each value over all processes, in float64."""
     if accelerator.num_processes == 1:
         return list(values)
-    return accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device)).tolist()
+    total = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device))
+    return [float(value) for value in total.tolist()]
 
 
 def resolve_attn_implementation(run: Run, accelerator: Accelerator) -> str:
-    """The implementation of attention that a run asks for, or the fastest that is installed for its device."""
+    """Return the attention implementation that the run names, or for `auto` the fastest one installed."""
     if run.attn_implementation != "auto":
         return run.attn_implementation
     if accelerator.device.type == "cuda" and accelerator.mixed_precision != "no":
@@ -128,14 +173,17 @@ def resolve_attn_implementation(run: Run, accelerator: Accelerator) -> str:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within, the first SIGINT or SIGTERM is noted for the loop to see, and a second one acts as ever."""
+    """Record the first SIGINT or SIGTERM instead of acting on it, and yield a function that tells if one came.
+
+    A second signal of the same kind acts as usual.
+    """
     received: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, previous[number])
 
-    previous: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(received)
     finally:

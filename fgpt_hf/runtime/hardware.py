@@ -1,4 +1,4 @@
-"""What a run computes on: known GPUs by the maker's data sheets, and this machine by asking it."""
+"""Describe the devices of a run: known GPUs by their data sheets, this machine by asking it."""
 
 import ctypes
 import os
@@ -16,14 +16,14 @@ from fgpt_hf.errors import UserError
 
 
 class GPU(NamedTuple):
-    """Dense bfloat16 arithmetic with float32 sums, memory, and how the driver's name for such a GPU reads."""
+    """A GPU's dense bfloat16 rate with float32 sums, its memory, and a pattern of the name that its driver reports."""
 
     bf16_teraflops: float
     gigabytes: float
     pattern: str
 
 
-# NVIDIA's data sheets; where they give figures with sparsity, half of those.
+# From NVIDIA's data sheets; halved where a sheet counts sparsity.
 GPUS: Mapping[str, GPU] = {
     "a100-40gb": GPU(312, 40, r"\bA100.*40GB"),
     "a100-80gb": GPU(312, 80, r"\bA100.*80GB"),
@@ -40,15 +40,15 @@ GPUS: Mapping[str, GPU] = {
 
 
 class Machine(NamedTuple):
-    """The devices of a run, all alike.
+    """The devices of a run, all of one kind.
 
     Attributes:
-        name: what to call one of them.
-        kind: torch's name of their type, such as `cuda`.
-        memory_bytes: what one process may use.
-        has_bf16: whether they multiply bfloat16 themselves.
-        peak_flops: bfloat16 operations a second of one of them, where that is known.
-        processes: their number, a process for each.
+        name: how messages call one of them.
+        kind: torch's device type, such as `cuda`.
+        memory_bytes: memory that one process can use.
+        has_bf16: whether they multiply bfloat16 in hardware.
+        peak_flops: bfloat16 operations per second of one device, or None if unknown.
+        processes: number of devices, one for each process.
     """
 
     name: str
@@ -60,10 +60,14 @@ class Machine(NamedTuple):
 
 
 def known_machine(name: str, processes: int = 1) -> Machine:
-    """So many GPUs of the table.
+    """Return a machine of `processes` GPUs from the table.
 
     Raises:
-        UserError: there is no such name in it.
+        UserError: the table has no GPU of this name.
+
+    Example:
+        >>> known_machine("l4").memory_bytes
+        24000000000
     """
     if name not in GPUS:
         raise UserError(f"device={name!r} is not known: the devices are {', '.join(GPUS)}")
@@ -72,67 +76,24 @@ def known_machine(name: str, processes: int = 1) -> Machine:
 
 
 def this_machine(device: torch.device, processes: int = 1) -> Machine:
-    """The device of this process and those of the others, with the memory that is free now."""
+    """Return the machine that this process runs on, with the memory that is free now."""
     bf16 = supports_bf16(device)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        gpu = named_gpu(name)
+        gpu = find_gpu(name)
         peak_flops = gpu.bf16_teraflops * 1e12 if gpu else None
         return Machine(name, device.type, torch.cuda.mem_get_info(device)[0], bf16, peak_flops, processes)
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # they share this machine's memory
     return Machine(f"this {device.type}", device.type, _free_memory_bytes() // processes_here, bf16, None, processes)
 
 
-def named_gpu(driver_name: str) -> GPU | None:
-    """The GPU of the table that the driver calls so, or None."""
+def find_gpu(driver_name: str) -> GPU | None:
+    """Return the GPU of the table that the driver reports under this name, or None."""
     return next((gpu for gpu in GPUS.values() if re.search(gpu.pattern, driver_name)), None)
 
 
-def _free_memory_bytes() -> int:
-    """The machine's memory that is free, or may be had from caches; a container's limit where that is less."""
-    free = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return free if text == "max" else min(free, int(text))
-
-
-def supports_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices itself, rather than through float32."""
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has held so far: the accelerator's, or on a CPU the resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
-    import psutil
-
-    memory = psutil.Process().memory_info()
-    return getattr(memory, "peak_wset", memory.rss)  # Windows records a peak, macOS the present only
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep large buffers for the next step, instead of giving them back to be faulted in again."""
-    if not sys.platform.startswith("linux"):
-        return
-    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # a C library other than glibc
-        return
-    mallopt(m_mmap_threshold, 1 << 30)
-    mallopt(m_trim_threshold, -1)
-    mallopt(m_top_pad, 64 << 20)
-
-
 def device_name(device: torch.device) -> str:
-    """What the maker calls the device that a process computes on, with the number of cores for a CPU."""
+    """Return the manufacturer's name of a device, and for a CPU the number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -141,3 +102,44 @@ def device_name(device: torch.device) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices in hardware, not by way of float32."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory of this process: allocated on the GPU, or on a CPU the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))  # Windows records a peak, macOS only the present
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large buffers for the next step, instead of returning them and faulting them in again."""
+    if not sys.platform.startswith("linux"):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, -1)
+    mallopt(m_top_pad, 64 << 20)
+
+
+def _free_memory_bytes() -> int:
+    """Return the memory that is free or reclaimable from caches, or a container's limit if that is less."""
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return free if text == "max" else min(free, int(text))

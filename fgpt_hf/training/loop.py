@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.io import save_model
 from fgpt_hf.runtime.distributed import (
     all_reduce_sum,
-    examine,
+    evaluating,
     resolve_attn_implementation,
     shard,
     stop_signals,
@@ -189,7 +188,7 @@ class _Loop:
         """Sum the losses of all micro-batches and processes, divide by their weight, and move the weights once."""
         accelerator, objective = self.accelerator, self.state.objective
         weight, stops = all_reduce_sum(
-            accelerator, sum(float(objective.weight(batch)) for batch in micro_batches), float(stop_requested)
+            accelerator, sum(float(objective.num_items(batch)) for batch in micro_batches), float(stop_requested)
         )
         shares = self._gradients(micro_batches, max(weight, 1.0))
         while shares is None:
@@ -199,7 +198,7 @@ class _Loop:
             shares = self._gradients(micro_batches, max(weight, 1.0))
         grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
         mean_loss, *observed_means = all_reduce_sum(accelerator, *shares.tolist())
-        observed = dict(zip(objective.observed, observed_means, strict=True))
+        observed = dict(zip(objective.metric_names, observed_means, strict=True))
         step = _Step(mean_loss, observed, float(grad_norm), weight, stops > 0)
         scaler = accelerator.scaler
         if step.flaw is None or (scaler is not None and step.weight > 0):
@@ -215,7 +214,7 @@ class _Loop:
         None if the memory is short.
         """
         accelerator = self.accelerator
-        means = torch.zeros(1 + len(self.state.objective.observed), device=accelerator.device)
+        means = torch.zeros(1 + len(self.state.objective.metric_names), device=accelerator.device)
         try:
             for number, batch in enumerate(micro_batches, start=1):
                 with sync_gradients(self.forward, accelerator, number == len(micro_batches)), accelerator.autocast():
@@ -266,11 +265,10 @@ class _Loop:
     def _checked(self) -> dict[str, float]:
         """The results of the checks that are due, on a model that does not learn from them."""
         results: dict[str, float] = {}
-        self.state.model.eval()
         for check in self.checks:
             if self.progress.step == 0 or self._is_due(check.every_steps):
-                results |= examine(self.state.objective, partial(check.run, self.progress.step))
-        self.state.model.train()
+                with evaluating(self.state.objective):
+                    results |= check.run(self.progress.step)
         return results
 
     def _is_due(self, every_steps: int) -> bool:

@@ -102,7 +102,7 @@ def test_the_objective_is_the_models_own_loss_with_tied_weights() -> None:
     )
     objective = LanguageModelObjective(model)
     batch = as_batch(ragged_rows(8))
-    mean = objective(batch) / objective.weight(batch)
+    mean = objective(batch) / objective.num_items(batch)
     mean.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()

@@ -84,10 +84,10 @@ def test_loss_gradients_and_rewards_equal_trls_dpo_trainer(loss_type: str, tmp_p
         before = reply_log_probabilities(reference, batch())
     objective = PreferenceObjective(model, PreferenceLossConfig(loss_type, beta=0.3))
     pairs = batch(before)
-    loss, *observed = objective(pairs) / objective.weight(pairs)
+    loss, *observed = objective(pairs) / objective.num_items(pairs)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert_equal(gradients(model, loss), expected_gradients)
-    for name, value in zip(objective.observed, observed, strict=True):
+    for name, value in zip(objective.metric_names, observed, strict=True):
         assert value.item() == pytest.approx(trainer._metrics["train"][name][0], abs=1e-4), name
 
 

@@ -23,7 +23,7 @@ from fgpt_hf.runtime.estimate import (
     remedies,
     rows_on_device,
 )
-from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine, named_gpu, this_machine
+from fgpt_hf.runtime.hardware import GPUS, Machine, find_gpu, known_machine, this_machine
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
 from fgpt_hf.training.optim import build_optimizer
 
@@ -254,7 +254,7 @@ def test_remedies_of_a_run_with_an_adapter_do_not_share_it() -> None:
     ],
 )
 def test_a_gpu_is_known_by_its_drivers_name(driver_name: str, name: str | None) -> None:
-    assert named_gpu(driver_name) == (GPUS[name] if name else None)
+    assert find_gpu(driver_name) == (GPUS[name] if name else None)
 
 
 def test_utilisation_is_a_share_of_all_peaks_and_unknown_on_a_cpu() -> None:

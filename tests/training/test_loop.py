@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.files import integrity_error, read_lines
 from fgpt_hf.losses.objectives import LanguageModelObjective
-from fgpt_hf.runtime.distributed import examine
+from fgpt_hf.runtime.distributed import evaluating
 from fgpt_hf.runtime.hardware import supports_bf16
 from fgpt_hf.training.checkpoints import checkpoints
 from tests.support import loop_run
@@ -180,11 +180,9 @@ def test_checks_leave_the_compiler_to_training() -> None:
     decoder = objective.model.get_decoder()
     decoder.compile(backend=backend)
 
-    def check() -> None:
+    with evaluating(objective):
         for length in range(2, 14):
             decoder(torch.ones(1, length, dtype=torch.int64), use_cache=False)
-
-    examine(objective, check)
     assert not compiled
     decoder(torch.ones(2, 16, dtype=torch.int64), use_cache=False)
     assert compiled
