@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fgpt_hf.files import read_lines
+from fgpt_hf.files import read_json_lines
 
 ROOT = Path(__file__).parent.parent
 RATES = {"adamw": (5e-4, 1e-3, 2e-3), "muon": (1e-3, 2e-3, 4e-3)}
@@ -53,7 +53,7 @@ def train(folder: Path, optim: str, rate: float, max_steps: int, eval_steps: int
     flags = [f"--optim={optim}", f"--learning_rate={rate}", f"--max_steps={max_steps}", f"--eval_steps={eval_steps}"]
     command = [sys.executable, str(ROOT / "train_base.py"), *SHAPE, *flags, f"--output_dir={output}"]
     subprocess.run(command, check=True, capture_output=True)
-    lines = read_lines(output / "metrics.jsonl")
+    lines = read_json_lines(output / "metrics.jsonl")
     curve = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     print(f"{optim:6} {rate:.0e}  " + "  ".join(f"{step}: {loss:.3f}" for step, loss in curve.items()), flush=True)
     return curve

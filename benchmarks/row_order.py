@@ -18,7 +18,7 @@ from fgpt_hf.data.corpora import is_validation
 from fgpt_hf.data.packing import Ids, pack_documents
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.evaluation.checks import bytes_of_tokens, validation_loss
-from fgpt_hf.files import read_lines
+from fgpt_hf.files import read_json_lines
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import start_accelerator
 from fgpt_hf.tokenizer.fast_encoding import encode_documents
@@ -94,7 +94,7 @@ def validation_loss_after(batches: Batches, validation_rows: Ids) -> float:
         with run_folder.opened():
             objective = LanguageModelObjective(model)
             fit(accelerator, run, run_folder, objective, tokenizer, batches, [Check(STEPS, check)])
-        return read_lines(run_folder.path / "metrics.jsonl")[-1]["eval_loss"]
+        return read_json_lines(run_folder.path / "metrics.jsonl")[-1]["eval_loss"]
 
 
 if __name__ == "__main__":

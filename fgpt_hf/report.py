@@ -1,6 +1,5 @@
 """What a run has come to, for a person: figures, losses and samples before and after, and what the folder holds."""
 
-import json
 import statistics
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import read_lines
+from fgpt_hf.files import read_json_lines
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -64,7 +63,7 @@ def report(folder: Path) -> str:
     """
     metrics = _metrics(folder)
     draw(metrics, folder / "figures")
-    samples = _lines(folder / "samples.jsonl")
+    samples = read_json_lines(folder / "samples.jsonl")
     has_answers = any("answers_ended" in line for line in metrics)
     parts = [_losses(folder, metrics), (_answers if has_answers else _samples)(samples), _contents(folder)]
     return "\n\n".join("\n".join(part) for part in parts if part)
@@ -232,14 +231,7 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
             else "that is what a training script writes to output_dir"
         )
         raise UserError(f"{folder} is no run, since it has no run.yaml: {hint}")
-    metrics = _lines(folder / "metrics.jsonl")
+    metrics = read_json_lines(folder / "metrics.jsonl")
     if not metrics:
         raise UserError(f"{folder / 'metrics.jsonl'} has no line yet: the run's first step has not been reached")
     return metrics
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return read_lines(path)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: a line is not JSON ({error})") from error

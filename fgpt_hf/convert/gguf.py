@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.layouts import LINEAR
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import PARTIAL
+from fgpt_hf.files import atomic_file
 
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # three ways to compute the same function
 PRE_TOKENIZER = "gpt-2"  # llama.cpp's name for GPT-2's pattern of words
@@ -31,9 +31,8 @@ def write_gguf_file(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, 
             f"{TANH_GELU[0]!r}; the formats gpt2 and onnx can"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + PARTIAL)
-    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])
-    try:
+    with atomic_file(file) as partial:
+        writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])
         _add_shape(writer, model.config, file.stem)
         _add_tokenizer(writer, tokenizer, model)
         _add_weights(writer, model)
@@ -41,9 +40,6 @@ def write_gguf_file(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, 
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Any, name: str) -> None:

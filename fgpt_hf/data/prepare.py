@@ -22,15 +22,13 @@ from fgpt_hf.data.shards import (
     ShardRecord,
     is_prepared,
     push_dataset,
-    read_json,
     shard_name,
     total_tokens,
     whole_shards,
-    write_json,
 )
 from fgpt_hf.data.stream import SPLITS, TRAIN, VALIDATION, PackedBuffer, TokenizerPool, epoch_start, no_rows
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import atomic_directory
+from fgpt_hf.files import atomic_directory, read_json, write_json
 from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
 
 FORMAT_VERSION = 1  # to be raised whenever the same documents would give other rows

@@ -23,6 +23,7 @@ from fgpt_hf.data.shards import PREPARED, PreparedRows, is_prepared, load_prepar
 from fgpt_hf.data.sources import FILE_FORMATS
 from fgpt_hf.data.stream import SPLITS, TRAIN, VALIDATION, TokenizerPool, epoch_start, training_buffers, validation_rows
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import atomic_file
 from fgpt_hf.retries import retry
 from fgpt_hf.workers import InBackground
 
@@ -119,6 +120,6 @@ def _validation_once(run: BaseRun, shards: Sequence[Shard]) -> Ids:
         if not path.is_file():
             with closing(TokenizerPool(run, workers=1)) as tokenising:
                 rows = validation_rows(tokenising, shards, run.max_eval_rows)
-            np.save(path.with_suffix(".partial.npy"), rows)
-            path.with_suffix(".partial.npy").replace(path)
+            with atomic_file(path) as partial, partial.open("wb") as file:
+                np.save(file, rows)
         return np.load(path)

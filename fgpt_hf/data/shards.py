@@ -4,7 +4,6 @@ It holds `prepared.json`, which says what the rows are made of and how, and `sha
 `train.arrow`, `validation.arrow` and `shard.json`. A shard is whole or not there; the next one begins where it ends.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from huggingface_hub import HfApi
 from fgpt_hf.data.packing import Ids, compare_packings
 from fgpt_hf.data.stream import SPLITS, TRAIN, PackedBuffer, Position
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import read_json
 from fgpt_hf.retries import retry
 from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
 
@@ -156,17 +156,3 @@ def total_tokens(records: Sequence[ShardRecord], name: str, split: str) -> int:
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replacement = path.with_suffix(".new")
-    replacement.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    replacement.replace(path)

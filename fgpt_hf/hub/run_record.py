@@ -1,6 +1,5 @@
 """All that a finished model's folder and its run's folder say about it, read back for the model card."""
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from fgpt_hf.data.corpora import NAMES as CORPORA
 from fgpt_hf.data.preference_pairs import NAMES as PAIRS
 from fgpt_hf.data.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import read_lines
+from fgpt_hf.files import read_json, read_json_lines
 from fgpt_hf.model.lora import ADAPTER
 from fgpt_hf.training.run_folder import PROVENANCE, RECORD, RESULTS, read_record
 
@@ -175,8 +174,8 @@ def read_facts(model: Path) -> RunRecord:
         run_folder=run,
         config=config,
         run=read_record(run / RECORD),
-        metrics=[line for line in read_lines(run / "metrics.jsonl") if line["step"] <= step],
-        samples=[line for line in read_lines(run / "samples.jsonl") if line["step"] <= step],
+        metrics=[line for line in read_json_lines(run / "metrics.jsonl") if line["step"] <= step],
+        samples=[line for line in read_json_lines(run / "samples.jsonl") if line["step"] <= step],
         provenance=_read_json(run / PROVENANCE),
         results={} if is_checkpoint else _read_json(run / RESULTS),
         card_results=card_results,
@@ -197,7 +196,4 @@ def results_of_card(card: str) -> list[EvalResult]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    return read_json(path) if path.is_file() else {}

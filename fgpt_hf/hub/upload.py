@@ -4,7 +4,6 @@ They arrive in one commit, which the Hub makes when everything is uploaded: an i
 branch where it was, and the next push uploads only what is not there yet.
 """
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import sha256_of
 from fgpt_hf.hub.card import CARD, merge_card
 
 WEIGHTS_AND_CODE = (
@@ -215,7 +215,7 @@ def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, 
     there = {sibling.rfilename: sibling.lfs and sibling.lfs.sha256 for sibling in head.siblings or ()}
     files = dict(files)
     weights = {name: file for name, file in files.items() if name.endswith(".safetensors")}
-    other_weights = any(there.get(name) != _sha256(file) for name, file in weights.items())
+    other_weights = any(there.get(name) != sha256_of(file) for name, file in weights.items())
     if CARD in files and CARD in there:
         published = Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, revision=head.sha)).read_text(
             encoding="utf-8"
@@ -239,13 +239,6 @@ def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, 
 
 def _text(content: Content) -> str:
     return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
-
-
-def _sha256(content: Content) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _persistently(request: Callable[[], T]) -> T:

@@ -21,7 +21,7 @@ from fgpt_hf.data.preference import TokenizedReply
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
-from fgpt_hf.files import atomic_directory
+from fgpt_hf.files import atomic_directory, atomic_file
 from fgpt_hf.model.io import load_fgpt, save_model
 from fgpt_hf.model.lora import ADAPTER, add_adapter, merge_adapter_into
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
@@ -119,9 +119,8 @@ def reference_log_probabilities(
     found = np.array([[score.log_likelihood for score in pair] for pair in scores], dtype=np.float32)
     if accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, found)
-        partial.replace(path)
+        with atomic_file(path) as partial, partial.open("wb") as file:
+            np.save(file, found)
     return found
 
 

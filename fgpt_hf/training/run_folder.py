@@ -1,6 +1,5 @@
 """Where a run's model comes from: what a model card says of data, machine and software, recorded while it is known."""
 
-import json
 import platform
 import shutil
 import subprocess
@@ -19,7 +18,15 @@ from fgpt_hf.data.sources import parse_mixture
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.evaluation.results import as_json, write_results
-from fgpt_hf.files import PARTIAL, read_lines, write_atomically
+from fgpt_hf.files import (
+    PARTIAL,
+    append_json_line,
+    read_json,
+    read_json_lines,
+    write_atomically,
+    write_json,
+    write_json_lines,
+)
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
@@ -77,14 +84,12 @@ class RunFolder:
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `samples.jsonl`; it holds the step that it belongs to."""
         if self.is_writer:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            append_json_line(self.path / name, line)
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of later steps, which a resumed run will write again."""
         for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl") if self.is_writer else ():
-            kept = [line for line in read_lines(path) if line["step"] <= step]
-            write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+            write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= step])
 
     def _check(self) -> None:
         if self.run.resume_from_checkpoint is not None:
@@ -147,7 +152,7 @@ def record_provenance(
         "commit": _commit(),
     }
     known = {name: value for name, value in provenance.items() if value is not None}
-    (folder.path / PROVENANCE).write_text(json.dumps(known, indent=1), encoding="utf-8")
+    write_json(folder.path / PROVENANCE, known)
 
 
 def find_run(model: Path) -> Path | None:
@@ -160,10 +165,10 @@ def _run_before(run: Run) -> dict[str, Any] | None:
     folder = find_run(Path(run.model_name_or_path)) if isinstance(run, TuningRun) else None
     if folder is None:
         return None
-    provenance, metrics = folder / PROVENANCE, read_lines(folder / "metrics.jsonl")
+    provenance, metrics = folder / PROVENANCE, read_json_lines(folder / "metrics.jsonl")
     return {
         "run": read_record(folder / RECORD),
-        "provenance": json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {},
+        "provenance": read_json(provenance) if provenance.is_file() else {},
         "last": {name: metrics[-1][name] for name in ("step", "tokens", "seconds")} if metrics else {},
     }
 

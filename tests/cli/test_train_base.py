@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fgpt_hf.files import read_lines
+from fgpt_hf.files import read_json_lines
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -52,7 +52,7 @@ def trained(documents: Path) -> tuple[Path, str]:
 
 def test_the_run_learns_and_says_what_a_newcomer_wants_to_know(trained: tuple[Path, str]) -> None:
     folder, output = trained
-    validation = [line["eval_loss"] for line in read_lines(folder / "metrics.jsonl") if "eval_loss" in line]
+    validation = [line["eval_loss"] for line in read_json_lines(folder / "metrics.jsonl") if "eval_loss" in line]
     assert validation[-1] < validation[0] - 1
     for expected in ("parameters", "first training step done", "peak memory", "held-out loss", "Once upon a time"):
         assert expected in output
@@ -60,7 +60,7 @@ def test_the_run_learns_and_says_what_a_newcomer_wants_to_know(trained: tuple[Pa
 
 def test_benchmarks_are_run_before_and_after_and_kept_for_the_card(trained: tuple[Path, str]) -> None:
     folder, output = trained
-    measured = [line for line in read_lines(folder / "metrics.jsonl") if "pydocs-choice/acc_norm" in line]
+    measured = [line for line in read_json_lines(folder / "metrics.jsonl") if "pydocs-choice/acc_norm" in line]
     assert [line["step"] for line in measured] == [0, 12]
     (values,) = json.loads((folder / "results.json").read_text())["tasks"].values()
     assert values["acc_norm"] == measured[-1]["pydocs-choice/acc_norm"]
@@ -68,7 +68,7 @@ def test_benchmarks_are_run_before_and_after_and_kept_for_the_card(trained: tupl
 
 
 def test_samples_hold_the_fixed_prompt_and_one_of_the_corpus_before_and_after(trained: tuple[Path, str]) -> None:
-    samples = read_lines(trained[0] / "samples.jsonl")
+    samples = read_json_lines(trained[0] / "samples.jsonl")
     assert {line["step"] for line in samples} == {0, 12}
     prompts = {line["prompt"] for line in samples}
     assert "Once upon a time" in prompts and any(prompt.startswith("Document") for prompt in prompts)

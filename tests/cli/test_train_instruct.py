@@ -14,7 +14,7 @@ from fgpt_hf.cli import train_instruct
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PRESETS
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.files import read_lines
+from fgpt_hf.files import read_json_lines
 from fgpt_hf.hub.card import CARD
 from fgpt_hf.hub.upload import publishable
 from tests.support.tiny import random_model, save
@@ -65,7 +65,7 @@ def train(place: Path, name: str, *flags: str) -> str:
 def measured(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run without what depends on the clock."""
     kept = ("step", "tokens", "loss", "eval_loss", "answers_ended", "answer_tokens")
-    return [{name: line[name] for name in kept if name in line} for line in read_lines(folder / "metrics.jsonl")]
+    return [{name: line[name] for name in kept if name in line} for line in read_json_lines(folder / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def trained(place: Path) -> tuple[Path, str]:
 
 def test_a_run_learns_to_answer_and_tells_what_it_left_out(trained: tuple[Path, str]) -> None:
     folder, output = trained
-    losses = [line["eval_loss"] for line in read_lines(folder / "metrics.jsonl") if "eval_loss" in line]
+    losses = [line["eval_loss"] for line in read_json_lines(folder / "metrics.jsonl") if "eval_loss" in line]
     assert losses[-1] < losses[0] - 1
     assert "3 left out, 'output' is missing or empty: row 7 of" in output
     for expected in ("conversations in", "padding", "held out", "before, and after 6 steps", "What is the capital"):
@@ -83,7 +83,7 @@ def test_a_run_learns_to_answer_and_tells_what_it_left_out(trained: tuple[Path, 
 
 
 def test_the_same_prompts_are_answered_before_and_after(trained: tuple[Path, str]) -> None:
-    samples = read_lines(trained[0] / "samples.jsonl")
+    samples = read_json_lines(trained[0] / "samples.jsonl")
     asked = {step: [line["prompt"] for line in samples if line["step"] == step] for step in (0, 6)}
     assert asked[0] == asked[6] and len(samples) == 10
     assert asked[0][:3] == ["What is the capital of France?", "What is 2 + 2?", "Define 'cat'."]
@@ -127,7 +127,7 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(place: Path, trained
 def test_adapters_learn_resume_exactly_and_leave_a_whole_model(place: Path) -> None:
     output = train(place, "adapted", *LORA)
     assert "parameters are trained, in adapters of rank 4" in output
-    losses = [line["eval_loss"] for line in read_lines(place / "adapted" / "metrics.jsonl") if "eval_loss" in line]
+    losses = [line["eval_loss"] for line in read_json_lines(place / "adapted" / "metrics.jsonl") if "eval_loss" in line]
     assert losses[-1] < losses[0]
     assert not hasattr(AutoModelForCausalLM.from_pretrained(place / "adapted" / "model"), "peft_config")
     assert_equal_runs(resumed(place, place / "adapted", *LORA), place / "adapted")

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from trl import DPOConfig, DPOTrainer
 
 from fgpt_hf.cli.train_preference import main
-from fgpt_hf.files import read_lines
+from fgpt_hf.files import read_json_lines
 from fgpt_hf.model.io import load_model
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from tests.support.tiny import random_model, save
@@ -74,7 +74,7 @@ def trained(home: Path) -> Path:
 
 
 def test_the_chosen_replies_become_the_likelier_ones_validation_too(trained: Path) -> None:
-    lines = read_lines(trained / "metrics.jsonl")
+    lines = read_json_lines(trained / "metrics.jsonl")
     validation = [line for line in lines if "eval_loss" in line]
     assert [line["step"] for line in validation] == [0, 6, 12]
     assert validation[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -92,7 +92,9 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(home: Path, trained: 
     main(flags(home, again, "--resume_from_checkpoint=latest"))
     weights, expected = (load_file(folder / "model" / "model.safetensors") for folder in (again, trained))
     assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
-    for line, other in zip(read_lines(again / "metrics.jsonl"), read_lines(trained / "metrics.jsonl"), strict=True):
+    for line, other in zip(
+        read_json_lines(again / "metrics.jsonl"), read_json_lines(trained / "metrics.jsonl"), strict=True
+    ):
         exact = {name for name in other if "loss" in name or "rewards" in name or name in ("step", "tokens")}
         assert {name: line[name] for name in exact} == {name: other[name] for name in exact}
 
@@ -100,14 +102,14 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(home: Path, trained: 
 @pytest.mark.parametrize("loss_type", ["ipo", "simpo"])
 def test_length_normalised_losses_move_the_margin_too(home: Path, loss_type: str) -> None:
     main(flags(home, home / loss_type, f"--loss_type={loss_type}", "--sample_steps=99"))
-    validation = [line for line in read_lines(home / loss_type / "metrics.jsonl") if "eval_loss" in line]
+    validation = [line for line in read_json_lines(home / loss_type / "metrics.jsonl") if "eval_loss" in line]
     assert validation[-1]["eval_loss"] < validation[0]["eval_loss"]
     assert validation[-1]["eval_rewards/margins"] > validation[0]["eval_rewards/margins"]
 
 
 def test_adapters_learn_the_same_preference_and_leave_a_whole_model(home: Path) -> None:
     main(flags(home, home / "lora", "--use_peft", "--lora_r=4", "--learning_rate=0.03", "--sample_steps=99"))
-    validation = [line for line in read_lines(home / "lora" / "metrics.jsonl") if "eval_loss" in line]
+    validation = [line for line in read_json_lines(home / "lora" / "metrics.jsonl") if "eval_loss" in line]
     assert validation[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert validation[-1]["eval_rewards/margins"] > 0.5
     whole, start = (load_file(folder / "model.safetensors") for folder in (home / "lora" / "model", home / "start"))
@@ -123,7 +125,7 @@ def test_what_a_run_takes_is_said_and_an_open_micro_batch_is_chosen(
     assert "2 steps of at most 4,096 tokens" in said and "with micro-batches of 32 rows" in said
     record = yaml.safe_load((home / "open" / "run.yaml").read_text())
     assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (32, 1)
-    assert [line["step"] for line in read_lines(home / "open" / "metrics.jsonl")][-1] == 2
+    assert [line["step"] for line in read_json_lines(home / "open" / "metrics.jsonl")][-1] == 2
 
 
 def test_a_run_that_cannot_fit_is_refused_before_the_reference(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

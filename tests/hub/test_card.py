@@ -288,8 +288,8 @@ def test_a_folders_card_is_written_in_place(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("results.json", "{", "results.json is not JSON"),
-        ("model/config.json", "[", "config.json is not JSON"),
+        ("results.json", "{", "results.json is damaged"),
+        ("model/config.json", "[", "config.json is damaged"),
         ("model/model.safetensors", "", "holds no weights that can be read"),
         (f"model/{CARD}", "---\na: [\n---\n", "the front matter of the model card cannot be read"),
     ],

@@ -20,7 +20,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.files import integrity_error, read_lines
+from fgpt_hf.files import integrity_error, read_json_lines
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import evaluating
 from fgpt_hf.runtime.hardware import supports_bf16
@@ -96,12 +96,12 @@ def refusal(folder: Path, *flags: object) -> str:
 
 
 def trajectory(folder: Path) -> list[tuple[int, float | None, float | None]]:
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_json_lines(folder / "metrics.jsonl")
     return [(line["step"], line.get("loss"), line.get("eval_loss")) for line in lines]
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    return [line["loss"] for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -131,7 +131,7 @@ def whole_with_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_learns_and_leaves_all_that_it_promises(whole: Path) -> None:
     assert losses(whole)[-1] < losses(whole)[0] - 0.5
     assert [path.name for path in checkpoints(whole / "checkpoints")] == [f"step_0000000{step}" for step in (8, 6, 3)]
-    lines = read_lines(whole / "metrics.jsonl")
+    lines = read_json_lines(whole / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(9))
     assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, 8]
     assert {"tokens", "seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= lines[-1].keys()
@@ -162,8 +162,12 @@ def test_a_check_with_more_batches_on_one_process_than_on_another_ends(tmp_path:
     succeed(tmp_path / "one", "--validation_rows=9", "--max_steps=4")
     flags = ["--validation_rows=9", "--max_steps=4", "--per_device_train_batch_size=4", "--fsdp"]
     succeed(tmp_path / "two", *flags, processes=2)
-    expected = [line["eval_loss"] for line in read_lines(tmp_path / "one" / "metrics.jsonl") if "eval_loss" in line]
-    validation = [line["eval_loss"] for line in read_lines(tmp_path / "two" / "metrics.jsonl") if "eval_loss" in line]
+    expected = [
+        line["eval_loss"] for line in read_json_lines(tmp_path / "one" / "metrics.jsonl") if "eval_loss" in line
+    ]
+    validation = [
+        line["eval_loss"] for line in read_json_lines(tmp_path / "two" / "metrics.jsonl") if "eval_loss" in line
+    ]
     assert len(validation) == 2 and validation == pytest.approx(expected, rel=3e-5)
 
 
@@ -235,7 +239,7 @@ def test_a_signal_lets_the_step_end_saves_and_leaves(tmp_path: Path, number: sig
 def wait_for_step(folder: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if any(line["step"] >= step for line in read_lines(folder / "metrics.jsonl")):
+        if any(line["step"] >= step for line in read_json_lines(folder / "metrics.jsonl")):
             return
         time.sleep(0.01)
     raise AssertionError(f"{folder} did not come to step {step}")
@@ -267,7 +271,7 @@ def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path) -> None:
     output = succeed(tmp_path / "run", "--infinite_from=4", "--infinite_steps=2")
     assert "step 4 is skipped: its gradient is not finite" in output
-    assert [line["skipped_steps"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")[1:]] == [
+    assert [line["skipped_steps"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")[1:]] == [
         0,
         0,
         0,
@@ -292,7 +296,7 @@ def test_too_many_such_steps_stop_the_run_with_its_checkpoints(tmp_path: Path) -
 def test_a_step_without_a_scored_token_is_skipped_and_said(tmp_path: Path) -> None:
     output = succeed(tmp_path / "run", "--unscored=4")
     assert "step 4 is skipped: no token of it is scored" in output
-    assert read_lines(tmp_path / "run" / "metrics.jsonl")[4]["loss"] == 0
+    assert read_json_lines(tmp_path / "run" / "metrics.jsonl")[4]["loss"] == 0
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] - 0.5
 
 

@@ -1,0 +1,136 @@
+"""Files and folders are complete or absent, whatever happens while they are written."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fgpt_hf.files import (
+    append_json_line,
+    atomic_directory,
+    atomic_file,
+    integrity_error,
+    read_json,
+    read_json_lines,
+    sha256_of,
+    write_atomically,
+    write_json,
+    write_json_lines,
+    write_manifest,
+)
+
+FAILURES = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+
+
+def write(folder: Path, content: str = "new") -> None:
+    with atomic_directory(folder) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text(content)
+        write_manifest(partial)
+
+
+# files
+
+
+@pytest.mark.parametrize("content", ["new ü", b"new"])
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path, content: str | bytes) -> None:
+    (tmp_path / "file").write_text("old")
+    write_atomically(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_a_file_whose_writing_fails_keeps_its_content(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(type(error)), atomic_file(tmp_path / "file") as partial:
+        partial.write_text("new")
+        raise error
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_and_bytes_with_one_content_have_one_hash(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 3_000_000)
+    assert sha256_of(tmp_path / "file") == sha256_of(b"x" * 3_000_000)
+    assert sha256_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# folders
+
+
+def test_a_folder_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    write(tmp_path / "folder")
+    assert integrity_error(tmp_path / "folder") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_a_folder_whose_writing_fails_keeps_its_content(tmp_path: Path, error: BaseException) -> None:
+    write(tmp_path / "folder", "old")
+    with pytest.raises(type(error)), atomic_directory(tmp_path / "folder") as partial:
+        (partial / "file").write_text("new")
+        raise error
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    write(tmp_path / "folder", "old")
+    write(tmp_path / "folder", "new")
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "answer"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing or damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is missing or damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json is missing or damaged"),
+        (lambda folder: (folder / "inner" / "file").unlink(), "inner/file is missing"),
+        (lambda folder: (folder / "inner" / "file").write_text("nev"), "inner/file is damaged"),
+    ],
+)
+def test_every_damage_is_named(tmp_path: Path, damage: Callable[[Path], object], answer: str) -> None:
+    write(tmp_path / "folder")
+    damage(tmp_path / "folder")
+    assert integrity_error(tmp_path / "folder") == answer
+
+
+# JSON
+
+
+def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    content = {"name": "ü", "numbers": [1, 2.5, None], "inner": {"yes": True}}
+    write_json(tmp_path / "new folder" / "file.json", content)
+    assert read_json(tmp_path / "new folder" / "file.json") == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"a": "\xff"}'])
+def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(ValueError, match="file.json is damaged"):
+        read_json(tmp_path / "file.json")
+
+
+def test_json_lines_are_written_appended_and_read(tmp_path: Path) -> None:
+    lines = [{"step": 1, "text": "ü\u2028"}, {"step": 2}]
+    write_json_lines(tmp_path / "lines.jsonl", lines)
+    append_json_line(tmp_path / "lines.jsonl", {"step": 3})
+    assert read_json_lines(tmp_path / "lines.jsonl") == [*lines, {"step": 3}]
+    assert [json.loads(line)["step"] for line in (tmp_path / "lines.jsonl").read_bytes().splitlines()] == [1, 2, 3]
+
+
+def test_an_unfinished_last_line_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_bytes('{"step": 1}\n{"step": 2}\n{"text": "ü'.encode()[:-1])
+    assert read_json_lines(tmp_path / "lines.jsonl") == [{"step": 1}, {"step": 2}]
+    assert read_json_lines(tmp_path / "nowhere.jsonl") == []
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"lines\.jsonl is damaged: line 2 is not JSON"):
+        read_json_lines(tmp_path / "lines.jsonl")
