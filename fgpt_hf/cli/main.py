@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fgpt_hf.cli.chat import add_chat
+from fgpt_hf.cli.entry_point import command_line
 from fgpt_hf.cli.evaluate import add_evaluate
-from fgpt_hf.config.parser import Commands, command_line, flags, from_flags
+from fgpt_hf.config.parser import Commands, flags, from_flags
 from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data.prepare import prepare_documents
 from fgpt_hf.errors import UserError

@@ -1,10 +1,8 @@
 """The fields of a run as flags: `--config` and presets under them, and plain answers to what does not work."""
 
 import difflib
-import os
-import sys
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -54,20 +52,6 @@ def flags(kind: type[Any]) -> ArgumentParser:
 def from_flags(kind: type[Described], options: Namespace) -> Described:
     """The description that these flags make."""
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
-
-
-def command_line(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main` with the process's arguments; what a user can mend ends it with one line and exit code 2.
-
-    `FGPT_TRACEBACK=1` shows where the error came from.
-    """
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("FGPT_TRACEBACK"):
-            raise
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
 
 
 class Commands(ArgumentParser):

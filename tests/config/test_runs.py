@@ -87,7 +87,8 @@ def test_a_bad_file_is_answered_too(content: str, tmp_path: Path) -> None:
 def test_the_command_line_ends_with_one_line_and_exit_code_2() -> None:
     program = "\n".join(
         [
-            "from fgpt_hf.config.parser import command_line, parse_run",
+            "from fgpt_hf.cli.entry_point import command_line",
+            "from fgpt_hf.config.parser import parse_run",
             "from fgpt_hf.config.presets import PRESETS",
             "from fgpt_hf.config.runs import BaseRun",
             "command_line(lambda arguments: parse_run(BaseRun, PRESETS, arguments))",

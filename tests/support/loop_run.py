@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.config.parser import command_line, parse_run
+from fgpt_hf.cli.entry_point import command_line
+from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.runs import Run, option
 from fgpt_hf.data.batches import IGNORED, ShuffledRows
 from fgpt_hf.evaluation.checks import validation_loss

@@ -1,0 +1,87 @@
+"""Run a command: show the package's messages, answer a user's mistake with one line, say where to report a bug."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fgpt_hf.errors import UserError
+
+USER_ERROR = 2  # exit codes
+INTERRUPTED = 130
+ISSUES = "https://fgpt.example/issues"  # as pyproject.toml has it: an error is no time to look for metadata
+
+
+def command_line(main: Callable[[Sequence[str]], None]) -> None:
+    """Call `main` with the process's arguments; a mistake that a user can mend is one line on stderr and exit code 2.
+
+    Such a mistake is a UserError, or an OSError that carries the operating system's number: `FGPT_TRACEBACK=1` shows
+    where it came from. Any other exception is a bug, and keeps its traceback, followed by where to report it.
+    """
+    try:
+        with messages_on_stdout():
+            main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = explanation(error)
+        if message is None:
+            error.add_note(f"FGPT did not expect this error. Please report it with the lines above: {ISSUES}")
+            raise
+        if os.environ.get("FGPT_TRACEBACK"):
+            raise
+        print(f"{_program()}: {message}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def explanation(error: Exception) -> str | None:
+    """Return one line for a mistake that a user can mend, or None for a bug.
+
+    Example:
+        >>> explanation(UserError("max_steps=0 must be above zero"))
+        'max_steps=0 must be above zero'
+        >>> explanation(FileNotFoundError(2, "No such file or directory", "data.jsonl"))
+        'data.jsonl: No such file or directory'
+        >>> explanation(KeyError("loss")) is None
+        True
+    """
+    if isinstance(error, UserError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.errno is not None:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    else:
+        return None
+    return " ".join(text.split())
+
+
+@contextmanager
+def messages_on_stdout() -> Iterator[None]:
+    """Write what the package logs, from INFO upwards, to stdout; only the main process of several writes."""
+    logger = logging.getLogger("fgpt_hf")
+    before = logger.handlers, logger.level, logger.propagate
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    logger.handlers = [_LinesAboveProgressBars() if is_main_process else logging.NullHandler()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.level, logger.propagate = before
+
+
+class _LinesAboveProgressBars(logging.Handler):
+    """Writes each message as a line of its own, without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _program() -> str:
+    """Return the name of the running script; `python -m fgpt_hf` is `fgpt`."""
+    path = Path(sys.argv[0])
+    return "fgpt" if path.name == "__main__.py" else path.name

@@ -1,0 +1,97 @@
+"""A command ends with one line for a user's mistake, and with a traceback and an address for a bug."""
+
+import logging
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fgpt_hf.cli.entry_point import ISSUES, command_line
+from fgpt_hf.errors import UserError
+
+
+def outcome(main: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Return the exit code and what stands on stderr."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/fgpt", "chat"])
+    with pytest.raises(SystemExit) as ended:
+        command_line(main)  # type: ignore[arg-type]
+    return ended.value.code, capsys.readouterr().err
+
+
+def raising(error: BaseException) -> object:
+    def main(arguments: Sequence[str]) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("max_steps=0\n  must be above zero"), "fgpt: max_steps=0 must be above zero\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "fgpt: a.txt: No such file or directory\n"),
+        (OSError(28, "No space left on device"), "fgpt: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(raising(error), monkeypatch, capsys) == (2, line)
+
+
+def test_the_traceback_of_a_mistake_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FGPT_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        command_line(raising(UserError("no")))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes differ"), OSError("the connection broke"), KeyError("loss")])
+def test_a_bug_keeps_its_traceback_and_says_where_to_report_it(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        command_line(raising(error))  # type: ignore[arg-type]
+    assert raised.value.__notes__[0].endswith(f"Please report it with the lines above: {ISSUES}")
+
+
+def test_an_interrupted_command_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(raising(KeyboardInterrupt()), monkeypatch, capsys) == (130, "")
+
+
+PROGRAM = """
+import logging
+from fgpt_hf.cli.entry_point import command_line
+
+def main(arguments):
+    logging.getLogger("fgpt_hf.data").info("reading %s", *arguments)
+    logging.getLogger("fgpt_hf.data").debug("not for users")
+    raise ValueError("a bug")
+
+command_line(main)
+"""
+
+
+@pytest.mark.parametrize(("rank", "written"), [(None, "reading x\n"), ("0", "reading x\n"), ("1", "")])
+def test_messages_are_plain_lines_of_the_main_process(rank: str | None, written: str) -> None:
+    environment = {**os.environ, "RANK": rank} if rank else os.environ
+    command = [sys.executable, "-c", PROGRAM, "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.returncode) == (written, 1)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Traceback") and lines[-2] == "ValueError: a bug" and ISSUES in lines[-1]
+
+
+def test_the_logger_is_left_as_it_was() -> None:
+    logger = logging.getLogger("fgpt_hf")
+    before = logger.handlers, logger.level, logger.propagate
+    command_line(lambda arguments: None)
+    assert (logger.handlers, logger.level, logger.propagate) == before
+
+
+def test_the_address_for_bugs_is_the_projects() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["urls"]["Issues"] == ISSUES
