@@ -83,7 +83,7 @@ def test_a_preference_run_has_results_of_pairs_and_no_perplexity(facts: RunRecor
         f"| `learning_rate` | `{PRESETS['quickstart'].learning_rate}` |",
         "| hellaswag | acc | 0.2892 ± 0.0045 | sum of log-likelihoods |",
         "Measured with fgpt evaluate (fgpt-hf 0.1.0).",
-        "![held out loss](figures/validation_loss.png)",
+        "![validation loss](figures/validation_loss.png)",
         "| commit | `0123456789abcdef` |",
         "https://huggingface.co/spaces/tester/chat",
         'from_pretrained("tester/tiny", trust_remote_code=True)',

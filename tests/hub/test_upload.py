@@ -152,7 +152,7 @@ def test_a_failure_that_stays_is_one_line_and_moves_nothing(server: LoopbackHub,
 PUSH = """
 import sys
 from pathlib import Path
-from fgpt_hf.hub import Destination, push_folder
+from fgpt_hf.hub.upload import Destination, push_folder
 print("ready", flush=True)
 push_folder(Path("model"), Destination(repo_id="tester/tiny"), "whole")
 """

@@ -646,7 +646,7 @@ def test_every_rule_of_every_plan_names_a_module() -> None:
 
 DISTRIBUTED = """
 import sys, torch, torch.distributed
-from fgpt_hf.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from transformers.distributed import DistributedConfig
 
 folder, size = sys.argv[1:]

@@ -295,7 +295,7 @@ def test_a_model_that_cannot_be_loaded_is_a_page_that_says_what_to_set(
 
 def test_each_visitor_has_a_limit_and_is_told_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("visitors.time.monotonic", lambda: now)
+    monkeypatch.setattr("rate_limit.time.monotonic", lambda: now)
     visitors = Visitors(2)
     visitors.admit("a")
     now = 1020.0
