@@ -42,7 +42,7 @@ def parameter_groups(model: nn.Module) -> list[tuple[Rule, list[tuple[str, nn.Pa
         if parameter.requires_grad:
             rule = next((rule for rule in RULES if re.search(rule.pattern, name)), None)
             if rule is None:
-                raise UserError(f"no optimizer rule matches the parameter {name}: add one to fgpt_hf.training.optim.RULES")
+                raise UserError(f"no optimizer rule matches the parameter {name}: add one to RULES in {__name__}")
             groups[rule].append((name, parameter))
     return [(rule, members) for rule, members in groups.items() if members]
 
