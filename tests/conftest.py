@@ -1,8 +1,8 @@
-"""What all tests share: no network, no telemetry, and two threads at most for each process."""
+"""What all tests share: no network, no telemetry, and one thread for each process: `make test` runs one a core."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

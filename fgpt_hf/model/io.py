@@ -1,5 +1,6 @@
 """A causal language model and its tokenizer, from a folder or from the Hub."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def save_model(
         model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
         tokenizer.save_pretrained(folder)
     except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
-        raise OSError(f"could not write {folder}: {error}") from error
+        raise OSError(errno.EIO, f"could not write: {error}", str(folder)) from error
 
 
 def model_folder(path: Path) -> Path:

@@ -56,16 +56,23 @@ class Memory(NamedTuple):
 
 
 def network(run: BaseRun) -> FGPTConfig:
-    """The shape of the network that a run trains."""
-    return FGPTConfig(
-        hidden_size=run.hidden_size,
-        num_hidden_layers=run.num_hidden_layers,
-        num_attention_heads=run.num_attention_heads,
-        max_position_embeddings=run.max_position_embeddings,
-        embedding_dropout=run.dropout,
-        residual_dropout=run.dropout,
-        attention_dropout=run.dropout,
-    )
+    """Return the shape of the network that a run trains.
+
+    Raises:
+        UserError: the shape is impossible, such as a width that does not divide among the heads.
+    """
+    try:
+        return FGPTConfig(
+            hidden_size=run.hidden_size,
+            num_hidden_layers=run.num_hidden_layers,
+            num_attention_heads=run.num_attention_heads,
+            max_position_embeddings=run.max_position_embeddings,
+            embedding_dropout=run.dropout,
+            residual_dropout=run.dropout,
+            attention_dropout=run.dropout,
+        )
+    except ValueError as error:  # the config travels without this package, and so without its UserError
+        raise UserError(str(error)) from error
 
 
 def parameters(config: FGPTConfig) -> Parameters:

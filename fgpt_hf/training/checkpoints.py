@@ -4,6 +4,7 @@ A checkpoint is a model folder, which `from_pretrained` loads, with `training.pt
 weights. It does not depend on how many processes wrote it.
 """
 
+import errno
 import random
 import shutil
 from collections.abc import Callable
@@ -169,7 +170,7 @@ def _save(value: Any, path: Path) -> None:
     try:
         torch.save(value, path)
     except RuntimeError as error:  # what torch raises when the disk is full
-        raise OSError(f"could not write {path}: {error}") from error
+        raise OSError(errno.EIO, f"could not write: {error}", str(path)) from error
 
 
 def _random_state() -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fgpt_hf.files import read_json_lines
+from tests.support.forked import run_command
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     "--preset=quickstart",
     "--hidden_size=16",
@@ -26,8 +26,7 @@ TINY = [
 
 
 def train(*flags: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train_base.py"), *TINY, *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return run_command("train_base.py", *TINY, *flags)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.files import read_json_lines
 from fgpt_hf.hub.card import CARD
 from fgpt_hf.hub.upload import publishable
+from tests.support.launched import Launched
 from tests.support.tiny import random_model, save
-from tests.training.test_loop import Launched
 
 TINY = [
     "--preset=rasbt",

@@ -3,11 +3,11 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.forked import run_command
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,25 +43,29 @@ def test_every_command_runs(tmp_path: Path) -> None:
     write_data(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "quickstart").symlink_to("mine")
-    commands = [made_small(command) for command in COMMANDS if command[0] != "make"]
-    assert len(commands) > 8
-    for command in [*commands, *([sys.executable, "-c", program] for program in PROGRAMS)]:
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, (command, done.stderr)
-        assert done.stdout.strip(), command
+    programs = [write_program(tmp_path / f"program{number}.py", text) for number, text in enumerate(PROGRAMS)]
+    commands = [*(made_small(command) for command in COMMANDS if command[0] != "make"), *programs]
+    assert len(commands) > 9
+    for program, *arguments in commands:
+        done = run_command(program, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, (program, arguments, done.stderr)
+        assert done.stdout.strip(), (program, arguments)
 
 
 def made_small(command: list[str]) -> list[str]:
-    """The same command on little data, by this Python."""
-    program, *arguments = command
-    arguments = [SUBSTITUTES.get(argument, argument) for argument in arguments]
-    if program == "fgpt":
-        return [sys.executable, "-m", "fgpt_hf.cli.main", *arguments, *SMALL.get(arguments[0], [])]
-    return [sys.executable, str(ROOT / arguments[0]), *arguments[1:], *SMALL[arguments[0]]]
+    """Return the same command on little data."""
+    program, *arguments = command if command[0] == "fgpt" else command[1:]
+    small = SMALL.get(arguments[0] if program == "fgpt" else program, [])
+    return [program, *(SUBSTITUTES.get(argument, argument) for argument in arguments), *small]
+
+
+def write_program(path: Path, text: str) -> list[str]:
+    path.write_text(text, encoding="utf-8")
+    return [str(path)]
 
 
 def write_data(folder: Path) -> None:
-    """The files that the README calls one's own, and a benchmark."""
+    """Write the files that the README calls your own, and a benchmark."""
     numbers = range(600)
     turns = [({"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": str(n + 1)}) for n in numbers]
     endings = [f"{end} says." for end in ("Document", "that", "and", "make")]

@@ -11,7 +11,7 @@ from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.estimate import largest_micro_batch, network
 from fgpt_hf.runtime.hardware import Machine
 from fgpt_hf.runtime.plan import choose_micro_batch
-from tests.training.test_loop import Launched
+from tests.support.launched import Launched
 
 OPEN = ["--preset=quickstart", "--per_device_train_batch_size=auto", "--gradient_accumulation_steps=8", "--bf16=false"]
 FREE_BYTES = (10**10, 75 * 10**7)  # by rank
@@ -33,4 +33,4 @@ def test_processes_with_unlike_free_memory_choose_one_micro_batch(tmp_path: Path
     assert most != least
     done = Launched(tmp_path / "run", processes=2, main=choose).wait()
     assert done.exit_codes == [0, 0], done.errors
-    assert [int((done.logs / f"{rank}.out").read_text().splitlines()[-1]) for rank in (0, 1)] == [least, least]
+    assert [int(output.splitlines()[-1]) for output in done.outputs] == [least, least]

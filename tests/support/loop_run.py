@@ -1,15 +1,10 @@
 """A run of the training loop on invented rows, for tests that need it in processes of its own.
 
-`python tests/loop_run.py --any_run_flag …`: the flags of `TinyRun`.
+`python tests/support/loop_run.py --any_run_flag …`: the flags of `TinyRun`.
 """
 
-import os
-import resource
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -116,25 +111,6 @@ def main(arguments: Sequence[str]) -> None:
             return validation_loss(accelerator, model, ragged_rows(run.validation_rows), lengths, batch_size=4)
 
         fit(accelerator, run, folder, objective, build_tokenizer(), rows, [Check(run.eval_steps, check)])
-
-
-def in_child(
-    main: Callable[[Sequence[str]], None],
-    arguments: Sequence[str],
-    environment: dict[str, str],
-    output: Path,
-    errors: Path,
-    file_size_limit: int | None,
-) -> None:
-    """A script's `main` in a process that is forked for it, with what it prints in two files."""
-    os.environ.update(environment)
-    for descriptor, path in ((1, output), (2, errors)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    if file_size_limit:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit fails, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
-    sys.argv = [__file__, *arguments]
-    command_line(main)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """The loop's promises: one trajectory however a step is divided, exact resume, faults survived."""
 
-import multiprocessing
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -25,61 +23,10 @@ from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import evaluating
 from fgpt_hf.runtime.hardware import supports_bf16
 from fgpt_hf.training.checkpoints import checkpoints
-from tests.support import loop_run
+from tests.support.launched import Launched
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("FGPT_TEST_KILLS", "20"))
-
-
-SERVER = multiprocessing.get_context("forkserver")  # it imports once, so that a run starts at once
-SERVER.set_forkserver_preload(["tests.support.loop_run", "fgpt_hf.cli.train_instruct"])
-
-
-class Launched:
-    """A run in one or several processes, as a launcher would start them."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *flags: object,
-        processes: int = 1,
-        port: int | None = None,
-        file_size_limit: int | None = None,
-        main: Callable[[Sequence[str]], None] = loop_run.main,
-    ) -> None:
-        self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
-        arguments = [f"--output_dir={folder}", *map(str, flags)]
-        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
-        self.processes = []
-        for rank in range(processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **group} if processes > 1 else {}
-            child = (main, arguments, place, self.logs / f"{rank}.out", self.logs / f"{rank}.err", file_size_limit)
-            process = SERVER.Process(target=loop_run.in_child, args=child, daemon=True)
-            process.start()
-            self.processes.append(process)
-
-    def wait(self) -> "Launched":
-        for process in self.processes:
-            process.join(timeout=240)
-        return self
-
-    @property
-    def exit_codes(self) -> list[int | None]:
-        return [process.exitcode for process in self.processes]
-
-    @property
-    def output(self) -> str:
-        return (self.logs / "0.out").read_text()
-
-    @property
-    def errors(self) -> str:
-        return (self.logs / "0.err").read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def succeed(folder: Path, *flags: object, processes: int = 1) -> str:
@@ -392,13 +339,13 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         launched.processes[0].join(timeout=120)
         launched.processes[1].kill()
     assert launched.processes[0].exitcode == 2
-    assert f"cannot meet at 127.0.0.1:{port}: is the port in use?" in launched.errors.splitlines()[-1]
+    assert f"cannot connect at 127.0.0.1:{port}: is the port in use?" in launched.errors.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_when_a_process_dies_torchrun_ends_the_others(tmp_path: Path) -> None:
-    script = [str(ROOT / "tests" / "loop_run.py"), f"--output_dir={tmp_path / 'run'}", "--max_steps=100000"]
+    script = [str(ROOT / "tests" / "support" / "loop_run.py"), f"--output_dir={tmp_path / 'run'}", "--max_steps=100000"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*launcher, *script], env=environment, stderr=subprocess.DEVNULL)

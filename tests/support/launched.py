@@ -1,0 +1,84 @@
+"""A training run in one or several processes, as a launcher would start them."""
+
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fgpt_hf.cli.entry_point import command_line
+from tests.support import loop_run
+from tests.support.forked import Forked
+
+
+class Launched:
+    """The processes of a run that writes to `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: object,
+        processes: int = 1,
+        port: int | None = None,
+        file_size_limit: int | None = None,
+        main: Callable[[Sequence[str]], None] = loop_run.main,
+    ) -> None:
+        self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
+        arguments = [f"--output_dir={folder}", *map(str, flags)]
+        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **group} for rank in range(processes)]
+        self._forked = [
+            Forked(
+                partial(_call_as_script, main),
+                arguments,
+                self.logs,
+                name=str(number),
+                environment=rank if processes > 1 else {},
+                file_size_limit=file_size_limit,
+            )
+            for number, rank in enumerate(ranks)
+        ]
+
+    def wait(self) -> "Launched":
+        """Wait until all processes have ended."""
+        for forked in self._forked:
+            forked.wait()
+        return self
+
+    @property
+    def processes(self) -> list[Any]:
+        """The processes, as `multiprocessing.Process`."""
+        return [forked.process for forked in self._forked]
+
+    @property
+    def exit_codes(self) -> list[int | None]:
+        return [forked.returncode for forked in self._forked]
+
+    @property
+    def outputs(self) -> list[str]:
+        """What each process printed."""
+        return [forked.stdout for forked in self._forked]
+
+    @property
+    def output(self) -> str:
+        """What the main process printed."""
+        return self.outputs[0]
+
+    @property
+    def errors(self) -> str:
+        """What the main process wrote to its standard error."""
+        return self._forked[0].stderr
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _call_as_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    sys.argv = [main.__module__, *arguments]
+    command_line(main)
