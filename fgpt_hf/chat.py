@@ -1,7 +1,8 @@
-"""A conversation with a model: what has been said, what of it the model still reads, and its reply as it comes."""
+"""A chat with a language model: its turns, those of them that fit in the context, and its streamed replies."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -10,54 +11,86 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.encoding import context_length
 
-LONGEST_REPLY = 512  # tokens, or half the context where that is less
+MAX_REPLY_TOKENS = 512  # or half the context where that is less
+Message = dict[str, str]
 
 
-class Turn(NamedTuple):
-    """A message of the user and the reply to it."""
+@dataclass(frozen=True)
+class Turn:
+    """A message of the user and the model's reply to it."""
 
     user: str
     assistant: str
 
 
-class ChatReply(NamedTuple):
-    """What came of a message: the text, whether it was stopped, and how many of the oldest turns it cost."""
+@dataclass(frozen=True)
+class ChatReply:
+    """The outcome of a message.
+
+    Attributes:
+        text: The reply, without control tokens.
+        stopped: Whether a KeyboardInterrupt ended it.
+        turns_dropped: Number of turns that no longer fit in the context since the reply before.
+    """
 
     text: str
     stopped: bool
     turns_dropped: int
 
 
-def as_messages(system: str | None, turns: Sequence[Turn]) -> list[dict[str, str]]:
-    """The messages of a conversation, as chat templates and data sets have them."""
-    first = [{"role": "system", "content": system}] if system else []
-    return first + [{"role": role, "content": text} for turn in turns for role, text in turn._asdict().items()]
+def as_messages(system: str | None, turns: Sequence[Turn]) -> list[Message]:
+    """Return a chat as the list of messages that chat templates and data sets use.
+
+    Example:
+        >>> as_messages("Be brief.", [Turn("2 + 2?", "4.")])[1:]
+        [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4.'}]
+    """
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in turns:
+        messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.assistant}]
+    return messages
 
 
-def turns_to_drop(turns: int, length_without: Callable[[int], int], longest: int) -> int:
-    """The least number of oldest turns without which a prompt has at most `longest` tokens, or all of them.
+def turns_to_drop(turns: int, length_without: Callable[[int], int], max_length: int) -> int:
+    """Return how many of the oldest turns must go for the prompt to fit; all of them if it never does.
 
     Args:
-        turns: how many came before the message that the prompt ends with, which is never dropped.
-        length_without: the tokens of the prompt without so many of the oldest turns.
+        turns: Number of turns before the message that the prompt ends with, which always stays.
+        length_without: Tokens of the prompt without this many of the oldest turns.
+        max_length: Tokens that the prompt may have.
+
+    Example:
+        >>> turns_to_drop(2, [30, 20, 10].__getitem__, max_length=25)
+        1
     """
-    return next((dropped for dropped in range(turns) if length_without(dropped) <= longest), turns)
+    return next((dropped for dropped in range(turns) if length_without(dropped) <= max_length), turns)
 
 
 class ChatSession:
-    """What a user and a model say to each other.
-
-    Attributes:
-        system: what the model is told before the first turn, or None.
-        turns: all turns, also those that the model no longer reads.
+    """A chat of one user with one model.
 
     Args:
-        model: any causal language model, on its device, whose tokenizer has a chat template.
-        decoding: options of `generate`.
-        max_new_tokens: of a reply; the room that is kept for it. By default `LONGEST_REPLY` or half the context.
+        model: Any causal language model, on its device.
+        tokenizer: Its tokenizer, with a chat template.
+        decoding: Options of `generate`, such as `{"do_sample": True, "temperature": 0.7}`.
+        max_new_tokens: Longest reply, for which room is kept in the context (default: 512, or half the context).
+        system: System prompt.
+
+    Attributes:
+        system: System prompt, which may be changed at any time.
+        turns: All turns, including those that no longer fit in the context.
 
     Raises:
-        UserError: the tokenizer has no chat template, or a reply could be as long as the context.
+        UserError: The tokenizer has no chat template, or the longest reply fills the whole context.
+
+    Example:
+        >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> session = ChatSession(model, build_tokenizer(), {"do_sample": False}, max_new_tokens=4)
+        >>> reply = session.answer("Hello", write=lambda words: None)
+        >>> [message["role"] for message in session.messages]
+        ['user', 'assistant']
     """
 
     def __init__(
@@ -70,12 +103,12 @@ class ChatSession:
     ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
-                f"{model.name_or_path} has no chat template, so nothing tells it who speaks: choose a model that was "
-                "trained to answer"
+                f"{model.name_or_path} has no chat template, which marks who speaks: choose a model that was trained "
+                "to answer"
             )
         self.model, self.tokenizer, self.decoding, self.system = model, tokenizer, decoding, system
         self.context = context_length(model, tokenizer)
-        self.max_new_tokens = max_new_tokens or min(LONGEST_REPLY, self.context // 2)
+        self.max_new_tokens = max_new_tokens or min(MAX_REPLY_TOKENS, self.context // 2)
         if self.max_new_tokens >= self.context:
             raise UserError(
                 f"max_new_tokens={max_new_tokens} leaves no room for a message: the model reads {self.context} tokens"
@@ -84,8 +117,8 @@ class ChatSession:
         self._dropped = 0
 
     @property
-    def messages(self) -> list[dict[str, str]]:
-        """All that was said, as chat templates and data sets have it."""
+    def messages(self) -> list[Message]:
+        """Return the whole chat as chat templates and data sets have it."""
         return as_messages(self.system, self.turns)
 
     def reset(self) -> None:
@@ -93,62 +126,71 @@ class ChatSession:
         self.turns, self._dropped = [], 0
 
     def answer(self, message: str, write: Callable[[str], None]) -> ChatReply:
-        """Reply to a message, word by word as it comes, and remember both. KeyboardInterrupt stops the reply.
+        """Reply to a message, and remember both; a KeyboardInterrupt stops the reply and keeps what was written.
+
+        Args:
+            message: The user's message.
+            write: Called with each piece of the reply, of whole words, as soon as it is there.
 
         Raises:
-            UserError: the message alone fills the context, or the chat template refuses it; it is not remembered.
+            UserError: The message alone fills the context, or the chat template refuses it. It is not remembered.
         """
         dropped_before = self._dropped
-        input_ids = self._prompt(message)
-        streamer = _Words(self.tokenizer, write)
+        prompt = self._prompt(message)
+        streamer = _WordStreamer(self.tokenizer, write)
         stopped = False
         try:
-            self.model.generate(  # type: ignore[operator]
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                streamer=streamer,
-                max_new_tokens=min(self.max_new_tokens, self.context - input_ids.shape[1]),
-                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-                **self.decoding,
-            )
+            self._generate(prompt, streamer)
         except KeyboardInterrupt:
             stopped = True
-            streamer.end()
+            streamer.end()  # type: ignore[no-untyped-call]
         self.turns.append(Turn(message, streamer.text))
         return ChatReply(streamer.text, stopped, self._dropped - dropped_before)
 
-    def _prompt(self, message: str) -> torch.Tensor:
-        """The ids of what the model reads, `(1, T)`: the system message, the latest turns that leave room, the message.
+    def _generate(self, prompt: torch.Tensor, streamer: TextStreamer) -> None:
+        generate: Any = self.model.generate
+        generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            streamer=streamer,
+            max_new_tokens=min(self.max_new_tokens, self.context - prompt.shape[1]),
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            **self.decoding,
+        )
 
-        A turn that did not fit once is not read again.
+    def _prompt(self, message: str) -> torch.Tensor:
+        """Return the ids `(1, tokens)` of the system prompt, the latest turns that fit, and the message.
+
+        A turn that has been dropped once stays out.
         """
 
         def ids_without(dropped: int) -> list[int]:
             messages = as_messages(self.system, self.turns[self._dropped + dropped :])
             return self._encode([*messages, {"role": "user", "content": message}])
 
-        longest = self.context - self.max_new_tokens
+        max_length = self.context - self.max_new_tokens
         turns = len(self.turns) - self._dropped
-        dropped = turns_to_drop(turns, lambda count: len(ids_without(count)), longest)
+        dropped = turns_to_drop(turns, lambda count: len(ids_without(count)), max_length)
         ids = ids_without(dropped)
         if len(ids) >= self.context:
-            whole = "the message with the system prompt" if self.system else "the message"
-            raise UserError(f"{whole} has {len(ids)} tokens, and the model reads {self.context}: make it shorter")
+            subject = "the message with the system prompt" if self.system else "the message"
+            raise UserError(f"{subject} has {len(ids)} tokens, and the model reads {self.context}: make it shorter")
         self._dropped += dropped
         return torch.tensor([ids], device=self.model.device)
 
-    def _encode(self, messages: list[dict[str, str]]) -> list[int]:
+    def _encode(self, messages: list[Message]) -> list[int]:
         try:
             encoded: Any = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, sanitize_control_tokens=True
             )
         except TemplateError as error:
             raise UserError(f"the chat template refuses the messages: {error}") from error
-        return encoded["input_ids"]
+        ids: list[int] = encoded["input_ids"]
+        return ids
 
 
-class _Words(TextStreamer):
-    """Hands the reply on in whole words, and keeps it."""
+class _WordStreamer(TextStreamer):
+    """Passes the reply on in whole words, and keeps all of it in `text`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

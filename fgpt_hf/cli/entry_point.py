@@ -59,6 +59,17 @@ def explanation(error: Exception) -> str | None:
 
 
 @contextmanager
+def program_name(name: str) -> Iterator[None]:
+    """Let parsers call the program by this name in their help, such as `fgpt train-base`."""
+    before = sys.argv[0]
+    sys.argv[0] = name
+    try:
+        yield
+    finally:
+        sys.argv[0] = before
+
+
+@contextmanager
 def messages_on_stdout() -> Iterator[None]:
     """Write what the package logs, from INFO upwards, to stdout; only the main process of several writes."""
     logger = logging.getLogger("fgpt_hf")

@@ -1,110 +1,166 @@
-"""`fgpt evaluate`: any causal model of transformers on benchmarks, or two of them side by side."""
+"""`fgpt evaluate`: benchmarks for any causal language model of transformers, or for two of them side by side."""
 
-from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from typer import Argument, Option
+
+from fgpt_hf.cli.options import TrustRemoteCode
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.io import model_name
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from fgpt_hf.evaluation.benchmark import TaskResult
 
-HELP = "results on benchmarks: fgpt evaluate runs/quickstart/base/model --tasks pydocs-choice pydocs-validation"
+Results = Mapping[str, list["TaskResult"]]  # by model
 
 
-def add_evaluate(commands: Any) -> None:
-    """Add `evaluate`, with its arguments, to the subparsers of `fgpt`."""
-    parser: ArgumentParser = commands.add_parser("evaluate", help=HELP, description=__doc__)
-    parser.set_defaults(function=evaluate)
-    add = parser.add_argument
-    add(
-        "models", nargs="+", metavar="MODEL", help="a model's or a run's folder, or an id on the Hub; two: side by side"
+def evaluate(
+    models: Annotated[
+        list[str],
+        Argument(metavar="MODEL", help="Folder of a model or a run, or a Hub id; two models are compared."),
+    ],
+    tasks: Annotated[
+        str,
+        Option(
+            "--tasks",
+            metavar="NAME[=FILE],…",
+            help="Benchmarks, separated by commas; an unknown name lists them all. FILE replaces a benchmark's rows.",
+        ),
+    ] = "pydocs-choice",
+    limit: Annotated[
+        int | None, Option("--limit", help="Use only this many examples of each benchmark (default: all).")
+    ] = None,
+    bf16: Annotated[bool, Option("--bf16", help="Compute in bfloat16 (default: float32).")] = False,
+    tokens_per_batch: Annotated[
+        int | None,
+        Option("--tokens_per_batch", help="Tokens in a batch, padding included (default: chosen for the device)."),
+    ] = None,
+    seed: Annotated[int, Option("--seed", help="Random seed, for models that draw random numbers.")] = 1337,
+    out: Annotated[
+        Path | None, Option("--out", metavar="FILE", help="Also write the results as JSON, with versions and settings.")
+    ] = None,
+    update_card: Annotated[
+        bool, Option("--update_card", help="Also write the results into the folder's README.md and .eval_results/.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure a model on benchmarks, or compare two models.
+
+    Example: fgpt evaluate runs/quickstart/base --tasks hellaswag,piqa
+
+    On eight GPUs: torchrun --nproc_per_node 8 -m fgpt_hf evaluate MODEL
+    """
+    names = tuple(name for name in tasks.split(",") if name)
+    options = EvaluateOptions(
+        tuple(models), names, limit, bf16, tokens_per_batch, seed, out, update_card, trust_remote_code
     )
-    add("--tasks", nargs="+", default=["pydocs-choice"], metavar="TASK[=FILE]", help="by name, by spaces or commas")
-    add("--limit", type=int, metavar="N", help="only the first N examples of each task")
-    add("--bf16", action="store_true", help="weights and products in bfloat16 (default: float32)")
-    add("--tokens_per_batch", type=int, metavar="N", help="padding included (default: what suits the device)")
-    add("--seed", type=int, default=1337, help="of whatever the model draws; none of the tasks draws anything")
-    add("--out", type=Path, metavar="FILE", help="write the results as JSON, with versions and conventions")
-    add("--update_card", action="store_true", help="write them into the folder's README.md and .eval_results/ too")
-    add("--trust_remote_code", action="store_true", help="run the code that comes with a model of the Hub")
+    run_evaluation(options)
 
 
-def evaluate(options: Namespace) -> None:
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to measure, how, and where the results go."""
+
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    limit: int | None
+    bf16: bool
+    tokens_per_batch: int | None
+    seed: int
+    out: Path | None
+    update_card: bool
+    trust_remote_code: bool
+
+    def __post_init__(self) -> None:
+        if len(self.models) > 2 or len(set(self.models)) < len(self.models):
+            raise UserError(
+                f"give one model, or two different ones to compare, not {' '.join(self.models)}; several benchmarks "
+                "are separated by commas: --tasks hellaswag,piqa"
+            )
+        for name in ("limit", "tokens_per_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} must be above zero")
+        if self.out and self.out.is_dir():
+            raise UserError(f"--out {self.out} is a folder: name a file")
+        for model in self.models if self.update_card else ():
+            if not Path(model).is_dir():
+                raise UserError(f"--update_card: {model!r} is not a folder; download the model to write to its card")
+        if not self.tasks:
+            raise UserError("--tasks names none: try --tasks pydocs-choice")
+
+
+def run_evaluation(options: EvaluateOptions) -> None:
     """Evaluate each model on each task, print a table, and write what was asked for; also under `torchrun`.
 
     Raises:
-        UserError: an unknown model or task, or examples that cannot be scored.
+        UserError: An unknown model or task, or examples that cannot be scored.
     """
-    options.models = [model_name(name) for name in options.models]
-    names = _checked(options)
-    import torch  # all of it here, because it takes seconds and other commands do without
+    import torch  # this and the next imports take seconds, which a mistake in the options need not wait for
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
 
-    from fgpt_hf.evaluation.benchmark import Benchmark
     from fgpt_hf.evaluation.tasks import find_task
-    from fgpt_hf.model.io import load_model
+    from fgpt_hf.model.io import model_name
     from fgpt_hf.runtime.hardware import keep_freed_memory
 
-    for name in names:
-        find_task(name.partition("=")[0])
-    # Accelerate starts several processes on CPUs only when told.
+    for task in options.tasks:
+        find_task(task.partition("=")[0])
+    # Accelerate starts several processes on CPUs only if it is asked to.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    dtype = torch.bfloat16 if options.bf16 else torch.float32
-    runs = {}
-    for name in options.models:
-        model, tokenizer = load_model(name, dtype, options.trust_remote_code)
-        model.to(accelerator.device)
-        set_seed(options.seed)
-        benchmarks = [Benchmark(task, tokenizer, options.limit) for task in names]
-        runs[name] = [benchmark.run(accelerator, model, options.tokens_per_batch) for benchmark in benchmarks]
+    names = [model_name(model) for model in options.models]
+    results = {name: _evaluate_model(name, options, accelerator) for name in names}
     if accelerator.is_main_process:
-        settings = {"processes": accelerator.num_processes, "device": accelerator.device.type}
-        _report(runs, options, settings)
+        _report(results, options, accelerator)
 
 
-def _report(runs: dict[str, list["TaskResult"]], options: Namespace, settings: dict[str, Any]) -> None:
+def _evaluate_model(name: str, options: EvaluateOptions, accelerator: "Accelerator") -> list["TaskResult"]:
+    import torch
+    from accelerate.utils import set_seed
+
+    from fgpt_hf.evaluation.benchmark import Benchmark
+    from fgpt_hf.model.io import load_model
+
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    model, tokenizer = load_model(name, dtype, options.trust_remote_code)
+    model.to(accelerator.device)
+    set_seed(options.seed)
+    benchmarks = [Benchmark(task, tokenizer, options.limit) for task in options.tasks]
+    return [benchmark.run(accelerator, model, options.tokens_per_batch) for benchmark in benchmarks]
+
+
+def _report(results: Results, options: EvaluateOptions, accelerator: "Accelerator") -> None:
     """Print the results, and write them where they are wanted."""
-    from fgpt_hf.evaluation.results import (
-        as_json,
-        cut_notes,
-        differences,
-        differences_table,
-        results_table,
-        write_results,
-    )
+    from fgpt_hf.evaluation.results import as_json, cut_notes, differences, write_results
     from fgpt_hf.hub.card_results import write_to_card
 
-    found = differences(*runs.values()) if len(runs) == 2 else []
-    print(differences_table(list(runs), found) if found else results_table(runs[options.models[0]]))
-    for line in cut_notes(runs):
+    paired = differences(*results.values()) if len(results) == 2 else []
+    _print_tables(results, paired)
+    for line in cut_notes(results):
         print(line)
-    settings |= {name: getattr(options, name) for name in ("bf16", "tokens_per_batch", "seed")}
-    models = [{"model": name} | as_json(run, settings, options.limit) for name, run in runs.items()]
+    settings = {
+        "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "bf16": options.bf16,
+        "tokens_per_batch": options.tokens_per_batch,
+        "seed": options.seed,
+    }
+    models = [{"model": name} | as_json(result, settings, options.limit) for name, result in results.items()]
     if options.out:
-        together = {"models": models, "differences": [row.as_json() for row in found]}
-        write_results(options.out, models[0] if len(models) == 1 else together)
+        compared = {"models": models, "differences": [row.as_json() for row in paired]}
+        write_results(options.out, models[0] if len(models) == 1 else compared)
     for model in models if options.update_card else ():
         write_to_card(Path(model["model"]), model)
 
 
-def _checked(options: Namespace) -> list[str]:
-    """The names of the tasks; UserError for options that cannot be."""
-    if len(options.models) > 2 or len(set(options.models)) < len(options.models):
-        raise UserError(f"give one model, or two different ones to compare, not {' '.join(options.models)}")
-    for name in ("limit", "tokens_per_batch"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)} must be above zero")
-    if options.out and options.out.is_dir():
-        raise UserError(f"--out {options.out} is a folder: name a file")
-    for name in options.models if options.update_card else ():
-        if not Path(name).is_dir():
-            raise UserError(f"--update_card: {name!r} is not a folder; download the model to write to its card")
-    names = [name for given in options.tasks for name in given.split(",") if name]
-    if not names:
-        raise UserError("--tasks names none: try --tasks pydocs-choice")
-    return names
+def _print_tables(results: Results, paired: Sequence[Any]) -> None:
+    from fgpt_hf.evaluation.results import differences_table, results_table
+
+    if paired:
+        print(differences_table(list(results), paired))
+    else:
+        print(results_table(next(iter(results.values()))))

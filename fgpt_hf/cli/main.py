@@ -1,132 +1,124 @@
-"""`fgpt …`: what one does with a model or a run that is there."""
+"""`fgpt …`: all commands in one table. What a command needs is imported when it runs."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Annotated, NamedTuple
 
-from fgpt_hf.cli.chat import add_chat
-from fgpt_hf.cli.entry_point import command_line
-from fgpt_hf.cli.evaluate import add_evaluate
-from fgpt_hf.config.parser import Commands, flags, from_flags
-from fgpt_hf.config.runs import Preparation
-from fgpt_hf.data.prepare import prepare_documents
+import typer
+from typer.main import get_command
+
+import fgpt_hf
+from fgpt_hf.cli.chat import chat
+from fgpt_hf.cli.convert import convert
+from fgpt_hf.cli.entry_point import command_line, program_name
+from fgpt_hf.cli.evaluate import evaluate
+from fgpt_hf.cli.export import export
+from fgpt_hf.cli.publish import publish
+from fgpt_hf.cli.report import report
 from fgpt_hf.errors import UserError
-from fgpt_hf.report import report
-from fgpt_hf.runtime.plan import estimate_command
+
+
+class RunCommand(NamedTuple):
+    """A command whose options are the fields of a run: its module has `main(arguments)`, which parses them."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
+    "train-base": RunCommand("fgpt_hf.cli.train_base", "Train a base model on documents."),
+    "train-instruct": RunCommand("fgpt_hf.cli.train_instruct", "Tune a model on conversations."),
+    "train-preference": RunCommand("fgpt_hf.cli.train_preference", "Tune a model on preferences (DPO, IPO, SimPO)."),
+    "chat": chat,
+    "evaluate": evaluate,
+    "prepare": RunCommand("fgpt_hf.cli.prepare", "Tokenize and pack documents once, for many runs."),
+    "estimate": RunCommand("fgpt_hf.cli.estimate", "Estimate a run's memory, time and cost."),
+    "report": report,
+    "convert": convert,
+    "export": export,
+    "publish": publish,
+}
+PARSED_BY_THE_RUN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def main() -> None:
+    """Run `fgpt` with the arguments of the process."""
     command_line(run)
 
 
 def run(arguments: Sequence[str]) -> None:
-    parser = Commands(prog="fgpt", description=__doc__)
-    commands: Any = parser.add_subparsers(dest="command", required=True)
-    a_run = commands.add_parser("report", help="figures, losses and samples of a run: fgpt report runs/quickstart/base")
-    a_run.add_argument("run", type=Path)
-    a_run.set_defaults(function=lambda options: print(report(options.run)))
-    # No prefix makes a flag: all of them are those of a run, which `estimate` reads itself.
-    plan = commands.add_parser(
-        "estimate",
-        prefix_chars=" ",
-        add_help=False,
-        help="memory, time and cost of a run before its first step: fgpt estimate --preset fgpt-712m --device h100",
+    """Run the command that the first argument names with the others.
+
+    Raises:
+        UserError: An unknown command or option, or a value that does not work.
+
+    Example:
+        >>> run(["--version"])  # doctest: +ELLIPSIS
+        fgpt ...
+        >>> run(["chatt"])
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: No such command 'chatt'. Did you mean 'chat'? (fgpt --help explains)
+    """
+    try:
+        status = _parser()(list(arguments), prog_name="fgpt", standalone_mode=False)
+    except typer.TyperException as error:
+        raise UserError(_one_line(error)) from error
+    if status:
+        sys.exit(status)
+
+
+def _parser() -> Callable[..., int | None]:
+    """Build the parser of all commands; it is called with arguments, and returns an exit code."""
+    app = typer.Typer(
+        rich_markup_mode=None,
+        add_completion=False,
+        context_settings={
+            "max_content_width": 120,
+            "token_normalize_func": lambda name: name.replace("-", "_"),  # --dry-run is --dry_run
+        },
     )
-    plan.add_argument("flags", nargs="*")
-    plan.set_defaults(function=lambda options: print(estimate_command(options.flags)))
-    prepare = commands.add_parser(
-        "prepare",
-        parents=[flags(Preparation)],
-        help="tokenise documents once: fgpt prepare --dataset_name fineweb-edu --output_dir data/fineweb-edu-10bt",
-    )
-    prepare.set_defaults(function=lambda options: print(prepare_documents(from_flags(Preparation, options))))
-    _add_convert(commands)
-    _add_export(commands)
-    _add_publish(commands)
-    add_evaluate(commands)
-    add_chat(commands)
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise UserError(f"unknown argument {unknown[0]!r}: fgpt {options.command} --help lists all of them")
-    options.function(options)
+    app.callback(invoke_without_command=True)(_without_command)
+    for name, command in COMMANDS.items():
+        if isinstance(command, RunCommand):
+            pass_on = _pass_arguments_to(name, command.module)
+            app.command(name, help=command.help, context_settings=dict(PARSED_BY_THE_RUN))(pass_on)
+        else:
+            app.command(name)(command)
+    return get_command(app)
 
 
-def _add_convert(commands: Any) -> None:
-    parser = commands.add_parser(
-        "convert", help="others' weights as an FGPT model: fgpt convert weights.pth models/old"
-    )
-    parser.add_argument("source", help="a .pth of the original FGPT, nanoGPT's ckpt.pt, or a GPT-2: folder or Hub name")
-    parser.add_argument("folder", type=Path, help="the model's new folder")
-    parser.add_argument("--vocab_size", type=int, help="tokens (default: as many as there are, or 50304 if too few)")
-    parser.add_argument("--num_attention_heads", type=int, help="heads, if they are not the original's 24 or recorded")
-    parser.set_defaults(function=_convert)
+def _without_command(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Train a GPT-2-architecture model from raw documents, measure it, chat with it and publish it."""
+    if version:
+        print(f"fgpt {fgpt_hf.__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
-def _convert(options: Any) -> None:
-    from fgpt_hf.convert.convert import convert  # here and below: seconds that the other commands need not wait
+def _pass_arguments_to(name: str, module: str) -> Callable[[typer.Context], None]:
+    """Return a command that hands all of its arguments to the module's `main`."""
 
-    layout, model = convert(options.source, options.folder, options.vocab_size, options.num_attention_heads)
-    print(f"{options.folder}: {model.num_parameters():,} parameters from the layout {layout}")
+    def command(context: typer.Context) -> None:
+        with program_name(f"fgpt {name}"):
+            import_module(module).main(context.args)
 
-
-def _add_export(commands: Any) -> None:
-    parser = commands.add_parser(
-        "export", help="for other programs: fgpt export runs/quickstart/base OUT --format gpt2"
-    )
-    parser.add_argument("model", help="a model's or a run's folder, or a name on the Hub")
-    parser.add_argument("target", type=Path, help="a new folder, or for gguf a new file")
-    parser.add_argument("--format", required=True, help="gpt2 (needs no remote code), gguf or onnx")
-    parser.set_defaults(function=_export)
+    return command
 
 
-def _export(options: Any) -> None:
-    from fgpt_hf.convert.export import export
-
-    export(options.model, options.target, options.format)
-    print(f"{options.target}: {options.model} as {options.format}")
-
-
-def _add_publish(commands: Any) -> None:
-    parser = commands.add_parser("publish", help="to the Hub, with a card: fgpt publish runs/quickstart/base user/name")
-    parser.add_argument("model", type=Path, help="a model's or a run's folder")
-    parser.add_argument("repo_id", help="user/name or organisation/name")
-    parser.add_argument("--dry_run", action="store_true", help="show what would go, and how large it is")
-    parser.add_argument("--private", action="store_true", help="make a new repo private")
-    parser.add_argument("--revision", help="a branch (default: main), made if need be")
-    parser.add_argument("--tag", help="a name for the commit, such as v1.0")
-    parser.add_argument("--as", dest="variant", choices=("fgpt", "gpt2"), default="fgpt", help="gpt2: no remote code")
-    parser.add_argument("--license", help="for the card: the weights' licence, such as mit")
-    parser.add_argument("--language", help="for the card: the language of the data, such as en")
-    parser.add_argument("--base_model", help="for the card: the model on the Hub that this one was trained from")
-    parser.add_argument(
-        "--space", help="user/name: make or update the Space that serves the model, which its card names"
-    )
-    parser.add_argument("--dollars_per_hour", type=float, help="for the card: what one device costs")
-    parser.add_argument("--watts", type=float, help="for the card: what one device draws")
-    parser.set_defaults(function=_publish)
-
-
-def _publish(options: Any) -> None:
-    from fgpt_hf.hub.card_sections import CardOptions
-    from fgpt_hf.hub.publish import files_to_publish, listing, publish
-    from fgpt_hf.hub.space import planned_files, publish_with_space
-    from fgpt_hf.hub.upload import Destination
-
-    said = ("license", "language", "base_model", "space", "dollars_per_hour", "watts")
-    told = CardOptions(stock=options.variant == "gpt2", **{name: getattr(options, name) for name in said})
-    where = ("repo_id", "private", "revision", "tag")
-    destination = Destination(**{name: getattr(options, name) for name in where})
-    if options.dry_run:
-        with files_to_publish(options.model, destination, told) as files:
-            print(listing(files))
-            if told.space:
-                print(f"\nand to its Space {told.space}")
-                print(listing(planned_files(options.model, destination, told, files)))
-    elif told.space:
-        model, space = publish_with_space(options.model, destination, told)
-        print(f"published: {model}\nits Space: {space}")
-    else:
-        print(f"published: {publish(options.model, destination, told)}")
+def _one_line(error: typer.TyperException) -> str:
+    """Return what is wrong, the option that was probably meant, and the help that lists all of them."""
+    message = error.format_message().removesuffix(".").replace("Value error, ", "")
+    if errors := getattr(error.__cause__, "errors", None):  # of pydantic, which checks values for typer
+        message = message.replace("Input", repr(errors()[0]["input"]))
+    if close := getattr(error, "possibilities", None):
+        message = f"{error.message}. Did you mean {close[0]}?"
+    context = getattr(error, "ctx", None)
+    return f"{message} ({context.command_path if context else 'fgpt'} --help explains)"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fgpt_hf.config.runs import Run, TextSource
 from fgpt_hf.errors import UserError
 
 SomeRun = TypeVar("SomeRun", bound=Run)
-Described = TypeVar("Described", bound=TextSource)
+Options = TypeVar("Options", bound=TextSource)
 
 
 def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Sequence[str]) -> SomeRun:
@@ -44,33 +44,18 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     return run
 
 
-def flags(kind: type[Any]) -> ArgumentParser:
-    """A parser of the flags of such a description, to be the parent of a subcommand's."""
-    return _Parser(kind, add_help=False)
+def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
+    """Return the options that a command line gives, as this data class, with its defaults.
 
-
-def from_flags(kind: type[Described], options: Namespace) -> Described:
-    """The description that these flags make."""
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
-
-
-class Commands(ArgumentParser):
-    """A parser of subcommands, and each of theirs: raises UserError for what argparse would print under its usage."""
-
-    # The stub's overloads differ in what type of namespace comes back, and here it is always the same.
-    def parse_known_args(  # type: ignore[override]
-        self, args: Any = None, namespace: Any = None
-    ) -> tuple[Namespace, list[str]]:
-        """Also find an optional argument behind options, which argparse before Python 3.13 takes to be absent."""
-        options, rest = super().parse_known_args(args, namespace)
-        for action in self._get_positional_actions():
-            is_absent = action.nargs == "?" and getattr(options, action.dest) is None
-            if is_absent and len(rest) == 1 and not rest[0].startswith("-"):
-                setattr(options, action.dest, rest.pop())
-        return options, rest
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help explains)")
+    Raises:
+        UserError: A flag or its value does not work; one line says what was given and what would work.
+    """
+    options, unknown = _Parser(kind).parse_args_into_dataclasses(
+        arguments, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        raise UserError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
+    return options
 
 
 class _Parser(HfArgumentParser):

@@ -16,13 +16,13 @@ import pexpect
 import pytest
 from transformers import GenerationConfig
 
-from fgpt_hf.cli.chat import _answer_once
+from fgpt_hf.cli.chat import answer_once
 from fgpt_hf.cli.main import run
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
 from tests.support.tiny import random_model, save
 
 CONTEXT = 8192  # at 3 ms a token a reply takes long enough to be stopped
-COMMAND = [sys.executable, "-m", "fgpt_hf.cli.main", "chat"]
+COMMAND = [sys.executable, "-m", "fgpt_hf", "chat"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_pipe_gets_the_reply_and_nothing_else(
 def test_the_message_may_stand_behind_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--greedy", "--max_new_tokens=8")
     assert answered(capsys, folder, *flags, "Hello") == answered(capsys, folder, "Hello", *flags)
-    with pytest.raises(ValueError, match="unknown argument 'again': fgpt chat --help lists all of them"):
+    with pytest.raises(ValueError, match=r"unexpected extra argument\(s\) \(again\) \(fgpt chat --help explains\)"):
         run(["chat", str(folder), "Hello", *flags, "again"])
 
 
@@ -99,7 +99,7 @@ def test_a_repetition_penalty_and_a_system_prompt_change_the_reply(
     ("flags", "said"),
     [
         (["--temperature=0"], "temperature=0.0 must be above zero"),
-        (["--top_p=2"], "top_p=2.0 must be a share"),
+        (["--top_p=2"], "top_p=2.0 must be a probability"),
         (["--greedy", "--top_k=5"], "greedy excludes top_k"),
         ([f"--max_new_tokens={CONTEXT}"], "leaves no room"),
         (["--max_new_tokens=0"], "max_new_tokens=0 must be above zero"),
@@ -138,8 +138,8 @@ def test_a_single_reply_steers_no_terminal_and_is_itself_in_a_pipe(
         return SimpleNamespace(stopped=False)
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
-    dialogue: Any = SimpleNamespace(answer=answer)
-    _answer_once(dialogue, "Hi")
+    session: Any = SimpleNamespace(answer=answer)
+    answer_once(session, "Hi")
     assert capsys.readouterr().out == f"{shown}\n"
 
 
@@ -180,7 +180,7 @@ def test_a_conversation_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     for line, answer in {
         f"/save {tmp_path / 'said.jsonl'}": "not saved: .*File exists",
         "/save": "needs a name",
-        "/nonsense": "there is no /nonsense: /help",
+        "/nonsense": "unknown command /nonsense: /help",
         "/help": "Ctrl-C stops a reply",
         "/system Be brief.": "from now on",
         "/reset": "forgotten",

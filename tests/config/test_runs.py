@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.cli.main import run as subcommand
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun
@@ -147,17 +146,3 @@ def test_an_open_micro_batch_is_recorded_and_a_later_number_closes_it(tmp_path: 
     assert parse("--config", tmp_path / "auto.yaml") == run
     closed = parse("--config", tmp_path / "auto.yaml", "--per_device_train_batch_size=4")
     assert (closed.per_device_train_batch_size, closed.auto_find_batch_size) == (4, False)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "answer"),
-    [
-        (["evaluate", "model", "--limt"], "unknown argument '--limt': fgpt evaluate --help lists all of them"),
-        (["export", "model", "out"], "the following arguments are required: --format (fgpt export --help explains)"),
-        (["evaluate", "model", "--limit", "many"], "invalid int value: 'many' (fgpt evaluate --help explains)"),
-    ],
-)
-def test_a_subcommand_says_in_one_line_what_it_did_not_understand(arguments: list[str], answer: str) -> None:
-    with pytest.raises(ValueError) as error:
-        subcommand(arguments)
-    assert answer in str(error.value) and "\n" not in str(error.value)

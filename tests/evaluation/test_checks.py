@@ -59,7 +59,7 @@ def test_benchmarks_that_could_not_be_told_apart_or_have_no_file_are_refused(que
 def evaluate(folder: Path, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """`fgpt evaluate …` in processes of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    command = [sys.executable, *(launcher if processes > 1 else ["-m"]), "fgpt_hf.cli.main", "evaluate"]
+    command = [sys.executable, *(launcher if processes > 1 else ["-m"]), "fgpt_hf", "evaluate"]
     environment = {"PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [*command, *map(str, arguments)],

@@ -205,8 +205,8 @@ def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path
         (["{empty}", "tester/tiny"], "is not a model's folder: neither it nor its model/ holds config.json and"),
         (["{empty}/none", "tester/tiny"], "is not a model's folder"),
         (["{run}", "tester/tiny"], "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
-        (["{run}", "tester/tiny", "--as", "llama"], "invalid choice: 'llama'"),
-        (["{run}", "tester/tiny", "--watts", "many"], "invalid float value: 'many'"),
+        (["{run}", "tester/tiny", "--as", "llama"], "'llama' is not one of 'fgpt', 'gpt2'"),
+        (["{run}", "tester/tiny", "--watts", "many"], "'--watts': 'many' should be a valid number"),
     ],
 )
 def test_the_command_line_refuses_in_one_line(arguments, problem, run, tmp_path, monkeypatch, capsys) -> None:

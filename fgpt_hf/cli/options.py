@@ -1,0 +1,12 @@
+"""Arguments that several commands have in common."""
+
+from typing import Annotated
+
+from typer import Argument, Option
+
+ModelName = Annotated[
+    str, Argument(metavar="MODEL", help="Folder of a model or a run, or the id of a model on the Hub.")
+]
+TrustRemoteCode = Annotated[
+    bool, Option("--trust_remote_code", help="Run the code that comes with a model of the Hub.")
+]

@@ -1,0 +1,16 @@
+"""`fgpt report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument
+
+
+def report(run: Annotated[Path, Argument(metavar="RUN", help="Folder of the run.")]) -> None:
+    """Draw a run's figures and print its losses and samples.
+
+    Example: fgpt report runs/quickstart/base
+    """
+    from fgpt_hf.report import report as draw_report
+
+    print(draw_report(run))
