@@ -28,10 +28,10 @@ space: install
 	MODEL_ID=$(STAGE) $(if $(BASE),BASE_MODEL_ID=$(BASE)) $(BIN)/python space/app.py
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
 check: install
 	$(BIN)/ruff check .

@@ -1,10 +1,8 @@
 """Evaluation: benchmarks put to models, alone, by several processes, and while training."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from fgpt_hf.cli.main import run
 from fgpt_hf.evaluation.benchmark import Benchmark
 from fgpt_hf.evaluation.checks import BenchmarkCheck
+from tests.support.forked import run_command
 from tests.support.tiny import CONTEXT, random_model, save, tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,18 +56,8 @@ def test_benchmarks_that_could_not_be_told_apart_or_have_no_file_are_refused(que
 
 
 def evaluate(folder: Path, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """`fgpt evaluate …` in processes of its own."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    command = [sys.executable, *(launcher if processes > 1 else ["-m"]), "fgpt_hf", "evaluate"]
-    environment = {"PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Run `fgpt evaluate …` in processes of its own."""
+    return run_command("fgpt", "evaluate", *arguments, cwd=folder, processes=processes)
 
 
 def results(file: Path) -> tuple[dict[str, Any], list[tuple[int, int]]]:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 import tempfile
 import tomllib
@@ -75,17 +76,41 @@ class Forked:
         return self
 
 
-def run_command(program: str | Path, *arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
-    """Run a script, or a command that the package installs, to its end.
+def run_command(
+    program: str | Path, *arguments: object, cwd: Path | None = None, processes: int = 1
+) -> CompletedProcess[str]:
+    """Run a script, or a command that the package installs, to its end, and return what the main process printed.
 
     Args:
         program: a script's path, by itself or from the repository's root, or a name of `[project.scripts]`.
-        cwd: the working directory of the process; by default that of this one.
+        cwd: the working directory of the processes; by default that of this one.
+        processes: how many processes run it together, as under `torchrun`.
     """
     command = [str(program), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as logs:
-        done = Forked(_run, command, Path(logs), cwd=cwd).wait()
-        return CompletedProcess(command, done.returncode or 0, done.stdout, done.stderr)
+        environments = process_group(processes)
+        group = [
+            Forked(_run, command, Path(logs), name=str(rank), environment=environment, cwd=cwd)
+            for rank, environment in enumerate(environments)
+        ]
+        done = [forked.wait() for forked in group]
+        code = next((forked.returncode for forked in done if forked.returncode), 0)
+        return CompletedProcess(command, code, done[0].stdout, done[0].stderr)
+
+
+def process_group(processes: int, port: int | None = None) -> list[dict[str, str]]:
+    """Return the environment by which each of several processes finds the others; nothing for a single one."""
+    if processes == 1:
+        return [{}]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(processes)]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _run(command: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """A training run in one or several processes, as a launcher would start them."""
 
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from fgpt_hf.cli.entry_point import command_line
 from tests.support import loop_run
-from tests.support.forked import Forked
+from tests.support.forked import Forked, process_group
 
 
 class Launched:
@@ -27,18 +26,16 @@ class Launched:
     ) -> None:
         self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
         arguments = [f"--output_dir={folder}", *map(str, flags)]
-        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **group} for rank in range(processes)]
         self._forked = [
             Forked(
                 partial(_call_as_script, main),
                 arguments,
                 self.logs,
-                name=str(number),
-                environment=rank if processes > 1 else {},
+                name=str(rank),
+                environment=environment,
                 file_size_limit=file_size_limit,
             )
-            for number, rank in enumerate(ranks)
+            for rank, environment in enumerate(process_group(processes, port))
         ]
 
     def wait(self) -> "Launched":
@@ -70,13 +67,6 @@ class Launched:
     def errors(self) -> str:
         """What the main process wrote to its standard error."""
         return self._forked[0].stderr
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _call_as_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
