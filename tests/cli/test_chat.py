@@ -160,18 +160,24 @@ class Terminal:
     def types(self, line: str) -> None:
         self.process.sendline(line)
 
+    def interrupts(self, until: str) -> None:
+        """Press Ctrl-C until the pattern is seen: one that comes just before the program waits for input is lost."""
+        for _ in range(12):
+            self.process.sendintr()
+            if self.process.expect([until, pexpect.TIMEOUT], timeout=10) == 0:
+                return
+        raise AssertionError(f"Ctrl-C did not lead to {until!r}")
+
 
 @pytest.mark.slow
 def test_a_conversation_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     """Ctrl-C at the prompt, in a reply; each command; Ctrl-D."""
     terminal = Terminal(folder, "--greedy", f"--max_new_tokens={CONTEXT // 2}")
     terminal.sees("> ")
-    terminal.process.sendintr()
-    terminal.sees("> ")
+    terminal.interrupts(until="> ")
     terminal.types("Hello")
     terminal.sees(r"Hello\r\n.*\w+ ")
-    terminal.process.sendintr()
-    terminal.sees(r"\(stopped\)\r\n.*> ")
+    terminal.interrupts(until=r"\(stopped\)\r\n.*> ")
     terminal.types(f"/save {tmp_path / 'said.jsonl'}")
     terminal.sees(r"\(saved: .*> ")
     messages = json.loads((tmp_path / "said.jsonl").read_text())["messages"]
