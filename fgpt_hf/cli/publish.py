@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 if TYPE_CHECKING:
-    from fgpt_hf.hub.card_sections import CardOptions
+    from fgpt_hf.hub.card import CardOptions
     from fgpt_hf.hub.upload import Destination
 
 
@@ -39,7 +39,7 @@ def publish(
 
     Example: fgpt publish runs/mine user/name --space user/name --license mit
     """
-    from fgpt_hf.hub.card_sections import CardOptions
+    from fgpt_hf.hub.card import CardOptions
     from fgpt_hf.hub.upload import Destination
 
     card = CardOptions(
@@ -59,14 +59,14 @@ def publish(
 
 
 def _list_files(model: Path, destination: "Destination", card: "CardOptions") -> None:
-    from fgpt_hf.hub.publish import files_to_publish, listing
+    from fgpt_hf.hub.publish import files_to_publish, size_table
     from fgpt_hf.hub.space import planned_files
 
     with files_to_publish(model, destination, card) as files:
-        print(listing(files))
+        print(size_table(files))
         if card.space:
             print(f"\nand to its Space {card.space}")
-            print(listing(planned_files(model, destination, card, files)))
+            print(size_table(planned_files(model, destination, card, files)))
 
 
 def _publish(model: Path, destination: "Destination", card: "CardOptions") -> None:

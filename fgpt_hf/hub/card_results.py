@@ -7,23 +7,24 @@ from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
-from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from fgpt_hf.hub.run_record import RunRecord
+from fgpt_hf.hub.run_record import RunRecord, parse_evaluation
+from fgpt_hf.hub.stage import Stage, without_folders
 
-VALIDATION = {
-    "eval_loss": ("loss", "nats per token of held-out documents"),
-    "eval_bits_per_byte": ("bits_per_byte", "bits per byte of held-out text"),
+# Keys of metrics.jsonl, each with what the Hub calls the metric and what it measures; {text} is named by the stage.
+TEXT_METRICS = {
+    "eval_loss": ("loss", "nats per token of {text}"),
+    "eval_bits_per_byte": ("bits_per_byte", "bits per UTF-8 byte of {text}"),
 }
-VALIDATION_PAIRS = {
-    "eval_loss": ("preference_loss", "nats per held-out pair"),
-    "eval_rewards/margins": ("reward_margin", "reward of the chosen reply less that of the rejected one"),
-    "eval_rewards/accuracies": ("reward_accuracy", "share of pairs whose chosen reply has the greater reward"),
+PAIR_METRICS = {
+    "eval_loss": ("preference_loss", "nats per validation pair"),
+    "eval_rewards/margins": ("reward_margin", "reward of the chosen reply minus that of the rejected one"),
+    "eval_rewards/accuracies": ("reward_accuracy", "share of pairs whose chosen reply has the higher reward"),
 }
 
 
 class Measurement(NamedTuple):
-    """One number of one task; `error` is its standard error, where that is known."""
+    """One number of one task, with its standard error where that is known and what the metric means."""
 
     task: str
     metric: str
@@ -32,70 +33,71 @@ class Measurement(NamedTuple):
     convention: str | None
 
 
-def validation_measurements(facts: RunRecord) -> list[Measurement]:
-    """The last losses on the run's own held-out split."""
-    last = facts.last
+def validation_measurements(record: RunRecord) -> list[Measurement]:
+    """Return the last losses on the run's own validation split."""
+    last, stage = record.last, record.stage
     of_pairs = "eval_rewards/margins" in last
+    examples = "pairs" if of_pairs else stage.examples if stage else "documents"
     return [
-        Measurement("held-out pairs" if of_pairs else "held-out text", metric, last[name], None, convention)
-        for name, (metric, convention) in (VALIDATION_PAIRS if of_pairs else VALIDATION).items()
+        Measurement(f"validation {examples}", metric, last[name], None, convention.format(text=_scored_text(stage)))
+        for name, (metric, convention) in (PAIR_METRICS if of_pairs else TEXT_METRICS).items()
         if name in last
     ]
 
 
-def benchmark_measurements(facts: RunRecord) -> list[Measurement]:
-    """Every number of `results.json`; the name of a task says so where only its first examples were taken."""
-    results = facts.results
-    conventions, limit = results.get("conventions", {}), results.get("settings", {}).get("limit")
+def benchmark_measurements(record: RunRecord) -> list[Measurement]:
+    """Return every number of `results.json`; a task's name says if only its first examples were taken."""
+    evaluation = record.evaluation
     return [
         Measurement(
-            facts.without_folders(task) + (f" (first {results['runs'][task]['examples']})" if limit else ""),
-            metric,
-            value,
-            numbers.get(f"{metric}_stderr"),
-            conventions.get(metric),
+            _task_name(record, score.task),
+            score.metric,
+            score.value,
+            score.error,
+            evaluation.conventions.get(score.metric),
         )
-        for task, numbers in results.get("tasks", {}).items()
-        for metric, value in numbers.items()
-        if not metric.endswith("_stderr")
+        for score in evaluation.scores
     ]
 
 
-def noted_results(facts: RunRecord) -> list[Measurement]:
-    """What the folder's card had from elsewhere, an evaluation for example."""
+def other_measurements(record: RunRecord) -> list[Measurement]:
+    """Return what the folder's card had from elsewhere, such as an evaluation."""
     return [
         Measurement(entry.dataset_name, entry.metric_type, entry.metric_value, None, entry.metric_name)
-        for entry in _others(facts.card_results, _entries(facts))
+        for entry in _others(record.card_results, _entries(record))
     ]
 
 
-def model_index(facts: RunRecord, name: str) -> list[dict[str, Any]]:
-    """The card's `model-index`, empty if nothing was measured."""
-    return joined_results(_index(name, _entries(facts)), name, facts.card_results)
+def all_results(record: RunRecord) -> list[EvalResult]:
+    """Return the results for the card's front matter: the run's own, then those that its card had from elsewhere."""
+    return join_results(_entries(record), record.card_results)
 
 
-def joined_results(index: list[dict[str, Any]], name: str, earlier: Sequence[EvalResult]) -> list[dict[str, Any]]:
-    """A `model-index` with those earlier results that it does not replace."""
-    entries = model_index_to_eval_results(index)[1] if index else []
-    entries = [*entries, *_others(earlier, entries)]
-    return _index(name, entries)
+def join_results(entries: Sequence[EvalResult], earlier: Sequence[EvalResult]) -> list[EvalResult]:
+    """Return the entries, followed by those earlier results that they do not replace."""
+    return [*entries, *_others(earlier, entries)]
 
 
-def result_files(facts: RunRecord) -> dict[str, bytes]:
-    """The files of `.eval_results/` that `results.json` gives: the tasks that went through a data set of the Hub."""
-    files = {}
-    for task, dataset in facts.results.get("datasets", {}).items():
-        known_by = facts.results.get("runs", {}).get(task, {}).get("known_by")
+def metric_names(entries: Sequence[EvalResult]) -> list[str]:
+    """Return each metric once, in the order of the results."""
+    return list(dict.fromkeys(entry.metric_type for entry in entries))
+
+
+def result_files(record: RunRecord) -> dict[str, bytes]:
+    """Return the files of `.eval_results/`, one for each task that went through a whole data set of the Hub."""
+    files, evaluation = {}, record.evaluation
+    for task, source in evaluation.hub_tasks.items():
+        headline = evaluation.headline_metrics.get(task)
         entries = [
             EvalResultEntry(
-                dataset_id=dataset["id"],
-                task_id=dataset.get("task_id", task),
-                value=measured.value,
-                dataset_revision=dataset.get("revision"),
-                notes="; ".join(filter(None, (measured.metric, measured.convention, _plus_minus(measured.error)))),
+                dataset_id=source.dataset_id,
+                task_id=source.task_id,
+                value=score.value,
+                dataset_revision=source.revision,
+                notes=_notes(score.metric, evaluation.conventions.get(score.metric), score.error),
             )
-            for measured in benchmark_measurements(facts)
-            if measured.task == task and known_by in (None, measured.metric)
+            for score in evaluation.scores
+            if score.task == task and headline in (None, score.metric)
         ]
         if entries:
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
@@ -104,37 +106,57 @@ def result_files(facts: RunRecord) -> dict[str, bytes]:
 
 
 def write_to_card(folder: Path, results: Mapping[str, Any]) -> None:
-    """Put results, as `results.as_json` gives them, into the `README.md` and `.eval_results/` of a folder."""
-    readme = folder / "README.md"
-    card = ModelCard.load(readme) if readme.is_file() else ModelCard(f"---\n{{}}\n---\n# {folder.resolve().name}\n")
-    data: Any = card.data
-    facts = RunRecord(folder, results=dict(results), card_results=data.eval_results or [])
-    data.model_name = data.model_name or folder.resolve().name
-    data.eval_results = [*_entries(facts), *_others(facts.card_results, _entries(facts))]
+    """Put results, as `evaluation.results.as_json` gives them, into the `README.md` and `.eval_results/` of a folder.
+
+    Results of the same tasks and metrics are replaced; all others stay.
+    """
+    readme, name = folder / "README.md", folder.resolve().name
+    card = ModelCard.load(readme) if readme.is_file() else ModelCard(f"---\n{{}}\n---\n# {name}\n")
+    record = RunRecord(folder, evaluation=parse_evaluation(results), card_results=card.data.get("eval_results", []))
+    card.data["model_name"] = card.data.get("model_name", name)
+    card.data["eval_results"] = all_results(record)
     card.save(readme)
-    for name, content in result_files(facts).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
+    for path, content in result_files(record).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(content)
 
 
-def _entries(facts: RunRecord) -> list[EvalResult]:
-    """What the run's own files say."""
-    name, split = facts.dataset or "held-out documents", "held out by document hash"
-    place = facts.hub_datasets[0] if len(facts.hub_datasets) == 1 else name
-    datasets = facts.results.get("datasets", {})
-    own = [_entry(measured, place, name, split) for measured in validation_measurements(facts)]
-    for measured in benchmark_measurements(facts):
-        dataset = datasets.get(measured.task) or {"id": re.split("[ =]", measured.task)[0]}
-        own.append(_entry(measured, dataset["id"], measured.task, dataset.get("split"), dataset.get("config")))
+def _scored_text(stage: Stage | None) -> str:
+    if stage is None or not stage.is_tuning:
+        return "the validation documents"
+    only_replies = getattr(stage.run, "assistant_only_loss", True)
+    return "the assistant's replies in the validation conversations" if only_replies else "the validation conversations"
+
+
+def _task_name(record: RunRecord, task: str) -> str:
+    name = record.stage.without_folders(task) if record.stage else without_folders(task)
+    first = record.evaluation.first_examples.get(task)
+    return f"{name} (first {first})" if first else name
+
+
+def _entries(record: RunRecord) -> list[EvalResult]:
+    """Return the results that the run's own files hold."""
+    datasets = record.stage.datasets if record.stage else []
+    names = ", ".join(dataset.name for dataset in datasets) or "validation split"
+    only_id = datasets[0].hub_id if len(datasets) == 1 else None
+    own = [
+        _entry(measured, only_id or names, names, "validation (by a hash of each example)")
+        for measured in validation_measurements(record)
+    ]
+    for score, measured in zip(record.evaluation.scores, benchmark_measurements(record), strict=True):
+        if source := record.evaluation.hub_tasks.get(score.task):
+            own.append(_entry(measured, source.dataset_id, measured.task, source.split, source.config))
+        else:
+            own.append(_entry(measured, re.split("[ =]", measured.task)[0], measured.task))
     return own
 
 
-def _index(name: str, entries: list[EvalResult]) -> list[dict[str, Any]]:
-    return (eval_results_to_model_index(name, entries) or []) if entries else []
-
-
 def _entry(
-    measured: Measurement, dataset_type: str, dataset_name: str, split: str | None, config: str | None = None
+    measured: Measurement,
+    dataset_type: str,
+    dataset_name: str,
+    split: str | None = None,
+    config: str | None = None,
 ) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
@@ -149,10 +171,11 @@ def _entry(
 
 
 def _others(earlier: Sequence[EvalResult], entries: Sequence[EvalResult]) -> list[EvalResult]:
-    """Those earlier results that measure something else than the entries do."""
+    """Return those earlier results that measure something else than the entries do."""
     measured = {(entry.dataset_name, entry.metric_type) for entry in entries}
     return [entry for entry in earlier if (entry.dataset_name, entry.metric_type) not in measured]
 
 
-def _plus_minus(error: float | None) -> str | None:
-    return None if error is None else f"standard error {error:.2g}"
+def _notes(metric: str, convention: str | None, error: float | None) -> str:
+    standard_error = None if error is None else f"standard error {error:.2g}"
+    return "; ".join(note for note in (metric, convention, standard_error) if note)

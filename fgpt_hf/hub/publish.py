@@ -1,133 +1,170 @@
-"""What is published of a model: its files, its card, its run's figures, results and record."""
+"""Publish a model on the Hub: its files, its card, its run's figures, results and record."""
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
+from typing import Any
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.convert.export import write_gpt2
 from fgpt_hf.files import PARTIAL
-from fgpt_hf.hub.card import CARD, card_of, write_card
+from fgpt_hf.hub.card import CardOptions, figure_files, update_card, write_card
+from fgpt_hf.hub.card_merge import CARD, merge_card
 from fgpt_hf.hub.card_results import result_files
-from fgpt_hf.hub.card_sections import CardOptions, figure_files
-from fgpt_hf.hub.run_record import RunRecord, read_facts
-from fgpt_hf.hub.upload import Content, Destination, check_access, check_name, publishable, push_files, push_folder
+from fgpt_hf.hub.run_record import RunRecord, read_run_record
+from fgpt_hf.hub.upload import (
+    Content,
+    Destination,
+    Files,
+    PublishedFiles,
+    check_access,
+    check_name,
+    publishable,
+    push_files,
+    push_folder,
+)
 from fgpt_hf.model.io import load_fgpt, model_folder
 from fgpt_hf.training.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
 
-def publish(model: Path, destination: Destination, told: CardOptions) -> str:
-    """Publish a model's folder, or a run's, with its card; returns the commit's URL.
 
-    `told.stock` publishes the same network as a stock GPT-2.
+def publish(model: Path, destination: Destination, options: CardOptions) -> str:
+    """Publish a model's folder, or a run's, with its card; return the commit's URL.
+
+    What people wrote in the card on the Hub stays. `options.stock` publishes the same network as a stock GPT-2.
 
     Raises:
-        UserError: not a model's folder, or one whose files are damaged; what `push` refuses.
-        OSError: the Hub could not be reached, or went on failing.
+        UserError: not a model's folder, or one whose files are damaged; a card that was edited here and on the Hub;
+            whatever `push_files` refuses.
+
+    Example:
+        >>> options = CardOptions(license="mit", language="en")
+        >>> publish(Path("runs/quickstart/base"), Destination(repo_id="user/name"), options)  # doctest: +SKIP
+        'https://huggingface.co/user/name/commit/…'
     """
-    with files_to_publish(model, destination, told) as files:
-        return push_files(files, destination, commit_message(read_facts(model_folder(model))))
+    with files_to_publish(model, destination, options) as files:
+        message = commit_message(read_run_record(model_folder(model)))
+        return push_files(files, destination, message, keep_published_text)
 
 
 @contextmanager
-def files_to_publish(model: Path, destination: Destination, told: CardOptions) -> Iterator[dict[str, Content]]:
-    """All files of a publication by their path in the repo; they exist until the block ends.
+def files_to_publish(model: Path, destination: Destination, options: CardOptions) -> Iterator[dict[str, Content]]:
+    """Yield all files of a publication, by their path in the repo; they exist until the block ends.
 
     Raises:
         UserError: not a model's folder, or not a name for a repo.
     """
     check_name(destination.repo_id)
-    facts = read_facts(model_folder(model))
-    is_stock = facts.config.get("model_type") == "gpt2"
-    told = replace(told, repo_id=destination.repo_id, stock=told.stock or is_stock)
-    beside: dict[str, Content] = {CARD: card_of(facts, told).encode(), **figure_files(facts), **result_files(facts)}
-    beside |= record_files(facts)
+    record = read_run_record(model_folder(model))
+    is_stock = record.config is not None and record.config.model_type == "gpt2"
+    options = replace(options, repo_id=destination.repo_id, stock=options.stock or is_stock)
+    beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
+    beside |= {**result_files(record), **record_files(record)}
     with TemporaryDirectory() as scratch:
-        folder = facts.model
-        if told.stock and not is_stock:
+        folder = record.model
+        if options.stock and not is_stock:
             folder = Path(scratch, "gpt2")
-            write_gpt2(*load_fgpt(str(facts.model)), folder)
+            write_gpt2(*load_fgpt(str(record.model)), folder)
         yield publishable(folder) | beside
 
 
-def record_files(facts: RunRecord) -> dict[str, bytes]:
-    """What the run measured and wrote as it went on, which a Space shows; none of it names a path."""
-    record = {"metrics.jsonl": facts.metrics, "samples.jsonl": facts.samples}
-    return {
-        name: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        for name, lines in record.items()
-        if lines
-    }
+def keep_published_text(files: Files, published: PublishedFiles) -> Files:
+    """Return the files with a card that keeps what people wrote in the published one; for `push_files`."""
+    text = published.read_text(CARD)
+    if text is None or CARD not in files:
+        return files
+    new = files[CARD]
+    card = new.decode() if isinstance(new, bytes) else new.read_text(encoding="utf-8")
+    return {**files, CARD: merge_card(card, text, keep_results=published.has_same_weights(files)).encode()}
 
 
-def listing(files: Mapping[str, Content]) -> str:
-    """What would go, and how large it is."""
+def record_files(record: RunRecord) -> dict[str, bytes]:
+    """Return what the run measured and wrote as it went, for a Space to show; no path of the machine is in it."""
+    samples = [{"step": sample.step, "prompt": sample.prompt, **sample.outputs} for sample in record.samples]
+    files = {"metrics.jsonl": _json_lines(record.metrics), "samples.jsonl": _json_lines(samples)}
+    return {name: content for name, content in files.items() if content}
+
+
+def size_table(files: Files) -> str:
+    """Return a table of what would be published: the bytes of each file, and of all.
+
+    Example:
+        >>> print(size_table({"config.json": b"{}"}))
+                      2  config.json
+                      2  bytes in 1 files
+    """
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     lines = [f"{size:>15,}  {name}" for name, size in sorted(sizes.items())]
     return "\n".join([*lines, f"{sum(sizes.values()):>15,}  bytes in {len(files)} files"])
 
 
-def commit_message(facts: RunRecord) -> str:
-    """Step, tokens and loss of the run, as far as they are known."""
-    last = facts.last
+def commit_message(record: RunRecord) -> str:
+    """Return the commit's title: step, tokens and loss of the run, as far as they are known."""
+    last = record.last
     if "step" not in last:
         return "Publish the model"
-    losses = {"eval_loss": "held-out loss", "loss": "training loss"}
+    losses = {"eval_loss": "validation loss", "loss": "training loss"}
     loss = next((f", {name} {last[key]:.3f}" for key, name in losses.items() if key in last), "")
     return f"Step {last['step']:,}: {last['tokens']:,} tokens{loss}"
 
 
 class CheckpointUploader:
-    """How the models of a run get to the Hub, where it says so: checkpoints as it goes on, and the finished model."""
+    """Uploads the models of a run that asks for it: its checkpoints in the background, then the finished model."""
 
     def __init__(self, run: Run, folder: RunFolder) -> None:
-        """See that what is to be pushed can be, before the run begins; raises as `check_access` does."""
+        """Check the access to the Hub before the run begins; raises as `check_access`."""
         self.run, self.folder = run, folder
         self.destination = Destination(repo_id=str(run.hub_model_id), private=run.hub_private_repo)
-        self._on_its_way = Thread()
+        self._upload_thread = Thread()
         if run.push_to_hub and folder.is_writer:
             check_access(self.destination.repo_id)
 
     def push_checkpoint(self, checkpoint: Path) -> None:
-        """Begin to push a checkpoint, which may be deleted as soon as this returns. The run never waits for it.
+        """Start to upload a checkpoint, which may be deleted as soon as this returns; the run never waits for it.
 
-        One that comes while another is still on its way is left out: the next one holds more.
+        If an upload is still running, this checkpoint is skipped.
         """
-        if self.run.push_to_hub and self.folder.is_writer and not self._on_its_way.is_alive():
+        if self.run.push_to_hub and self.folder.is_writer and not self._upload_thread.is_alive():
             scratch = TemporaryDirectory(dir=self.folder.path, suffix=PARTIAL)
             copy = Path(shutil.copytree(checkpoint, Path(scratch.name, checkpoint.name), copy_function=_link_or_copy))
-            self._on_its_way = Thread(target=self._push, args=(copy, scratch), daemon=True)
-            self._on_its_way.start()
+            self._upload_thread = Thread(target=self._push, args=(copy, scratch), daemon=True)
+            self._upload_thread.start()
 
     def finish(self, step: int) -> None:
-        """Wait for what is on its way; give the model of a run that ended at `step` its card, and publish it if asked.
+        """Wait for a running upload; write the card of a run that ended at `step`, and publish the model if asked.
 
-        A run that was stopped before its last step has no model yet, or an earlier one, which stays as it is.
+        A run that was stopped before its last step has no model yet, or an earlier one, which stays unchanged.
 
         Raises:
-            UserError, OSError: as `publish` does; the model is on the disk all the same.
+            UserError: as `publish`; the model is on the disk all the same.
         """
-        if self._on_its_way.ident is not None:
-            self._on_its_way.join()
+        if self._upload_thread.ident is not None:
+            self._upload_thread.join()
         if not self.folder.is_writer or step < self.run.max_steps:
             return
         write_card(self.folder.model)
         if self.run.push_to_hub:
-            print(f"published: {publish(self.folder.model, self.destination, CardOptions())}")
+            logger.info("published: %s", publish(self.folder.model, self.destination, CardOptions()))
 
     def _push(self, checkpoint: Path, scratch: "TemporaryDirectory[str]") -> None:
         step = int(checkpoint.name.removeprefix("step_"))
         with scratch:
             try:
-                push_folder(checkpoint, self.destination, f"Step {step:,}, while the run goes on")
+                push_folder(checkpoint, self.destination, f"Step {step:,}, during training")
             except (ValueError, OSError) as error:
-                print(f"step {step} did not get to the Hub, and the run goes on: {error}")
+                logger.warning("the checkpoint of step %d was not uploaded; training continues: %s", step, error)
+
+
+def _json_lines(lines: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -1,63 +1,105 @@
-"""All that a finished model's folder and its run's folder say about it, read back for the model card."""
+"""Read back what a finished model's folder and its run's folder say, for the model card."""
 
 import math
-import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from transformers import PreTrainedConfig
 
-from fgpt_hf.data.conversations import NAMES as CONVERSATIONS
-from fgpt_hf.data.corpora import NAMES as CORPORA
-from fgpt_hf.data.preference_pairs import NAMES as PAIRS
-from fgpt_hf.data.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_json, read_json_lines
+from fgpt_hf.hub.stage import Stage, read_stage
+from fgpt_hf.model.io import load_config
 from fgpt_hf.model.lora import ADAPTER
-from fgpt_hf.training.run_folder import PROVENANCE, RECORD, RESULTS, read_record
+from fgpt_hf.training.run_folder import PROVENANCE, RECORD, RESULTS, find_run, read_record
 
-# At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
-_FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
-KNOWN = (CORPORA, CONVERSATIONS, PAIRS)
-HUB_NAMES = {name: place for names in KNOWN for name, place in names.on_hub.items()}
-NOT_ON_HUB = {name for names in KNOWN for name in (*names.embedded, *names.files)}
+
+class Sample(NamedTuple):
+    """What the model wrote to a prompt at a step, by decoding: `{"greedy": …, "sampled": …}`."""
+
+    step: int
+    prompt: str
+    outputs: Mapping[str, str]
+
+
+class Score(NamedTuple):
+    """One number of one benchmark, with its standard error where that is known."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None = None
+
+
+class HubTask(NamedTuple):
+    """The data set on the Hub that a benchmark comes from, and what the Hub calls the task."""
+
+    dataset_id: str
+    task_id: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `results.json` holds.
+
+    Attributes:
+        scores: every number, task by task.
+        hub_tasks: the tasks that went through a whole data set of the Hub.
+        first_examples: for tasks of which only the first examples were taken, how many.
+        headline_metrics: the metric by which a task is known.
+        conventions: what a metric means.
+        harness: the program that computed the scores, with the `versions` of its packages.
+    """
+
+    scores: Sequence[Score] = ()
+    hub_tasks: Mapping[str, HubTask] = field(default_factory=dict)
+    first_examples: Mapping[str, int] = field(default_factory=dict)
+    headline_metrics: Mapping[str, str] = field(default_factory=dict)
+    conventions: Mapping[str, str] = field(default_factory=dict)
+    harness: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known; whatever a run did not record is empty.
+    """All that is known of a model; whatever a run did not record is empty.
 
     Attributes:
         model: the model's folder.
-        run_folder: the folder of the run that trained it, if it is known.
-        config: `config.json`.
-        run: `run.yaml`.
+        run_folder: the folder of the run that trained it, if it lies in one.
+        config: the network's shape; an adapter has none.
+        stage: the run that trained it, and the stages before.
         metrics: the lines of `metrics.jsonl`.
-        samples: those of `samples.jsonl`.
-        provenance: `provenance.json`.
-        results: `results.json`: `tasks` maps a task to its metrics, `{"acc": 0.44, "acc_stderr": 0.005}`. Optional:
-            `datasets` maps a task to `{"id", "task_id", "split", "revision"}` of the Hub, `conventions` a metric to
-            what it means, `versions` a package to its version, and `harness` says what computed it.
-        card_results: the `model-index` of the card that the folder has, to which an evaluation may have added.
+        samples: the lines of `samples.jsonl`.
+        evaluation: the benchmarks in `results.json`.
+        card_results: the `model-index` of the folder's present card, to which an evaluation may have added.
     """
 
     model: Path
     run_folder: Path | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
-    card_results: list[EvalResult] = field(default_factory=list)
+    config: PreTrainedConfig | None = None
+    stage: Stage | None = None
+    metrics: Sequence[Mapping[str, float]] = ()
+    samples: Sequence[Sample] = ()
+    evaluation: Evaluation = Evaluation()
+    card_results: Sequence[EvalResult] = ()
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers the weight files hold; a tied head counts once, and of an adapter its own count."""
+        """The number of values in the weight files: a tied head counts once, and an adapter has only its own.
+
+        Raises:
+            UserError: the weights cannot be read.
+        """
         weights = self.model / ADAPTER if self.is_adapter else self.model
         try:
             return sum(get_local_safetensors_metadata(weights).parameter_count.values())
@@ -65,135 +107,120 @@ class RunRecord:
             raise UserError(f"{self.model} holds no weights that can be read: {error}") from error
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last(self) -> Mapping[str, float]:
         """Every measurement at its last value, `step`, `tokens` and `seconds` included."""
         return {name: value for line in self.metrics for name, value in line.items()}
 
     @property
-    def last_samples(self) -> list[dict[str, Any]]:
+    def last_samples(self) -> list[Sample]:
         """All samples of the last step that has any."""
-        last = self.samples[-1]["step"] if self.samples else None
-        return [line for line in self.samples if line["step"] == last]
+        return [sample for sample in self.samples if sample.step == self.samples[-1].step]
 
     @property
-    def first_samples(self) -> list[dict[str, Any]]:
+    def first_samples(self) -> list[Sample]:
         """All samples of the first step that has any."""
-        return [line for line in self.samples if line["step"] == self.samples[0]["step"]]
+        return [sample for sample in self.samples if sample.step == self.samples[0].step]
 
     @property
-    def training_flops(self) -> float | None:
-        """Floating-point operations of the training: 6 N + 12 L C T a token (Chowdhery et al. 2022, appendix B)."""
-        tokens, names = self.last.get("tokens"), ("num_hidden_layers", "hidden_size", "max_position_embeddings")
-        if not tokens or not all(name in self.config for name in names):
-            return None
-        layers, width, context = (self.config[name] for name in names)
-        return float(tokens * (6 * self.parameters + 12 * layers * width * context))
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """The fields of `run` that describe the text, also where the run was given rows made of it."""
-        return self.run | self.provenance.get("source", {})
-
-    @property
-    def dataset(self) -> str | None:
-        """What the data is called: names on the Hub, files without their folders, or names of this project."""
-        return ", ".join(self._called(name) for name in self._dataset_names) or None
-
-    @property
-    def dataset_configuration(self) -> str | None:
-        """The configuration of a data set on the Hub."""
-        known = next((HUB_NAMES[name][1] for name in self._dataset_names if name in HUB_NAMES), None)
-        return self.source.get("dataset_config_name") or known
-
-    @property
-    def hub_datasets(self) -> list[str]:
-        """The data's names, as far as it is on the Hub."""
-        return [
-            self._called(name) for name in self._dataset_names if name not in NOT_ON_HUB and not self._is_local(name)
-        ]
-
-    @property
-    def _dataset_names(self) -> list[str]:
-        """The names that the run was given, which is a mixture where it began from another model."""
-        name = self.source.get("dataset_name")
-        if name is None:
-            return []
-        return [share.name for share in parse_mixture(name)] if self.is_chat_model else [name]
-
-    def _called(self, name: str) -> str:
-        if name in NOT_ON_HUB:
-            return name
-        return Path(name).name if self._is_local(name) else HUB_NAMES.get(name, (name,))[0]
-
-    def _is_local(self, name: str) -> bool:
-        """Whether a name is that of a file or a folder of the machine that trained."""
-        path = Path(name)
-        looks_local = path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[0] in "./~" or path.exists()
-        return looks_local or name in self.provenance.get("local", ())
-
-    @property
-    def base_model(self) -> str | None:
-        """The model on the Hub that the training began from; a folder of this machine is nobody else's business."""
-        name = self.run.get("model_name_or_path")
-        return name if name and name.count("/") <= 1 and not self._is_local(name) else None
-
-    def without_folders(self, value: str) -> str:
-        """A value of the run without the folders of the machine that it was on, which are nobody else's business."""
-        for name in self.provenance.get("local", ()):
-            value = value.replace(name, Path(name).name)
-        return _FOLDERS.sub("", value)
+    def stages(self) -> list[Stage]:
+        """The stages of training that are known, the first one first."""
+        return list(_stages_before(self.stage))[::-1]
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the folder holds an adapter, which works on the base model's weights."""
+        """Whether the folder holds a LoRA adapter, which needs the weights of the model that it was trained on."""
         return (self.model / ADAPTER).is_file()
 
     @property
     def is_chat_model(self) -> bool:
-        """Whether it was trained on conversations: its run began from another model."""
-        return self.run.get("model_name_or_path") is not None
+        """Whether it was trained to answer, which is what every stage after base training does."""
+        return self.stage is not None and self.stage.is_tuning
 
 
-def read_facts(model: Path) -> RunRecord:
-    """The facts of a model's folder, and of the run's folder that it lies in, if it does.
+def _stages_before(stage: Stage | None) -> Iterator[Stage]:
+    while stage is not None:
+        yield stage
+        stage = stage.before
 
-    Of a checkpoint, `step_00000400`, they are what was known at its step.
+
+def read_run_record(model: Path) -> RunRecord:
+    """Return what is known of a model's folder, and of the run's folder around it if there is one.
+
+    A checkpoint, `step_00000400`, gets what was known at its step.
 
     Raises:
         UserError: one of the files is damaged.
     """
-    run = next((folder for folder in model.resolve().parents[:2] if (folder / RECORD).is_file()), None)
-    config = _read_json(model / "config.json")
-    card_results = results_of_card((model / "README.md").read_text("utf-8")) if (model / "README.md").is_file() else []
+    run = find_run(model)
+    readme, config = model / "README.md", model / "config.json"
+    record = RunRecord(
+        model,
+        config=load_config(str(model)) if _read_json(config) else None,
+        card_results=results_of_card(readme.read_text(encoding="utf-8")) if readme.is_file() else [],
+    )
     if run is None:
-        return RunRecord(model, config=config, card_results=card_results)
+        return record
     is_checkpoint = model.resolve().name.startswith("step_")
     step = int(model.resolve().name.removeprefix("step_")) if is_checkpoint else math.inf
+    metrics = [line for line in read_json_lines(run / "metrics.jsonl") if line["step"] <= step]
+    last = metrics[-1] if metrics else {}
     return RunRecord(
         model=model,
         run_folder=run,
-        config=config,
-        run=read_record(run / RECORD),
-        metrics=[line for line in read_json_lines(run / "metrics.jsonl") if line["step"] <= step],
-        samples=[line for line in read_json_lines(run / "samples.jsonl") if line["step"] <= step],
-        provenance=_read_json(run / PROVENANCE),
-        results={} if is_checkpoint else _read_json(run / RESULTS),
-        card_results=card_results,
+        config=record.config,
+        stage=read_stage(read_record(run / RECORD), _read_json(run / PROVENANCE), last),
+        metrics=metrics,
+        samples=[_sample(line) for line in read_json_lines(run / "samples.jsonl") if line["step"] <= step],
+        evaluation=Evaluation() if is_checkpoint else parse_evaluation(_read_json(run / RESULTS)),
+        card_results=record.card_results,
+    )
+
+
+def parse_evaluation(results: Mapping[str, Any]) -> Evaluation:
+    """Return what `evaluation.results.as_json` gave; everything but `tasks` may be missing."""
+    limit, runs = results.get("settings", {}).get("limit"), results.get("runs", {})
+    return Evaluation(
+        scores=[
+            Score(task, metric, value, numbers.get(f"{metric}_stderr"))
+            for task, numbers in results.get("tasks", {}).items()
+            for metric, value in numbers.items()
+            if not metric.endswith("_stderr")
+        ],
+        hub_tasks={
+            task: HubTask(
+                found["id"],
+                found.get("task_id", task),
+                found.get("config"),
+                found.get("split"),
+                found.get("revision"),
+            )
+            for task, found in results.get("datasets", {}).items()
+        },
+        first_examples={task: run["examples"] for task, run in runs.items()} if limit else {},
+        headline_metrics={task: run["known_by"] for task, run in runs.items() if "known_by" in run},
+        conventions=results.get("conventions", {}),
+        harness=results.get("harness"),
+        versions=results.get("versions", {}),
     )
 
 
 def results_of_card(card: str) -> list[EvalResult]:
-    """The results in a card's `model-index`.
+    """Return the results in a card's `model-index`.
 
     Raises:
         UserError: the card's front matter cannot be read.
     """
     try:
-        data: Any = ModelCard(card, ignore_metadata_errors=True).data
-        return data.eval_results or []
+        results: list[EvalResult] = ModelCard(card, ignore_metadata_errors=True).data.get("eval_results", [])
+        return results
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"the front matter of the model card cannot be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _sample(line: Mapping[str, Any]) -> Sample:
+    outputs = {name: value for name, value in line.items() if name not in ("step", "prompt")}
+    return Sample(line["step"], line["prompt"], outputs)

@@ -7,11 +7,11 @@ from pathlib import Path
 from huggingface_hub import SpaceCard
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.hub.card import CARD
-from fgpt_hf.hub.card_sections import CardOptions
+from fgpt_hf.hub.card import CardOptions
+from fgpt_hf.hub.card_merge import CARD
 from fgpt_hf.hub.publish import publish
-from fgpt_hf.hub.run_record import read_facts
-from fgpt_hf.hub.upload import Content, Destination, Pinned, check_name, make_ready, pinned, push_files
+from fgpt_hf.hub.run_record import read_run_record
+from fgpt_hf.hub.upload import Content, Destination, PinnedModel, check_name, make_ready, pin_model, push_files
 from fgpt_hf.model.io import model_folder
 
 SPACE = Path(__file__).parents[2] / "space"
@@ -19,8 +19,8 @@ MODELS = "models.json"
 VARIABLES = ("MODEL_ID", "BASE_MODEL_ID")  # what `space/app.py` reads, in this order
 
 
-def publish_with_space(model: Path, destination: Destination, told: CardOptions) -> tuple[str, str]:
-    """Publish a model, and then the Space `told.space` that serves this very commit of it; returns both commits' URLs.
+def publish_with_space(model: Path, destination: Destination, options: CardOptions) -> tuple[str, str]:
+    """Publish a model, then the Space `options.space` that serves this very commit of it; return both commits' URLs.
 
     Beside it the Space shows the model on the Hub from which it was trained, if that is known.
 
@@ -28,27 +28,29 @@ def publish_with_space(model: Path, destination: Destination, told: CardOptions)
         UserError: as `publish`; a base model that is not on the Hub; `space/` is not here.
         OSError: as `publish`.
     """
-    space = Destination(repo_id=str(told.space), kind="space", private=destination.private)
+    space = Destination(repo_id=str(options.space), kind="space", private=destination.private)
     check_name(space.repo_id)
-    base = [pinned(name) for name in _base_models(model, told)]
+    base = [pin_model(name) for name in _base_models(model, options)]
     source_files()
     make_ready(destination)
     make_ready(space)  # a Space that is refused is refused before there is a model whose card names it
-    url = publish(model, destination, told)
-    models = [pinned(destination.repo_id, destination.revision), *base]
+    url = publish(model, destination, options)
+    models = [pin_model(destination.repo_id, destination.revision), *base]
     return url, push_files(space_files(models), space, f"Serve {destination.repo_id} at {models[0].commit[:8]}")
 
 
 def planned_files(
-    model: Path, destination: Destination, told: CardOptions, files: Mapping[str, Content]
+    model: Path, destination: Destination, options: CardOptions, files: Mapping[str, Content]
 ) -> dict[str, Content]:
     """The Space's files for these ones of the model, before the Hub has named a commit; the Hub is not asked."""
-    check_name(str(told.space))
+    check_name(str(options.space))
     weights = tuple(name for name in files if name.endswith(".safetensors"))
-    return space_files([Pinned(name, "0" * 40, weights) for name in (destination.repo_id, *_base_models(model, told))])
+    return space_files(
+        [PinnedModel(name, "0" * 40, weights) for name in (destination.repo_id, *_base_models(model, options))]
+    )
 
 
-def space_files(models: Sequence[Pinned]) -> dict[str, Content]:
+def space_files(models: Sequence[PinnedModel]) -> dict[str, Content]:
     """The files of a Space that serves the first model, and shows the second beside it if there is one."""
     files: dict[str, Content] = dict(source_files())
     names = {name: f"{model.repo_id}@{model.commit}" for name, model in zip(VARIABLES, models, strict=False)}
@@ -67,13 +69,14 @@ def source_files() -> dict[str, Path]:
     return {path.name: path for path in files}
 
 
-def _base_models(model: Path, told: CardOptions) -> list[str]:
+def _base_models(model: Path, options: CardOptions) -> list[str]:
     """The model on the Hub that is shown beside the served one, if it is known."""
-    name = told.base_model or read_facts(model_folder(model)).base_model
+    stage = read_run_record(model_folder(model)).stage
+    name = options.base_model or (stage.base_model if stage else None)
     return [name] if name else []
 
 
-def _card(models: Sequence[Pinned]) -> str:
+def _card(models: Sequence[PinnedModel]) -> str:
     """The Space's README, which names its models to the Hub and to readers."""
     card = SpaceCard((SPACE / CARD).read_text(encoding="utf-8"))
     card.data["title"] = models[0].repo_id.rpartition("/")[2]

@@ -1,31 +1,34 @@
-"""Files to a repo on the Hub, all or none.
+"""Push files to a repo on the Hub: all of them in one commit, or none.
 
-They arrive in one commit, which the Hub makes when everything is uploaded: an interruption at any moment leaves the
-branch where it was, and the next push uploads only what is not there yet.
+The Hub makes the commit when everything is uploaded: an interruption at any moment leaves the branch where it was, and
+the next push uploads only what is missing.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import sha256_of
-from fgpt_hf.hub.card import CARD, merge_card
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_AND_CODE = (
     "model*.safetensors",
@@ -35,11 +38,11 @@ WEIGHTS_AND_CODE = (
     "configuration_fgpt.py",
     "modeling_fgpt.py",
 )
-REPLACED = {"model": WEIGHTS_AND_CODE, "space": ("*.py",)}  # what goes from a repo if a push does not bring it again
-MEASURED = ("metrics.jsonl", "samples.jsonl", ".eval_results/*.yaml")  # of the weights, so it goes when others come
-# Nothing else goes: no optimizer state, no token files, no logs, no pickles.
+REPLACED = {"model": WEIGHTS_AND_CODE, "space": ("*.py",)}  # deleted from a repo if a push does not bring it again
+MEASURED = ("metrics.jsonl", "samples.jsonl", ".eval_results/*.yaml")  # deleted when other weights come
+# Nothing else is published: no optimizer state, no token files, no logs, no pickles. A star stands for no slash.
 PUBLISHED = (
-    CARD,
+    "README.md",
     "LICENSE",
     "config.json",
     "generation_config.json",
@@ -60,21 +63,27 @@ REFUSALS = {
     403: "the token may not write there: use one with the role 'write', of the owner or a member",
 }
 WAITS = (1.0, 2.0, 4.0)  # seconds before each further attempt
-GO_ON = "publish again, and it goes on where it was"
+TRY_AGAIN = "publish again to continue where it stopped"
 
 Content = Path | bytes
+Files = Mapping[str, Content]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """A place on the Hub.
+    """A repo on the Hub to push to.
 
     Attributes:
-        kind: what the repo is there.
+        repo_id: user/name or organization/name.
+        kind: the type of the repo.
         private: make a new repo private.
-        revision: the branch (default: main); it is made if need be.
+        revision: the branch (default: main), created if it is missing.
         tag: a name for the commit, such as v1.0.
+
+    Example:
+        >>> Destination(repo_id="user/tiny", private=True).kind
+        'model'
     """
 
     repo_id: str
@@ -84,78 +93,118 @@ class Destination:
     tag: str | None = None
 
 
-class Pinned(NamedTuple):
-    """A model on the Hub as it is at one commit, and the names of its weight files."""
+class PinnedModel(NamedTuple):
+    """A model on the Hub at one commit, with the names of its weight files."""
 
     repo_id: str
     commit: str
     weights: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PublishedFiles:
+    """The files of a repo at the commit on which the next one will be made.
+
+    Attributes:
+        hashes: by path, the SHA-256 of each file in large-file storage, and None for the others.
+    """
+
+    repo_id: str
+    kind: str
+    commit: str
+    hashes: Mapping[str, str | None]
+
+    def read_text(self, path: str) -> str | None:
+        """Return the text of a file, or None if the repo has none of that name."""
+        if path not in self.hashes:
+            return None
+        file = HfApi().hf_hub_download(self.repo_id, path, repo_type=self.kind, revision=self.commit)
+        return Path(file).read_text(encoding="utf-8")
+
+    def has_same_weights(self, files: Files) -> bool:
+        """Return whether every weight file among `files` is in the repo already."""
+        weights = {path: content for path, content in files.items() if path.endswith(".safetensors")}
+        return all(self.hashes.get(path) == sha256_of(content) for path, content in weights.items())
+
+
 def push_folder(folder: Path, destination: Destination, message: str) -> str:
-    """Push what may be published of one folder, a checkpoint's say, as it is; returns the commit's URL.
+    """Push the publishable files of one folder unchanged, such as a checkpoint's; return the commit's URL.
 
     Raises:
-        UserError, OSError: as `push` does.
+        UserError: as `push_files`.
+
+    Example:
+        >>> push_folder(Path("model"), Destination(repo_id="user/tiny"), "First version")  # doctest: +SKIP
+        'https://huggingface.co/user/tiny/commit/…'
     """
     return push_files(publishable(folder), destination, message)
 
 
-def push_files(files: Mapping[str, Content], destination: Destination, message: str) -> str:
-    """Make one commit of files by their path in the repo, which is made if need be; returns the commit's URL.
+def push_files(
+    files: Files,
+    destination: Destination,
+    message: str,
+    amend: Callable[[Files, PublishedFiles], Files] = lambda files, published: files,
+) -> str:
+    """Make one commit of files, by their path in the repo; return the commit's URL. The repo is created if need be.
 
-    Weights and code that are not among them are deleted; all other files that are there stay, and so does what people
-    wrote in the card. Where nothing has changed there is no new commit. What may pass is tried again.
+    Weights and code that are not among the files are deleted, all other files in the repo stay, and files that are
+    there unchanged make no new commit. Transient errors are retried.
+
+    Args:
+        amend: returns the files to push in view of those that are published, so that it can merge texts. It is called
+            again if somebody else commits in between.
 
     Raises:
-        UserError: a name that no repo can have; no token, or none that may write there; a repo of another type, or a
-            public one where a private one was asked for; a tag that is taken; a card that was edited on both sides.
-        OSError: the Hub could not be reached, or went on failing.
+        UserError: the name cannot be a repo's; there is no token, or it may not write there; the repo has another type,
+            or is public although a private one was asked for; the tag is taken; the Hub could not be reached, or kept
+            failing.
     """
     api, repo_id, tag = HfApi(), destination.repo_id, destination.tag
     make_ready(destination)
     with _plain_errors(repo_id):
         taken = _persistently(lambda: _tagged_commit(api, destination))
-        url, commit = _persistently(lambda: _commit(api, files, destination, message))
+        url, commit = _persistently(lambda: _commit(api, files, destination, message, amend))
         if tag and taken is None:
             _persistently(lambda: api.create_tag(repo_id, tag=tag, revision=commit, tag_message=message, exist_ok=True))
         elif tag and taken != commit:
-            raise UserError(f"tag={tag} names another commit of {repo_id}: the new one is there, choose another tag")
+            raise UserError(
+                f"tag={tag} already names another commit of {repo_id}: the files are published, choose another tag"
+            )
     return url
 
 
 def make_ready(destination: Destination) -> None:
-    """Find the repo that is to be written, or make it; raises as `push` does."""
+    """Find the repo to write to, or create it; raises as `push_files`."""
     check_access(destination.repo_id)
     with _plain_errors(destination.repo_id):
         _persistently(lambda: _make_repo(HfApi(), destination))
 
 
-def pinned(repo_id: str, revision: str | None = None) -> Pinned:
-    """What a model's repo holds now.
+def pin_model(repo_id: str, revision: str | None = None) -> PinnedModel:
+    """Return the present commit of a model's repo, and its weight files.
 
     Raises:
-        UserError: there is no such model, or none that this token may read.
-        OSError: the Hub could not be reached.
+        UserError: there is no such model, or none that this token may read; the Hub could not be reached.
     """
     with _plain_errors(repo_id):
         info = _persistently(lambda: HfApi().model_info(repo_id, revision=revision))
     names = [sibling.rfilename for sibling in info.siblings or ()]
-    return Pinned(repo_id, str(info.sha), tuple(name for name in names if name.endswith(".safetensors")))
+    return PinnedModel(repo_id, str(info.sha), tuple(name for name in names if name.endswith(".safetensors")))
 
 
 def publishable(folder: Path) -> dict[str, Content]:
-    """The files of a folder that may be published, by their path in the repo."""
+    """Return the files of a folder that may be published, by their path in the repo."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in files.items() if _matches(name, PUBLISHED)}
 
 
 def check_access(repo_id: str) -> None:
-    """See that there is a token that may write, before anything is done.
+    """Check that there is a token that may write, before anything is done.
 
     Raises:
-        UserError: the name cannot be a repo's; there is no token, or it is not valid, or may only read.
-        OSError: the Hub could not be reached.
+        UserError: the name cannot be a repo's; there is no token, or it is not valid, or may only read; the Hub could
+            not be reached.
     """
     check_name(repo_id)
     if get_token() is None:
@@ -167,23 +216,35 @@ def check_access(repo_id: str) -> None:
 
 
 def check_name(repo_id: str) -> None:
-    """Raise ValueError unless the name can be that of a repo of somebody."""
+    """Raise UserError unless the name can be that of a user's or an organization's repo.
+
+    Example:
+        >>> check_name("tiny")
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: 'tiny' cannot be a repo's name: give user/name, of letters, digits, '-', '_' and '.'
+    """
     try:
         validate_repo_id(repo_id)
         good = re.fullmatch(r"[^/]+/[^/]+", repo_id) is not None
     except HFValidationError:
         good = False
     if not good:
-        raise UserError(f"{repo_id!r} cannot be a repo's name: it is user/name, of letters, digits, '-', '_' and '.'")
+        raise UserError(f"{repo_id!r} cannot be a repo's name: give user/name, of letters, digits, '-', '_' and '.'")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path has one of these forms, in which a star stands for no slash."""
-    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+    """Return whether a path has one of these forms, in which a star stands for no slash.
+
+    Example:
+        >>> _matches("figures/loss.png", ["figures/*.png"]), _matches("figures/old/loss.png", ["figures/*.png"])
+        (True, False)
+    """
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def _make_repo(api: HfApi, destination: Destination) -> None:
-    """Find the repo, or make it, and the branch in it."""
+    """Find the repo, or create it, and the branch in it."""
     repo_id, kind = destination.repo_id, destination.kind
     try:
         info = api.repo_info(repo_id, repo_type=kind)
@@ -195,39 +256,38 @@ def _make_repo(api: HfApi, destination: Destination) -> None:
         api.create_repo(repo_id, repo_type=kind, space_sdk=sdk, private=destination.private, exist_ok=True)
     else:
         if destination.private and not info.private:
-            raise UserError(f"{repo_id} is there and public: make it private in its settings, or choose another name")
+            raise UserError(f"{repo_id} exists and is public: make it private in its settings, or choose another name")
     if destination.revision:
         api.create_branch(repo_id, branch=destination.revision, exist_ok=True)
 
 
 def _tagged_commit(api: HfApi, destination: Destination) -> str | None:
-    """The commit that the destination's tag names already, if it does."""
+    """Return the commit that the destination's tag already names, if it does."""
     if destination.tag is None:
         return None
     tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(destination.repo_id).tags}
     return tags.get(destination.tag)
 
 
-def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, message: str) -> tuple[str, str]:
-    """Commit on top of what the branch has now; returns the commit's URL and name."""
+def _commit(
+    api: HfApi,
+    files: Files,
+    destination: Destination,
+    message: str,
+    amend: Callable[[Files, PublishedFiles], Files],
+) -> tuple[str, str]:
+    """Commit on top of what the branch has now; return the commit's URL and name."""
     repo_id, kind, revision = destination.repo_id, destination.kind, destination.revision
     head = (api.model_info if kind == "model" else api.space_info)(repo_id, revision=revision, files_metadata=True)
-    there = {sibling.rfilename: sibling.lfs and sibling.lfs.sha256 for sibling in head.siblings or ()}
-    files = dict(files)
-    weights = {name: file for name, file in files.items() if name.endswith(".safetensors")}
-    other_weights = any(there.get(name) != sha256_of(file) for name, file in weights.items())
-    if CARD in files and CARD in there:
-        published = Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, revision=head.sha)).read_text(
-            encoding="utf-8"
-        )
-        files[CARD] = merge_card(_text(files[CARD]), published, keep_results=not other_weights).encode()
-    replaced = (*REPLACED[kind], *(MEASURED if other_weights else ()))
-    stale = [name for name in sorted(there.keys() - files.keys()) if _matches(name, replaced)]
+    hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in head.siblings or ()}
+    published = PublishedFiles(repo_id, kind, str(head.sha), hashes)
+    replaced = (*REPLACED[kind], *(() if published.has_same_weights(files) else MEASURED))
+    stale = [path for path in sorted(hashes.keys() - files.keys()) if _matches(path, replaced)]
     info = api.create_commit(
         repo_id,
         [
-            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()),
-            *(CommitOperationDelete(path_in_repo=name) for name in stale),
+            *(CommitOperationAdd(path, content) for path, content in amend(files, published).items()),
+            *(CommitOperationDelete(path) for path in stale),
         ],
         repo_type=kind,
         commit_message=message,
@@ -237,26 +297,22 @@ def _commit(api: HfApi, files: Mapping[str, Content], destination: Destination, 
     return info.commit_url, str(info.oid)
 
 
-def _text(content: Content) -> str:
-    return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
-
-
 def _persistently(request: Callable[[], T]) -> T:
-    """Make a request, and again after a while where its failure may pass."""
+    """Make a request, and again after a while if its failure is transient."""
     for wait in WAITS:
         try:
             return request()
         except HTTPError as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code not in PASSING:
                 raise
-            print(f"the Hub failed ({_one_line(error)[:100]}); again in {wait:.0f} s")
+            logger.warning("the Hub failed (%s); trying again in %.0f s", _one_line(error)[:100], wait)
             time.sleep(wait)
     return request()
 
 
 @contextmanager
 def _plain_errors(repo_id: str) -> Iterator[None]:
-    """Say what the Hub's refusals mean, and what would help."""
+    """Turn the Hub's errors into messages that say what they mean and what would help."""
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -264,11 +320,15 @@ def _plain_errors(repo_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         problem, status = error.server_message or _one_line(error), error.response.status_code
         if status in PASSING:
-            raise OSError(f"{repo_id}: the Hub answered {status} ({problem}); {GO_ON}") from error
+            raise UserError(f"{repo_id}: the Hub answered {status} ({problem}); {TRY_AGAIN}") from error
         meaning = REFUSALS.get(status, f"{repo_id}: the Hub refuses with {status}")
         raise UserError(f"{meaning} (the Hub says: {problem})") from error
+    except ValueError as error:
+        if not isinstance(error.__cause__, HfHubHTTPError):
+            raise
+        raise UserError(f"{repo_id}: the Hub refuses the card. {error}") from error
     except (HTTPError, LocalEntryNotFoundError) as error:  # the second from a download, after its own attempts
-        raise OSError(f"{repo_id}: the Hub cannot be reached ({_one_line(error)}); {GO_ON}") from error
+        raise UserError(f"{repo_id}: the Hub cannot be reached ({_one_line(error)}); {TRY_AGAIN}") from error
 
 
 def _one_line(error: Exception) -> str:

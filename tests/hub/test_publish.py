@@ -18,9 +18,9 @@ from fgpt_hf.cli import main, train_base
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
-from fgpt_hf.hub.card_sections import CardOptions
-from fgpt_hf.hub.publish import CheckpointUploader, commit_message, files_to_publish, listing
-from fgpt_hf.hub.run_record import read_facts
+from fgpt_hf.hub.card import CardOptions
+from fgpt_hf.hub.publish import CheckpointUploader, commit_message, files_to_publish, size_table
+from fgpt_hf.hub.run_record import read_run_record
 from fgpt_hf.hub.upload import Destination
 from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.training.run_folder import RunFolder
@@ -125,7 +125,7 @@ def test_checkpoints_go_to_the_hub_while_the_run_goes_on_and_a_hub_that_fails_ne
     server.fail("POST", r"/commit/", status=400, times=1)  # a refusal that is not tried again
     done = train_and_push(server, tmp_path, "--max_steps=40", "--save_steps=10", "--save_total_limit=1")
     assert done.returncode == 0, done.stderr
-    assert "did not get to the Hub, and the run goes on" in done.stdout
+    assert "was not uploaded; training continues" in done.stdout
     titles = [commit.title for commit in server.repo("model", "tester/tiny").history()]
     assert titles[0].startswith("Step 40: ")
     assert not list((tmp_path / "run").glob("*.partial"))
@@ -136,10 +136,10 @@ def test_a_run_pushes_itself_with_its_card_when_it_ends(server: LoopbackHub, tmp
     done = train_and_push(server, tmp_path)
     assert done.returncode == 0, done.stderr
     repo = server.repo("model", "tester/tiny")
-    assert any("while the run goes on" in commit.title for commit in repo.history())
+    assert any("during training" in commit.title for commit in repo.history())
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert repo.private
-    assert repo.history()[0].title == f"Step 4: {last['tokens']:,} tokens, held-out loss {last['eval_loss']:.3f}"
+    assert repo.history()[0].title == f"Step 4: {last['tokens']:,} tokens, validation loss {last['eval_loss']:.3f}"
     card = ModelCard(repo.files()["README.md"].decode())
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {"loss": last["eval_loss"], "bits_per_byte": last["eval_bits_per_byte"]}
@@ -177,7 +177,7 @@ def test_the_stock_variant_goes_without_code(run: Path) -> None:
         assert not any(name.endswith(".py") for name in files)
         assert json.loads(Path(str(files["config.json"])).read_text())["architectures"] == ["GPT2LMHeadModel"]
         assert b"trust_remote_code" not in bytes(files["README.md"])
-        assert "model.safetensors" in listing(files)
+        assert "model.safetensors" in size_table(files)
 
 
 def test_an_exported_gpt2_is_published_as_it_is(run: Path, tmp_path: Path) -> None:
@@ -188,11 +188,11 @@ def test_an_exported_gpt2_is_published_as_it_is(run: Path, tmp_path: Path) -> No
 
 
 def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path) -> None:
-    facts = read_facts(run / "model")
-    assert commit_message(facts) == "Step 400: 819,200 tokens, held-out loss 4.700"
-    in_training = replace(facts, metrics=[{"step": 3, "tokens": 60, "seconds": 1.0, "loss": 9.5}])
+    record = read_run_record(run / "model")
+    assert commit_message(record) == "Step 400: 819,200 tokens, validation loss 4.700"
+    in_training = replace(record, metrics=[{"step": 3, "tokens": 60, "seconds": 1.0, "loss": 9.5}])
     assert commit_message(in_training) == "Step 3: 60 tokens, training loss 9.500"
-    assert commit_message(replace(facts, metrics=[])) == "Publish the model"
+    assert commit_message(replace(record, metrics=[])) == "Publish the model"
 
 
 # Bad input
@@ -201,7 +201,7 @@ def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["{run}", "tiny"], "'tiny' cannot be a repo's name: it is user/name"),
+        (["{run}", "tiny"], "'tiny' cannot be a repo's name: give user/name"),
         (["{empty}", "tester/tiny"], "is not a model's folder: neither it nor its model/ holds config.json and"),
         (["{empty}/none", "tester/tiny"], "is not a model's folder"),
         (["{run}", "tester/tiny"], "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
@@ -221,18 +221,19 @@ def test_the_command_line_refuses_in_one_line(arguments, problem, run, tmp_path,
 
 
 def test_a_run_stopped_while_it_goes_on_publishes_no_earlier_model(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "fgpt_hf")
     monkeypatch.setattr("fgpt_hf.hub.publish.check_access", lambda repo_id: None)
     monkeypatch.setattr("fgpt_hf.hub.publish.publish", lambda *arguments: "its address")
     continued = replace(
         PRESETS["quickstart"], output_dir=str(run), max_steps=9, push_to_hub=True, hub_model_id="tester/tiny"
     )
-    delivery = CheckpointUploader(continued, RunFolder(continued))
-    delivery.finish(step=8)
-    assert capsys.readouterr().out == ""
-    delivery.finish(step=9)
-    assert capsys.readouterr().out == "published: its address\n"
+    uploader = CheckpointUploader(continued, RunFolder(continued))
+    uploader.finish(step=8)
+    assert caplog.messages == []
+    uploader.finish(step=9)
+    assert caplog.messages == ["published: its address"]
 
 
 def test_a_run_that_cannot_be_pushed_is_refused_before_it_begins() -> None:

@@ -61,7 +61,7 @@ def test_the_same_again_changes_nothing_and_a_new_revision_updates_the_space(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--space", "chat"], "'chat' cannot be a repo's name: it is user/name"),
+        (["--space", "chat"], "'chat' cannot be a repo's name: give user/name"),
         (["--space", "somebody/chat"], "the token may not write there"),
         (["--space", "tester/chat", "--base_model", "tester/none"], "tester/none: the Hub refuses with 404"),
     ],

@@ -1,13 +1,15 @@
 """A run's folder as training leaves it, made in a moment."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.config.presets import INSTRUCT_PRESETS, PRESETS
 from fgpt_hf.model.io import save_model
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS, build_tokenizer
 
@@ -30,6 +32,7 @@ PROVENANCE = {
     "precision": "bf16",
     "versions": {"Python": "3.12.1", "torch": "2.13.0"},
     "commit": "0123456789abcdef",
+    "training_flops": 1.5e15,
 }
 RESULTS = {
     "tasks": {"hellaswag": {"acc": 0.2892, "acc_stderr": 0.0045, "acc_norm": 0.3114, "acc_norm_stderr": 0.0046}},
@@ -48,12 +51,13 @@ def tiny_model() -> FGPTForCausalLM:
     return model
 
 
-def write_run(folder: Path, **fields: object) -> Path:
+def write_run(folder: Path, **fields: Any) -> Path:
     """A finished quickstart run with everything that a run may write, secrets that must not be published included."""
     folder.mkdir(parents=True)
     save_model(tiny_model(), build_tokenizer(64), folder / "model")
-    run = PRESETS["quickstart"].to_yaml() + "".join(f"{name}: {value}\n" for name, value in fields.items())
-    (folder / "run.yaml").write_text(run.replace("output_dir: runs/quickstart", f"output_dir: {folder}"))
+    presets = INSTRUCT_PRESETS if "model_name_or_path" in fields else PRESETS
+    run = replace(presets["quickstart"], output_dir=str(folder), **fields)
+    (folder / "run.yaml").write_text(run.to_yaml())
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in SAMPLES))
     (folder / "provenance.json").write_text(json.dumps(PROVENANCE))

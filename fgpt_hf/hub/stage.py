@@ -1,0 +1,188 @@
+"""One stage of a model's training, as its run recorded it: which data, how much of it, on which machine."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
+from fgpt_hf.data.conversations import NAMES as CONVERSATIONS
+from fgpt_hf.data.corpora import NAMES as CORPORA
+from fgpt_hf.data.preference_pairs import NAMES as PAIRS
+from fgpt_hf.data.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
+
+# At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
+_FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
+_REGISTRIES = (CORPORA, CONVERSATIONS, PAIRS)
+METHODS = {"sigmoid": "DPO", "ipo": "IPO", "simpo": "SimPO"}
+
+
+class SplitSize(NamedTuple):
+    """How many examples a split has, and how many tokens they are."""
+
+    examples: int
+    tokens: int
+
+
+class DatasetName(NamedTuple):
+    """What a card calls a data set, and where it is: its id on the Hub, or an address, if it has one."""
+
+    name: str
+    hub_id: str | None = None
+    url: str | None = None
+    configuration: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What `provenance.json` holds.
+
+    Attributes:
+        splits: the size of each split.
+        source: fields of the run that describe the text, where the run itself was given rows made of it.
+        local: names of the run that are files or folders of the machine that trained, and so on no Hub.
+        precision: accelerate's name of it: "no", "bf16" or "fp16".
+        training_flops: floating-point operations of the training.
+    """
+
+    splits: Mapping[str, SplitSize] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    local: Sequence[str] = ()
+    device: str | None = None
+    processes: int | None = None
+    precision: str | None = None
+    training_flops: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run.
+
+    Attributes:
+        run: its options.
+        steps, tokens, seconds: how far it went.
+        before: the stage that left the model which this one started from.
+    """
+
+    run: Run
+    provenance: Provenance = Provenance()
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    before: "Stage | None" = None
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the stage began with a trained model."""
+        return isinstance(self.run, TuningRun)
+
+    @property
+    def name(self) -> str:
+        """What the stage is called: "base training", "instruction tuning" or "preference optimization (DPO)"."""
+        if self.method:
+            return f"preference optimization ({self.method})"
+        return "instruction tuning" if self.is_tuning else "base training"
+
+    @property
+    def short_name(self) -> str:
+        """The stage in one word: "base", "instruct" or "preference"."""
+        return "preference" if self.method else "instruct" if self.is_tuning else "base"
+
+    @property
+    def method(self) -> str | None:
+        """The method of preference optimization."""
+        return METHODS[self.run.loss_type] if isinstance(self.run, PreferenceRun) else None
+
+    @property
+    def examples(self) -> str:
+        """What the stage's examples are: documents, conversations or pairs."""
+        return "pairs" if self.method else "conversations" if self.is_tuning else "documents"
+
+    @property
+    def validation_fraction(self) -> float:
+        """The fraction of the examples that is never trained on."""
+        return float(self._source("validation_fraction"))
+
+    @property
+    def datasets(self) -> list[DatasetName]:
+        """The data that the stage was trained on."""
+        name = self._source("dataset_name")
+        names = [entry.name for entry in parse_mixture(name)] if self.is_tuning else [name]
+        return [self._dataset(name) for name in names]
+
+    @property
+    def base_model(self) -> str | None:
+        """The model on the Hub that the stage began with; a folder of somebody's machine is not published."""
+        name = self.run.model_name_or_path if isinstance(self.run, TuningRun) else None
+        return name if name and name.count("/") <= 1 and not self._is_local(name) else None
+
+    def without_folders(self, value: str) -> str:
+        """Return a value of the run without the folders of the machine that it was on, which are not published."""
+        for name in self.provenance.local:
+            value = value.replace(name, Path(name).name)
+        return without_folders(value)
+
+    def _source(self, option: str) -> Any:
+        """An option that describes the text, of the run that prepared it or of this one."""
+        return {**vars(self.run), **self.provenance.source}.get(option)
+
+    def _dataset(self, name: str) -> DatasetName:
+        configuration = self._source("dataset_config_name")
+        for known in _REGISTRIES:
+            if name in known.on_hub:
+                hub_id, default = known.on_hub[name]
+                return DatasetName(hub_id, hub_id, configuration=configuration or default)
+            if name in known.embedded or name in known.files:
+                return DatasetName(name, url=known.files.get(name))
+        if self._is_local(name):
+            return DatasetName(Path(name).name)
+        return DatasetName(name, name, configuration=configuration)
+
+    def _is_local(self, name: str) -> bool:
+        """Whether a name is that of a file or a folder of the machine that trained."""
+        path = Path(name)
+        looks_local = path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[0] in "./~" or path.exists()
+        return looks_local or name in self.provenance.local
+
+
+def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapping[str, float]) -> Stage:
+    """Return the stage that a `run.yaml`, a `provenance.json` and the last line of a `metrics.jsonl` record."""
+    before = provenance.get("started_from")
+    return Stage(
+        run=_parse_run(run),
+        provenance=_parse_provenance(provenance),
+        steps=_whole(last.get("step")),
+        tokens=_whole(last.get("tokens")),
+        seconds=last.get("seconds"),
+        before=read_stage(before["run"], before["provenance"], before["last"]) if before else None,
+    )
+
+
+def without_folders(value: str) -> str:
+    """Return a text without the folders before the names of files in it.
+
+    Example:
+        >>> without_folders("a.jsonl,/home/me/private/b.jsonl:200")
+        'a.jsonl,b.jsonl:200'
+    """
+    return _FOLDERS.sub("", value)
+
+
+def _parse_run(values: Mapping[str, Any]) -> Run:
+    """Return the run of a `run.yaml`; its options tell which kind it is, and unknown ones are left out."""
+    kind = PreferenceRun if "loss_type" in values else InstructRun if "assistant_only_loss" in values else BaseRun
+    known = {option.name for option in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def _parse_provenance(values: Mapping[str, Any]) -> Provenance:
+    known = {name: values[name] for name in (option.name for option in fields(Provenance)) if name in values}
+    sizes = {split: SplitSize(size["documents"], size["tokens"]) for split, size in values.get("data", {}).items()}
+    return Provenance(**known | {"splits": sizes})
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
