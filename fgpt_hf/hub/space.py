@@ -14,7 +14,8 @@ from fgpt_hf.hub.run_record import read_run_record
 from fgpt_hf.hub.upload import Content, Destination, PinnedModel, check_name, make_ready, pin_model, push_files
 from fgpt_hf.model.io import model_folder
 
-SPACE = Path(__file__).parents[2] / "space"
+# Of an installed package, into which setup.py puts them; of a clone.
+SOURCES = (Path(__file__).with_name("space_files"), Path(__file__).parents[2] / "space")
 MODELS = "models.json"
 VARIABLES = ("MODEL_ID", "BASE_MODEL_ID")  # what `space/app.py` reads, in this order
 
@@ -25,7 +26,7 @@ def publish_with_space(model: Path, destination: Destination, options: CardOptio
     Beside it the Space shows the model on the Hub from which it was trained, if that is known.
 
     Raises:
-        UserError: as `publish`; a base model that is not on the Hub; `space/` is not here.
+        UserError: as `publish`; a base model that is not on the Hub; the Space's files are missing.
         OSError: as `publish`.
     """
     space = Destination(repo_id=str(options.space), kind="space", private=destination.private)
@@ -58,15 +59,15 @@ def space_files(models: Sequence[PinnedModel]) -> dict[str, Content]:
 
 
 def source_files() -> dict[str, Path]:
-    """The files of `space/`.
+    """Return the files of `space/` by name.
 
     Raises:
-        UserError: it is not here, because the package was installed without it.
+        UserError: They are neither in the package nor beside it.
     """
-    files = [path for pattern in ("*.py", "*.css", "*.txt", CARD) for path in sorted(SPACE.glob(pattern))]
-    if not files:
-        raise UserError(f"{SPACE} is not here: a Space is published from a clone of the repository, installed with -e")
-    return {path.name: path for path in files}
+    for folder in SOURCES:
+        if files := [path for pattern in ("*.py", "*.css", "*.txt", CARD) for path in sorted(folder.glob(pattern))]:
+            return {path.name: path for path in files}
+    raise UserError(f"the Space's files are missing from {SOURCES[0]}: install fgpt-hf again")
 
 
 def _base_models(model: Path, options: CardOptions) -> list[str]:
@@ -78,7 +79,7 @@ def _base_models(model: Path, options: CardOptions) -> list[str]:
 
 def _card(models: Sequence[PinnedModel]) -> str:
     """The Space's README, which names its models to the Hub and to readers."""
-    card = SpaceCard((SPACE / CARD).read_text(encoding="utf-8"))
+    card = SpaceCard(source_files()[CARD].read_text(encoding="utf-8"))
     card.data["title"] = models[0].repo_id.rpartition("/")[2]
     card.data["models"] = [served.repo_id for served in models]
     card.data["preload_from_hub"] = [

@@ -91,8 +91,8 @@ def test_a_dry_run_shows_the_files_of_both_and_asks_nothing(
 def test_without_the_files_of_the_space_nothing_is_published(
     run: Path, base: str, server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fgpt_hf.hub.space.SPACE", tmp_path / "space")
-    with pytest.raises(ValueError, match="a Space is published from a clone of the repository"):
+    monkeypatch.setattr("fgpt_hf.hub.space.SOURCES", [tmp_path / "space"])
+    with pytest.raises(ValueError, match="the Space's files are missing from .*: install fgpt-hf again"):
         main.run(["publish", str(run), "tester/tiny", "--space", "tester/chat"])
     assert ("model", "tester/tiny") not in server.endpoints.repos
 
