@@ -1,4 +1,7 @@
-"""What a run minimises: sums of token losses with their weights, never means, so that any split of a batch adds up."""
+"""Fuse the output head with cross-entropy, chunk by chunk, so that the logits of a batch never exist at once.
+
+Legend: N rows (tokens to predict), V vocabulary, D width, P states that one or more targets are predicted from.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,59 +14,94 @@ from fgpt_hf.data.batches import IGNORED
 
 
 def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The sum over scored rows of `cross_entropy(states @ embeddings.T, labels)`, in nats, a float32 scalar.
+    """Return the sum of `cross_entropy(states @ embeddings.T, labels)` over scored rows, in nats, a float32 scalar.
 
-    The logits of the batch never exist at once: the loss and both gradients are formed in the forward pass, a few rows
-    at a time, in buffers that serve every chunk. Matrix products take autocast's type where it is on, else that of
-    `states`; the softmax and all sums are float32.
+    Loss and both gradients are formed in the forward pass, chunk by chunk, in buffers that every chunk uses again.
+    Matrix products take autocast's type, or else that of `states`; softmax and sums are float32.
 
     Args:
-        states: `(N, D)`; embeddings: `(V, D)`; labels: `(N,)` token ids, `IGNORED` where a row is not scored.
+        states: `(N, D)`, final hidden states.
+        embeddings: `(V, D)`, the output head's weight.
+        labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
+
+    Example:
+        >>> states, embeddings = torch.zeros(3, 8), torch.zeros(100, 8)
+        >>> summed_cross_entropy(states, embeddings, torch.tensor([1, 2, IGNORED]))  # 2 log(100)
+        tensor(9.2103)
     """
     scored = labels != IGNORED
-    return _SummedCrossEntropy.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
+    total: Tensor = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        states[scored], embeddings, labels[scored], _product_dtype(states)
+    )
+    return total
 
 
 def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """`cross_entropy(states @ embeddings.T, labels, reduction="none")`, `(N,)` float32, zero where a row is ignored.
+    """Return `cross_entropy(states @ embeddings.T, labels, reduction="none")`, `(N,)` float32, zero on ignored rows.
 
-    As lean as `summed_cross_entropy`, for losses whose sum is not what is minimised: since their weights are known only
-    afterwards, the backward pass forms the logits again.
+    Takes as little memory as `summed_cross_entropy`, and suits losses that are a function of these, such as preference
+    losses. The weight of each row is known only in the backward pass, which therefore forms the logits again.
+
+    Args:
+        states: `(N, D)`, final hidden states.
+        embeddings: `(V, D)`, the output head's weight.
+        labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
+
+    Example:
+        >>> token_losses(torch.zeros(2, 8), torch.zeros(100, 8), torch.tensor([7, IGNORED]))
+        tensor([4.6052, 0.0000])
     """
     scored = labels != IGNORED
-    losses = _TokenLosses.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
+    losses: Tensor = _TokenLosses.apply(  # type: ignore[no-untyped-call]
+        states[scored], embeddings, labels[scored], _product_dtype(states)
+    )
     return losses.new_zeros(len(labels)).masked_scatter(scored, losses)
 
 
 @torch.no_grad()
-def token_scores(states: Tensor, embeddings: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses, `(N,)` float32, of tokens predicted from given states, and whether each is the likeliest token.
+def token_scores(states: Tensor, embeddings: Tensor, state_of_target: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of each target, `(N,)` float32, and whether it is the likeliest token, `(N,)` bool.
 
     Args:
-        states: `(P, D)`; embeddings: `(V, D)`; places: `(N,)` rows of the states; targets: `(N,)` token ids.
+        states: `(P, D)`, final hidden states.
+        embeddings: `(V, D)`, the output head's weight.
+        state_of_target: `(N,)`, the index of the state that predicts each target.
+        targets: `(N,)`, token ids.
     """
     losses = states.new_empty(len(targets), dtype=torch.float32)
     likeliest = torch.empty_like(targets, dtype=torch.bool)
-    order = places.argsort()
-    ends = places.bincount(minlength=len(states)).cumsum(0).tolist()
+    order = state_of_target.argsort()
+    ends = state_of_target.bincount(minlength=len(states)).cumsum(0).tolist()
     dtype = _product_dtype(states)
-    for rows, logits in _logit_chunks(states.to(dtype), embeddings.to(dtype)):
-        for part in _parts(logits):
-            first, last = rows.start + part.start, rows.start + part.stop
-            pairs = order[ends[first - 1] if first else 0 : ends[last - 1]]
-            row, target = places[pairs] - first, targets[pairs]
+    for chunk, logits in _logit_chunks(states.to(dtype), embeddings.to(dtype)):
+        for part in _softmax_parts(logits):
+            first, last = chunk.start + part.start, chunk.start + part.stop
+            here = order[ends[first - 1] if first else 0 : ends[last - 1]]
+            row, target = state_of_target[here] - first, targets[here]
             shifted = logits[part].float()
-            shifted -= shifted.amax(dim=1, keepdim=True)  # argmax takes many times as long: it is left to the ties
+            shifted -= shifted.amax(dim=1, keepdim=True)  # argmax is many times slower, so only ties ask for it
             target_logits = shifted[row, target]
             greatest = (target_logits == 0).nonzero().squeeze(1)
-            likeliest[pairs] = False
-            likeliest[pairs[greatest]] = shifted[row[greatest]].argmax(dim=1) == target[greatest]
-            losses[pairs] = shifted.exp_().sum(dim=1).log()[row] - target_logits
+            likeliest[here] = False
+            likeliest[here[greatest]] = shifted[row[greatest]].argmax(dim=1) == target[greatest]
+            losses[here] = shifted.exp_().sum(dim=1).log()[row] - target_logits
     return losses, likeliest
 
 
+def logit_rows(device: str, dtype: torch.dtype) -> int:
+    """Return the number of rows whose logits exist at once: enough for full speed, little beside a model's memory."""
+    if device == "cpu":
+        return 1024 if dtype == torch.float32 else 512  # more rows are no faster
+    return 4096
+
+
+def softmax_rows(device: str) -> int:
+    """Return the number of rows whose float32 softmax exists at once: on a CPU, as many as fit its cache."""
+    return 16 if device == "cpu" else 4096
+
+
 class _SummedCrossEntropy(torch.autograd.Function):
-    """`apply(states, embeddings, labels, dtype of the products)`, with every label scored."""
+    """`apply(states, embeddings, labels, product_dtype)`; every row is scored."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,20 +117,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return states_grad, embeddings_grad, None, None
 
 
-def logit_rows(device: str, dtype: torch.dtype) -> int:
-    """Rows whose logits exist at once: enough for full matrix speed, in a fraction of a model's own memory."""
-    if device == "cpu":
-        return 1024 if dtype == torch.float32 else 512  # each where more are no faster
-    return 4096
-
-
-def softmax_rows(device: str) -> int:
-    """Rows whose softmax is formed at once, in float32: on a CPU as many as fit its cache."""
-    return 16 if device == "cpu" else 4096
-
-
 class _TokenLosses(torch.autograd.Function):
-    """`apply(states, embeddings, labels, dtype of the products)`, with every label scored."""
+    """`apply(states, embeddings, labels, product_dtype)`; every row is scored."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,7 +130,7 @@ class _TokenLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         states, embeddings, labels = ctx.saved_tensors
-        size = upstream.norm().clamp(min=1e-30)  # what a loss scaler makes of it is more than float16 holds
+        size = upstream.norm().clamp(min=1e-30)  # a loss scaler makes gradients larger than float16 holds
         _, *gradients = _losses_and_gradients(
             states, embeddings, labels, ctx.dtype, ctx.needs_input_grad[:2], upstream / size
         )
@@ -120,54 +146,55 @@ def _losses_and_gradients(
     wanted: Sequence[bool],
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The losses of the rows, `(N,)` float32, and the gradients of their sum for states and embeddings where wanted.
+    """Return the losses, `(N,)` float32, and the gradients of their sum for states and embeddings where `wanted`.
 
-    In the sum each loss has its weight, `(N,)`, or one.
+    `weights`, `(N,)`, multiply the losses in that sum.
     """
     losses = states.new_empty(len(states), dtype=torch.float32)
     states_grad = torch.empty_like(states) if wanted[0] else None
     embeddings_grad = torch.zeros_like(embeddings) if wanted[1] else None
     low_states, low_embeddings = states.to(dtype), embeddings.to(dtype)
-    for rows, logits in _logit_chunks(low_states, low_embeddings):
-        losses[rows] = _to_gradients_(logits, labels[rows])
+    for chunk, logits in _logit_chunks(low_states, low_embeddings):
+        losses[chunk] = _to_gradients_(logits, labels[chunk])
         if weights is not None:
-            logits *= weights[rows, None]
+            logits *= weights[chunk, None]
         if states_grad is not None:
-            states_grad[rows] = logits @ low_embeddings
+            states_grad[chunk] = logits @ low_embeddings
         if embeddings_grad is not None:
-            _add_product_(embeddings_grad, logits.T, low_states[rows])
+            _add_product_(embeddings_grad, logits.T, low_states[chunk])
     return losses, states_grad, embeddings_grad
 
 
 def _product_dtype(states: Tensor) -> torch.dtype:
+    """Return autocast's type where it is on, else the states' own."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with their logits, `(rows, V)`, in one buffer that every chunk uses again."""
+    """Yield slices of the rows with their logits, `(rows, V)`, in one buffer that the next chunk overwrites."""
     chunk_rows = logit_rows(states.device.type, states.dtype)
     buffer = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
-    for rows in _slices(len(states), chunk_rows):
-        yield rows, torch.mm(states[rows], embeddings.T, out=buffer[: rows.stop - rows.start])
+    for chunk in _slices(len(states), chunk_rows):
+        yield chunk, torch.mm(states[chunk], embeddings.T, out=buffer[: chunk.stop - chunk.start])
 
 
 def _to_gradients_(logits: Tensor, labels: Tensor) -> Tensor:
     """Turn logits, `(N, V)`, into the gradients of their losses in place; return the losses, `(N,)` float32."""
     losses = []
-    for part in _parts(logits):
+    for part in _softmax_parts(logits):
         targets = labels[part, None]
         values = logits[part].float()
         below_greatest = values.amax(dim=1, keepdim=True) - values.gather(1, targets)
         torch.softmax(values, dim=1, out=values)
-        # The likeliest token's probability is one over the sum of all; an unlikely target's may have vanished.
+        # The greatest probability is exp(0) over the sum, so its log gives the sum even where the target's underflows.
         losses.append(below_greatest - values.amax(dim=1, keepdim=True).log())
         logits[part] = values.scatter_add_(1, targets, torch.full_like(below_greatest, -1.0))
     return torch.cat(losses).squeeze(1)
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add `left @ right` to `total`, in place, without another matrix of that size."""
+    """Add `left @ right` to `total` in place, without another matrix of that size."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
         return
@@ -175,7 +202,7 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[rows] += left[rows] @ right
 
 
-def _parts(logits: Tensor) -> Iterator[slice]:
+def _softmax_parts(logits: Tensor) -> Iterator[slice]:
     return _slices(len(logits), softmax_rows(logits.device.type))
 
 
