@@ -81,7 +81,7 @@ def new_model(dtype: torch.dtype) -> FGPTForCausalLM:
 
 
 def ours(benchmark: Benchmark, model: PreTrainedModel) -> Verdicts:
-    return benchmark.run(Accelerator(cpu=True), model).shares
+    return benchmark.run(Accelerator(cpu=True), model).scores
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.evaluation.encoding import context_length
+from fgpt_hf.model.io import context_length
 
 MAX_REPLY_TOKENS = 512  # or half the context where that is less
 Message = dict[str, str]

@@ -135,12 +135,12 @@ def _evaluate_model(name: str, options: EvaluateOptions, accelerator: "Accelerat
 
 def _report(results: Results, options: EvaluateOptions, accelerator: "Accelerator") -> None:
     """Print the results, and write them where they are wanted."""
-    from fgpt_hf.evaluation.results import as_json, cut_notes, differences, write_results
+    from fgpt_hf.evaluation.results import contexts_cut_notes, differences, results_record, write_results
     from fgpt_hf.hub.card_results import write_to_card
 
     paired = differences(*results.values()) if len(results) == 2 else []
     _print_tables(results, paired)
-    for line in cut_notes(results):
+    for line in contexts_cut_notes(results):
         print(line)
     settings = {
         "processes": accelerator.num_processes,
@@ -149,9 +149,10 @@ def _report(results: Results, options: EvaluateOptions, accelerator: "Accelerato
         "tokens_per_batch": options.tokens_per_batch,
         "seed": options.seed,
     }
-    models = [{"model": name} | as_json(result, settings, options.limit) for name, result in results.items()]
+    records = {name: results_record(result, settings, options.limit) for name, result in results.items()}
+    models = [{"model": name, **record.to_json()} for name, record in records.items()]
     if options.out:
-        compared = {"models": models, "differences": [row.as_json() for row in paired]}
+        compared = {"models": models, "differences": [row.to_json() for row in paired]}
         write_results(options.out, models[0] if len(models) == 1 else compared)
     for model in models if options.update_card else ():
         write_to_card(Path(model["model"]), model)

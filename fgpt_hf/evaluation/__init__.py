@@ -1,1 +1,1 @@
-"""Measure models: benchmarks, validation loss and samples."""
+"""Evaluate any causal language model of transformers on benchmarks, and a run's own model while it trains."""

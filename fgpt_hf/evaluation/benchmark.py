@@ -1,69 +1,96 @@
-"""What a model answers to a task's examples: for each measure, a value for every example.
+"""Run a benchmark on a model: a value for each example and metric, whose mean is the result."""
 
-The mean of the values is the result, and their spread its uncertainty.
-"""
-
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.evaluation.encoding import Encoder, context_length
+from fgpt_hf.evaluation.encoding import Encoder
+from fgpt_hf.evaluation.generation import PROMPTS_PER_BATCH, generate
+from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
 from fgpt_hf.evaluation.tasks import LETTERS, Example, find_task, load_examples
-from fgpt_hf.metrics.bits_per_byte.bits_per_byte import document_shares
-from fgpt_hf.metrics.hellaswag.hellaswag import mean, right_choices
+from fgpt_hf.metrics.bits_per_byte.bits_per_byte import document_scores
+from fgpt_hf.metrics.hellaswag.hellaswag import right_choices
+from fgpt_hf.model.io import context_length
 
-ExampleScores = Mapping[str, list[float]]
+ExampleScores = Mapping[str, list[float]]  # by metric, a value for each example
 
-PROMPTS_PER_BATCH = 16
 MAX_LETTER_TOKENS = 8  # "The answer is B."
 
 
-class TaskResult(NamedTuple):
-    """What a model is worth at one task.
+@dataclass(frozen=True)
+class TaskResult:
+    """The result of a model on one task.
 
     Attributes:
-        task: the name, with `=FILE` where the rows are a file's.
-        metric: the measure by which the task is known.
-        shares: by measure, a value for each example, whose mean is the result.
-        cut: how many contexts were cut from the left to what the model reads, each counted once for each ending.
-        seconds: what the answers took.
+        task: the task's name, with `=FILE` if the examples came from a file.
+        headline_metric: the metric that the task is usually quoted by.
+        scores: by metric, a value for each example (or document), whose mean is the result.
+        contexts_cut: contexts that were longer than the model reads, counted once for each ending.
+        seconds: duration of the evaluation.
     """
 
     task: str
-    metric: str
-    shares: ExampleScores
-    cut: int
+    headline_metric: str
+    scores: ExampleScores
+    contexts_cut: int
     seconds: float
 
     @property
     def examples(self) -> int:
         """The number of examples, or of documents."""
-        return len(self.shares[self.metric])
+        return len(self.scores[self.headline_metric])
 
     @property
-    def values(self) -> dict[str, float]:
-        """Each measure, followed by its standard error as `…_stderr` where there are two examples or more."""
-        return {name: value for measure, shares in self.shares.items() for name, value in mean(measure, shares).items()}
+    def metrics(self) -> dict[str, float]:
+        """Each metric, followed by its standard error as `…_stderr` if there are at least two examples."""
+        found = {}
+        for name, values in self.scores.items():
+            found[name], error = mean_and_stderr(values)
+            if error is not None:
+                found[f"{name}_stderr"] = error
+        return found
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean, and its standard error if there are at least two values.
+
+    Example:
+        >>> mean_and_stderr([1.0, 0.0, 1.0, 0.0])
+        (0.5, 0.28867513459481287)
+    """
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
 
 
 class Benchmark:
-    """A task's examples, loaded once, to be put to any number of models that share a tokenizer.
+    """The examples of a task, loaded once, to evaluate any number of models that share a tokenizer.
 
     Args:
-        name: one of `tasks.TASKS`, or `TASK=FILE` for the rows of a file.
-        limit: take the first so many examples only.
+        name: one of `tasks.TASKS`, or `TASK=FILE` for examples from a file.
+        limit: take only the first `limit` examples.
 
     Raises:
-        UserError, OSError: as `tasks.load_examples`.
+        UserError: as `tasks.load_examples`.
+
+    Example:
+        >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> benchmark = Benchmark("pydocs-choice", build_tokenizer(), limit=4)
+        >>> benchmark.run(Accelerator(cpu=True), model).examples
+        4
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> None:
@@ -74,65 +101,68 @@ class Benchmark:
         self.examples = load_examples(task, tokenizer, file or None, limit)
 
     def run(self, accelerator: Accelerator, model: PreTrainedModel, tokens_per_batch: int | None = None) -> TaskResult:
-        """The model's result, the same on every process; every process must call it.
+        """Return the model's result, the same on every process; every process must call it.
 
         Raises:
-            UserError: an ending is longer than what the model reads; a log-likelihood is not a number.
+            UserError: an ending is longer than what the model reads, or a log-likelihood is not a finite number.
         """
-        began = time.perf_counter()
+        start = time.perf_counter()
         encoder = Encoder(self.tokenizer, context_length(model, self.tokenizer))
         if self.task.kind == "letter":
-            shares = letter_scores(self.examples, encoder, accelerator, model)
+            scores = letter_scores(self.examples, encoder, accelerator, model)
         else:
-            answer = {"choice": choice_scores, "last_word": last_word_scores, "text": text_scores}[self.task.kind]
-            shares = answer(self.examples, encoder, Scorer(accelerator, model, tokens_per_batch), self.name)
-        return TaskResult(self.name, self.task.metric, shares, encoder.cut, time.perf_counter() - began)
+            score = {"choice": choice_scores, "last_word": last_word_scores, "text": text_scores}[self.task.kind]
+            scores = score(self.examples, encoder, Scorer(accelerator, model, tokens_per_batch), self.name)
+        return TaskResult(
+            self.name, self.task.headline_metric, scores, encoder.contexts_cut, time.perf_counter() - start
+        )
 
 
 def choice_scores(examples: Sequence[Example], encoder: Encoder, scorer: Scorer, title: str) -> ExampleScores:
-    """Whether the right ending was chosen, in four conventions; `acc_token` as its origin encodes, the others together.
+    """Score whether the right ending is the likeliest, in four conventions (`metrics/hellaswag`).
 
-    The two encodings seldom differ, and what they share is scored once.
+    `acc_token` encodes context and ending separately, as its origin does; the others jointly. Rows that both encodings
+    have in common, nearly all, are scored once.
     """
     pairs = [pair for example in examples for pair in example.pairs]
-    all_together, all_apart = iter(encoder.encode_joint(pairs)), iter(encoder.encode_separately(pairs))
-    together = [list(islice(all_together, len(example.endings))) for example in examples]
-    apart = [list(islice(all_apart, len(example.endings))) for example in examples]
-    groups = [list(dict.fromkeys([*rows, *others])) for rows, others in zip(together, apart, strict=True)]
-    scores = [
+    all_joint, all_separate = iter(encoder.encode_joint(pairs)), iter(encoder.encode_separately(pairs))
+    joint = [list(islice(all_joint, len(example.endings))) for example in examples]
+    separate = [list(islice(all_separate, len(example.endings))) for example in examples]
+    groups = [list(dict.fromkeys([*rows, *others])) for rows, others in zip(joint, separate, strict=True)]
+    likelihoods = [
         {row: score.log_likelihood for row, score in zip(group, found, strict=True)}
         for group, found in zip(groups, scorer.score(groups, title), strict=True)
     ]
 
-    def hits(encoded: Sequence[Sequence[Any]]) -> ExampleScores:
+    def hits(encoded: Sequence[Sequence[Row]]) -> ExampleScores:
         return right_choices(
-            [[found[row] for row in rows] for rows, found in zip(encoded, scores, strict=True)],
+            [[found[row] for row in rows] for rows, found in zip(encoded, likelihoods, strict=True)],
             [[row.scored for row in rows] for rows in encoded],
             [[len(ending) for ending in example.endings] for example in examples],
             [[len(ending.encode()) for ending in example.endings] for example in examples],
             [example.label for example in examples],
         )
 
-    return {**hits(together), "acc_token": hits(apart)["acc_token"]}
+    return {**hits(joint), "acc_token": hits(separate)["acc_token"]}
 
 
 def last_word_scores(examples: Sequence[Example], encoder: Encoder, scorer: Scorer, title: str) -> ExampleScores:
-    """Whether greedy decoding would write the last word, and the perplexity of it."""
+    """Score whether greedy decoding would write the last word, and the perplexity of that word."""
     rows = encoder.encode_joint([example.pairs[0] for example in examples])
     scores = [score for (score,) in scorer.score([[row] for row in rows], title)]
     ones = [1] * len(scores)
-    shares = document_shares([-score.log_likelihood for score in scores], ones, ones, ones)
-    perplexity = {name: values for name, values in shares.items() if name == "perplexity"}  # none of a broken model
+    found = document_scores([-score.log_likelihood for score in scores], ones, ones, ones)
+    perplexity = {name: values for name, values in found.items() if name == "perplexity"}  # a broken model has none
     return {"acc": [float(score.likeliest) for score in scores], **perplexity}
 
 
 def text_scores(examples: Sequence[Example], encoder: Encoder, scorer: Scorer, title: str) -> ExampleScores:
-    """Loss, perplexity and bits per byte of whole texts, read window by window."""
+    """Score loss, perplexity and bits per byte of whole texts, window by window (`metrics/bits_per_byte`)."""
     texts = [example.endings[0] for example in examples]
     windows = [encoder.windows(text) for text in texts]
     scores = iter(scorer.score([[window] for rows in windows for window in rows], title))
     nats = [-sum(score.log_likelihood for (score,) in islice(scores, len(rows))) for rows in windows]
-    return document_shares(
+    return document_scores(
         nats,
         [sum(window.scored for window in rows) for rows in windows],
         [len(text.encode()) for text in texts],
@@ -143,44 +173,26 @@ def text_scores(examples: Sequence[Example], encoder: Encoder, scorer: Scorer, t
 def letter_scores(
     examples: Sequence[Example], encoder: Encoder, accelerator: Accelerator, model: PreTrainedModel
 ) -> ExampleScores:
-    """Whether the model writes the letter of the right choice, and whether it writes any of the letters at all.
+    """Score whether the model writes the letter of the right choice, and whether it writes any of the letters.
 
-    It writes greedily; the first letter of a choice that stands alone is its answer.
+    Decoding is greedy. The first letter of a choice that stands alone is the answer.
     """
     prompts = encoder.prompts([example.contexts[0] for example in examples], MAX_LETTER_TOKENS)
-    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     batches = [order[start : start + PROMPTS_PER_BATCH] for start in range(0, len(order), PROMPTS_PER_BATCH)]
-    own: dict[int, str] = {}
-    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        texts = _generate_letters(accelerator, model, encoder, [prompts[number] for number in batch])
-        own |= zip(batch, texts, strict=True)
-    written = {number: text for part in gather_object([own]) for number, text in part.items()}
-    answers = [_letter(written[number], len(example.endings)) for number, example in enumerate(examples)]
+    own = [index for batch in batches[accelerator.process_index :: accelerator.num_processes] for index in batch]
+    options = {"max_new_tokens": MAX_LETTER_TOKENS, "do_sample": False}
+    written = generate(accelerator, model, [prompts[index] for index in own], encoder.prefix, **options)
+    texts = encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
+    text_of = dict(gather_object(list(zip(own, texts, strict=True))))
+    answers = [_find_letter(text_of[index], len(example.endings)) for index, example in enumerate(examples)]
     return {
         "acc": [float(answer == example.label) for answer, example in zip(answers, examples, strict=True)],
         "answered": [float(answer is not None) for answer in answers],
     }
 
 
-@torch.no_grad()
-def _generate_letters(
-    accelerator: Accelerator, model: PreTrainedModel, encoder: Encoder, prompts: Sequence[Sequence[int]]
-) -> list[str]:
-    """What the model writes after each prompt, at most `MAX_LETTER_TOKENS` tokens."""
-    longest = max(map(len, prompts))
-    input_ids = torch.tensor([[encoder.prefix] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with accelerator.autocast():
-        output = model.generate(  # type: ignore[operator]
-            input_ids=input_ids.to(accelerator.device),
-            attention_mask=mask.to(accelerator.device),
-            max_new_tokens=MAX_LETTER_TOKENS,
-            do_sample=False,
-            pad_token_id=encoder.prefix,
-        )
-    return encoder.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-
-
-def _letter(text: str, choices: int) -> int | None:
+def _find_letter(text: str, choices: int) -> int | None:
+    """Return the number of the first choice whose letter stands alone in the text."""
     found = re.search(rf"\b[{LETTERS[:choices]}]\b", text)
     return LETTERS.index(found[0]) if found else None

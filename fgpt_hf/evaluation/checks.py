@@ -43,7 +43,7 @@ class BenchmarkCheck:
         return {
             f"{result.task.partition('=')[0]}/{name}": value
             for result in self.latest
-            for name, value in result.values.items()
+            for name, value in result.metrics.items()
         }
 
 

@@ -1,16 +1,15 @@
-"""Results of benchmarks as tables, JSON, and what a model's card says of them."""
+"""Results of benchmarks as tables, as a paired comparison of two models, and as JSON."""
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fgpt_hf.evaluation.benchmark import TaskResult
+from fgpt_hf.evaluation.benchmark import TaskResult, mean_and_stderr
 from fgpt_hf.evaluation.tasks import HubSource, find_task
-from fgpt_hf.metrics.hellaswag.hellaswag import mean
 
 CONVENTIONS = {
     "acc": "choice: the ending with the greatest sum of log-likelihoods; last word: whether it is written greedily; "
@@ -28,129 +27,172 @@ CONVENTIONS = {
 PACKAGES = ("fgpt-hf", "torch", "transformers", "tokenizers", "accelerate", "datasets")
 
 
-class Difference(NamedTuple):
-    """How much higher the second of two models reads at one measure, and the standard error of that."""
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the second of two models scores on one metric, with the standard error of that difference."""
 
     task: str
-    measure: str
+    metric: str
     first: float
     second: float
-    error: float
+    stderr: float | None
 
     @property
     def value(self) -> float:
+        """The second model's result minus the first one's."""
         return self.second - self.first
 
-    def as_json(self) -> dict[str, Any]:
-        error = None if math.isnan(self.error) else self.error  # of one example; JSON has no NaN
-        return {**self._asdict(), "error": error, "difference": self.value}
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in a results file."""
+        return {**asdict(self), "difference": self.value}
 
 
 def differences(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> list[Difference]:
-    """Two models on the same examples, measure by measure.
+    """Compare two models on the same examples, metric by metric.
 
-    The error is that of the mean of the differences example by example: it leaves out how hard the examples are, so it
-    is smaller than what the errors of the two results suggest.
+    The standard error is that of the mean of the differences example by example. The difficulty of the examples cancels
+    out, so it is smaller than the errors of the two results suggest.
     """
     found = []
     for one, other in zip(first, second, strict=True):
-        for measure in (measure for measure in one.shares if measure in other.shares):
-            pairs = list(zip(one.shares[measure], other.shares[measure], strict=True))
-            paired = mean("difference", [b - a for a, b in pairs])
-            error = paired.get("difference_stderr", math.nan)
-            found.append(Difference(one.task, measure, one.values[measure], other.values[measure], error))
+        for metric in (metric for metric in one.scores if metric in other.scores):
+            pairs = zip(one.scores[metric], other.scores[metric], strict=True)
+            _, stderr = mean_and_stderr([b - a for a, b in pairs])
+            found.append(Difference(one.task, metric, one.metrics[metric], other.metrics[metric], stderr))
     return found
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """A line for each measure: the result, its standard error, and how many examples it comes from."""
-    lines = [("task", "examples", "measure", "result", "± error")]
+    """Return a line for each metric: the result, its standard error, and the number of examples."""
+    lines = [("task", "examples", "metric", "result", "± error")]
     for result in results:
-        values = result.values
-        for measure in result.shares:
-            error = values.get(f"{measure}_stderr")
-            lines.append((result.task, f"{result.examples:,}", measure, _number(values[measure]), _number(error)))
+        metrics = result.metrics
+        for name in result.scores:
+            error = metrics.get(f"{name}_stderr")
+            lines.append((result.task, f"{result.examples:,}", name, _number(metrics[name]), _number(error)))
     return _aligned(lines)
 
 
 def differences_table(names: Sequence[str], found: Sequence[Difference]) -> str:
-    """A line for each measure: the first model, the second, and how much higher the second reads."""
-    lines = [("task", "measure", *names, "difference", "± error")]
+    """Return a line for each metric: the first model, the second, and how much higher the second scores."""
+    lines = [("task", "metric", *names, "difference", "± error")]
     for row in found:
-        values = (row.first, row.second, row.value, row.error)
-        lines.append((row.task, row.measure, *map(_number, values)))
+        values = (row.first, row.second, row.value, row.stderr)
+        lines.append((row.task, row.metric, *map(_number, values)))
     return _aligned(lines)
 
 
-def cut_notes(results: Mapping[str, Sequence[TaskResult]]) -> list[str]:
-    """A line for each task whose contexts were longer than what a model reads."""
+def contexts_cut_notes(results: Mapping[str, Sequence[TaskResult]]) -> list[str]:
+    """Return a line for each task with contexts longer than a model reads; `results` are by the model's name."""
     return [
-        f"{result.task}: {result.cut} contexts, counted once for each ending, were longer than {name} reads and lost "
-        "their beginning"
-        for name, run in results.items()
-        for result in run
-        if result.cut
+        f"{result.task}: {result.contexts_cut} contexts, counted once for each ending, were longer than {name} reads "
+        "and lost their beginning"
+        for name, model_results in results.items()
+        for result in model_results
+        if result.contexts_cut
     ]
 
 
-def as_json(results: Sequence[TaskResult], settings: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
-    """Everything that a reader needs to trust one model's numbers, or to get them again.
+@dataclass(frozen=True)
+class TaskDataset:
+    """A data set of the Hub that a task went through as a whole."""
 
-    `tasks` maps a task to its measures, `datasets` those tasks that went through a whole data set of the Hub to it,
-    `conventions` a measure to what it means: what a run's `results.json` holds for its card.
+    id: str
+    config: str | None
+    task_id: str
+    split: str
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """How a task was evaluated."""
+
+    examples: int
+    contexts_cut: int
+    seconds: float
+    examples_per_second: float
+    headline_metric: str
+
+
+@dataclass(frozen=True)
+class ResultsRecord:
+    """A model's results with all that a reader needs to trust and to reproduce them: the content of `results.json`.
+
+    Attributes:
+        settings: options of the evaluation, with `limit`, the most examples of a task.
+        versions: by package.
+        conventions: by metric, what it means.
+        tasks: by task, its metrics with standard errors.
+        datasets: by task, the data set of the Hub that it went through as a whole.
+        runs: by task, how it was evaluated.
     """
-    measures = {measure for result in results for measure in result.shares}
-    return {
-        "harness": "fgpt-hf",
-        "settings": {**settings, "limit": limit},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "conventions": {name: text for name, text in CONVENTIONS.items() if name in measures},
-        "tasks": {result.task: result.values for result in results},
-        "datasets": {
-            result.task: {
-                "id": source.path,
-                "config": source.configuration,
-                "task_id": result.task,
-                "split": source.split,
-            }
-            for result in results
-            if limit is None and (source := _hub_source(result))
-        },
-        "runs": {
-            result.task: {
-                "examples": result.examples,
-                "contexts_cut": result.cut,
-                "seconds": round(result.seconds, 3),
-                "examples_per_second": round(result.examples / result.seconds, 3),
-                "known_by": result.metric,
-            }
-            for result in results
-        },
-    }
+
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    conventions: Mapping[str, str]
+    tasks: Mapping[str, Mapping[str, float]]
+    datasets: Mapping[str, TaskDataset]
+    runs: Mapping[str, TaskRun]
+    harness: str = "fgpt-hf"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in `results.json`."""
+        return asdict(self)
+
+
+def results_record(
+    results: Sequence[TaskResult], settings: Mapping[str, Any], limit: int | None = None
+) -> ResultsRecord:
+    """Return the record of one model's results; `limit` is the most examples of a task that were taken."""
+    metrics = {metric for result in results for metric in result.scores}
+    return ResultsRecord(
+        settings={**settings, "limit": limit},
+        versions=package_versions(),
+        conventions={name: text for name, text in CONVENTIONS.items() if name in metrics},
+        tasks={result.task: result.metrics for result in results},
+        datasets={} if limit is not None else {task: found for task, found in map(_hub_dataset, results) if found},
+        runs={result.task: _task_run(result) for result in results},
+    )
 
 
 def write_results(path: Path, content: Mapping[str, Any]) -> None:
-    """Write what `as_json` gave, or several models' of it."""
+    """Write a record's JSON, or that of several models, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"  # this package itself, run from its repository
+def package_versions() -> dict[str, str]:
+    """Return the version of Python and of the packages that a result depends on, as far as they are installed."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # this package itself, run from its repository
+            continue
+    return found
 
 
-def _hub_source(result: TaskResult) -> HubSource | None:
-    """The data set on the Hub that a result comes from, if any."""
+def _task_run(result: TaskResult) -> TaskRun:
+    return TaskRun(
+        examples=result.examples,
+        contexts_cut=result.contexts_cut,
+        seconds=round(result.seconds, 3),
+        examples_per_second=round(result.examples / result.seconds, 3),
+        headline_metric=result.headline_metric,
+    )
+
+
+def _hub_dataset(result: TaskResult) -> tuple[str, TaskDataset | None]:
+    """Return the task's name and its data set, unless the examples came from elsewhere than the Hub."""
     name, _, file = result.task.partition("=")
     source = find_task(name).source
-    return source if isinstance(source, HubSource) and not file else None
+    if file or not isinstance(source, HubSource):
+        return result.task, None
+    return result.task, TaskDataset(source.path, source.configuration, result.task, source.split)
 
 
 def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
+    if value is None:
         return ""
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
 

@@ -1,7 +1,9 @@
-"""How likely a causal language model finds given tokens after given tokens: the engine of every likelihood benchmark.
+"""Log-likelihoods of continuations under any causal language model.
 
-Rows that begin alike, such as the four endings of one context, are read as one tree, about half the tokens on
-HellaSwag; only tokens that predict a scored one get logits, and the softmax is float32.
+Rows that begin alike, such as the four endings of one context, are read as one prefix tree, which halves the tokens on
+HellaSwag. Only tokens that predict a scored one get logits, and the softmax is float32.
+
+Legend: R trees of a batch, L tokens of the longest one, N targets (scored tokens), D width, V vocabulary.
 """
 
 import math
@@ -18,42 +20,51 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.evaluation.prefix_tree import Row, Tensors, Tree, as_tensors, batches, build_prefix_tree
+from fgpt_hf.evaluation.prefix_tree import PrefixTree, Row, TreeBatch, batch_trees, build_prefix_tree, collate_trees
 from fgpt_hf.losses.linear_cross_entropy import token_scores
 
-# On a CPU more gains nothing and pads more; on a GPU it is enough to keep it busy.
+# More tokens gain nothing on a CPU and need more padding; on a GPU these keep it busy.
 TOKENS_PER_BATCH = {"cpu": 512, "cuda": 32_768}
 
 PROBE = [Row((11, 5, 7, 3, 9), 2), Row((11, 5, 7, 8, 4, 6), 3)]
 
 
 class Score(NamedTuple):
-    """Of one row: the sum of the scored tokens' log-likelihoods in nats; whether each was the model's first choice."""
+    """The log-likelihood of a row's scored tokens in nats, summed, and whether each was the likeliest token."""
 
     log_likelihood: float
     likeliest: bool
 
 
 class Scorer:
-    """Scores rows with a model as it is, on all processes.
+    """Scores rows of tokens with a model, on all processes.
 
-    Results do not depend on the number of processes or the order of the groups; on `tokens_per_batch` only as far as
-    sums of floating-point numbers depend on the shape of their batch.
+    Results do not depend on the number of processes or the order of the groups. They depend on `tokens_per_batch` only
+    by rounding, since the shape of a batch decides the order of floating-point sums.
 
     Args:
         model: any causal language model of transformers, on the accelerator's device.
-        tokens_per_batch: how many tokens, padding included, go through the network at once; more for a longer group.
+        tokens_per_batch: tokens, padding included, of one forward pass; a longer group is a batch by itself. By default
+            what suits the device.
+
+    Example:
+        >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> scorer = Scorer(Accelerator(cpu=True), model)
+        >>> ((first, second),) = scorer.score([[Row((5, 6, 7), 1), Row((5, 6, 8), 1)]])  # p(7 | 5 6) and p(8 | 5 6)
+        >>> first.log_likelihood < 0
+        True
     """
 
     def __init__(self, accelerator: Accelerator, model: PreTrainedModel, tokens_per_batch: int | None = None) -> None:
-        kind = accelerator.device.type
+        device = accelerator.device.type
         self.accelerator, self.model = accelerator, model
-        self.tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH.get(kind, TOKENS_PER_BATCH["cpu"])
+        self.tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH.get(device, TOKENS_PER_BATCH["cpu"])
 
     def score(self, groups: Sequence[Sequence[Row]], title: str = "") -> list[list[Score]]:
-        """The scores of each group's rows, in the order given; rows of a group share the context that they have alike.
+        """Return the score of each row, by group. The rows of a group are read as one tree.
 
-        Every process must call it with the same groups, and every process gets all scores.
+        Every process must call this with the same groups, and gets all scores. `title` labels a progress bar.
 
         Raises:
             UserError: a log-likelihood is not a finite number.
@@ -61,12 +72,12 @@ class Scorer:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), self.accelerator.autocast():  # one block, so that weights are cast once
-                own = dict(self._scores(groups, title))
+            with torch.no_grad(), self.accelerator.autocast():  # one block, in which weights are cast once
+                own = dict(self._own_scores(groups, title))
         finally:
             self.model.train(was_training)
         found = {key: score for part in gather_object([own]) for key, score in part.items()}
-        scores = [[found[number, place] for place in range(len(group))] for number, group in enumerate(groups)]
+        scores = [[found[number, index] for index in range(len(group))] for number, group in enumerate(groups)]
         for number, group in enumerate(scores, start=1):
             if not all(math.isfinite(score.log_likelihood) for score in group):
                 raise UserError(
@@ -75,109 +86,118 @@ class Scorer:
                 )
         return scores
 
-    def _scores(self, groups: Sequence[Sequence[Row]], title: str) -> Iterator[tuple[Hashable, Score]]:
-        """`((group, row), score)` for this process's share of the batches."""
+    def _own_scores(self, groups: Sequence[Sequence[Row]], title: str) -> Iterator[tuple[Hashable, Score]]:
+        """Yield `((group, row), score)` for this process's part of the batches."""
         accelerator = self.accelerator
-        trees = [
-            build_prefix_tree([(number, place) for place in places], [group[place] for place in places])
-            for number, group in enumerate(groups)
-            for places in ([range(len(group))] if self.reads_trees else [[place] for place in range(len(group))])
-        ]
-        own = list(batches(trees, self.tokens_per_batch))[accelerator.process_index :: accelerator.num_processes]
+        batches = list(batch_trees(list(self._trees(groups)), self.tokens_per_batch))
+        own = batches[accelerator.process_index :: accelerator.num_processes]
         silent = not (title and accelerator.is_main_process)
         with tqdm(total=sum(map(len, own)), desc=title, unit="ex", disable=silent, leave=False) as bar:
-            for batch in own:
-                yield from self._batch_scores(batch)
-                bar.update(len(batch))
+            for trees in own:
+                yield from self._batch_scores(trees)
+                bar.update(len(trees))
 
-    def _batch_scores(self, trees: Sequence[Tree]) -> Iterator[tuple[Hashable, Score]]:
-        tensors = self._as_tensors(trees)
-        losses, likeliest = self._token_scores(tensors)
+    def _trees(self, groups: Sequence[Sequence[Row]]) -> Iterator[PrefixTree]:
+        """Yield a tree for each group, or for each row if the model does not read trees."""
+        for number, group in enumerate(groups):
+            keys = [(number, index) for index in range(len(group))]
+            if self.reads_trees:
+                yield build_prefix_tree(keys, group)
+            else:
+                yield from (build_prefix_tree([key], [row]) for key, row in zip(keys, group, strict=True))
+
+    def _batch_scores(self, trees: Sequence[PrefixTree]) -> Iterator[tuple[Hashable, Score]]:
+        """Yield the key and the score of each row of a batch."""
+        batch = self._collate(trees)
+        losses, likeliest = self._target_scores(batch)
         keys = [key for tree in trees for key in tree.keys]
-        owners = tensors.owners.cpu()
-        nats = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, owners, losses.cpu().double())
-        misses = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, owners, (~likeliest).long().cpu())
+        row_of_target = batch.row_of_target.cpu()
+        nats = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, row_of_target, losses.cpu().double())
+        misses = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, row_of_target, (~likeliest).long().cpu())
         for key, loss, missed in zip(keys, nats.tolist(), misses.tolist(), strict=True):
             yield key, Score(-loss, missed == 0)
 
-    def _token_scores(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
-        """The loss of each target in nats, and whether it was the likeliest token, `(N,)`."""
-        inputs = self._tree_inputs(tensors) if self.reads_trees else _row_inputs(tensors)
+    def _target_scores(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss of each target in nats, and whether it is the likeliest token, both `(N,)`."""
+        inputs = self._tree_inputs(batch) if self.reads_trees else _row_inputs(batch)
         if self.has_plain_head:
-            states = self._states(inputs)[tensors.sources]
-            return token_scores(states, self._embeddings, tensors.places, tensors.targets)
-        logits = self._logits(inputs)[tensors.sources][tensors.places].float()
-        losses = nn.functional.cross_entropy(logits, tensors.targets, reduction="none")
-        return losses, logits.argmax(dim=1) == tensors.targets
-
-    def _states(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The final hidden states, `(R * L, D)`."""
-        return self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-
-    def _tree_inputs(self, tensors: Tensors) -> dict[str, Tensor]:
-        mask = tensors.sees[:, None]
-        if self.model.config._attn_implementation == "eager":  # which adds the mask to its scores
-            lowest = torch.finfo(self.model.dtype).min
-            mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill_(~mask, lowest)
-        return {"input_ids": tensors.input_ids, "position_ids": tensors.position_ids, "attention_mask": mask}
-
-    @cached_property
-    def _embeddings(self) -> Tensor:
-        weight = self.model.get_output_embeddings().weight
-        kind = weight.device.type
-        return weight.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
+            states = self._states(inputs)[batch.source_tokens]
+            return token_scores(states, self._output_embeddings, batch.source_of_target, batch.target_ids)
+        logits = self._logits(inputs)[batch.source_tokens][batch.source_of_target].float()
+        losses = nn.functional.cross_entropy(logits, batch.target_ids, reduction="none")
+        return losses, logits.argmax(dim=1) == batch.target_ids
 
     @cached_property
     def has_plain_head(self) -> bool:
-        """Whether the logits are the product of final states and output embeddings, no bias, scale or cap on them."""
+        """Whether logits are just the product of final states and output embeddings: no bias, scale or cap."""
         if self.model.get_output_embeddings() is None:
             return False
-        product = self._states(_row_inputs(self._probe_rows)) @ self._embeddings.T
+        product = self._states(_row_inputs(self._probe_rows)) @ self._output_embeddings.T
         return product.shape == self._probe_logits.shape and torch.equal(product.float(), self._probe_logits.float())
 
     @cached_property
     def reads_trees(self) -> bool:
-        """Whether the network obeys masks and positions of any shape, so that a tree gives what its rows would give.
+        """Whether the model obeys any mask and any positions, so that a tree gives the logits of its rows.
 
-        No class says so: it is tried. A network that sees only a window of the latest tokens has no use for trees.
+        No attribute of a model says so, hence a trial. Layers that see only a window of recent tokens cannot.
         """
-        if self.model.config._attn_implementation not in ("sdpa", "eager") or has_window(self.model):
+        if self.model.config._attn_implementation not in ("sdpa", "eager") or _has_window(self.model):
             return False
         if "position_ids" not in signature(self.model.forward).parameters:
             return False
-        tree = self._as_tensors([build_prefix_tree(range(len(PROBE)), PROBE)])
+        tree = self._collate([build_prefix_tree(range(len(PROBE)), PROBE)])
         try:
-            logits = self._logits(self._tree_inputs(tree))[tree.sources][tree.places]
-        except (TypeError, ValueError, IndexError, RuntimeError):  # a mask of four dimensions is more than it can take
+            logits = self._logits(self._tree_inputs(tree))[tree.source_tokens][tree.source_of_target]
+        except (TypeError, ValueError, IndexError, RuntimeError):  # a model that takes no four-dimensional mask
             return False
-        expected = self._probe_logits[self._probe_rows.sources][self._probe_rows.places]
+        expected = self._probe_logits[self._probe_rows.source_tokens][self._probe_rows.source_of_target]
         tolerance = 1e-4 if logits.dtype == torch.float32 else 0.03
         return bool((logits - expected).norm() <= tolerance * expected.norm())
 
     @cached_property
-    def _probe_rows(self) -> Tensors:
-        return self._as_tensors([build_prefix_tree([number], [row]) for number, row in enumerate(PROBE)])
+    def _probe_rows(self) -> TreeBatch:
+        return self._collate([build_prefix_tree([number], [row]) for number, row in enumerate(PROBE)])
 
     @cached_property
     def _probe_logits(self) -> Tensor:
         return self._logits(_row_inputs(self._probe_rows))
 
+    @cached_property
+    def _output_embeddings(self) -> Tensor:
+        weight: Tensor = self.model.get_output_embeddings().weight
+        device = weight.device.type
+        return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+
+    def _states(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the final hidden states, `(R * L, D)`."""
+        states: Tensor = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        return states.flatten(0, 1)
+
     def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The logits of every token, `(R * L, V)`."""
-        return self.model(**inputs, use_cache=False).logits.flatten(0, 1)
+        """Return the logits of every token, `(R * L, V)`."""
+        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        return logits.flatten(0, 1)
 
-    def _as_tensors(self, trees: Sequence[Tree]) -> Tensors:
-        return Tensors(*(tensor.to(self.accelerator.device) for tensor in as_tensors(trees)))
+    def _tree_inputs(self, batch: TreeBatch) -> dict[str, Tensor]:
+        """Return a model's inputs for trees, with masks `(R, 1, L, L)`."""
+        mask = batch.visible[:, None]
+        if self.model.config._attn_implementation == "eager":  # which adds the mask to its scores
+            lowest = torch.finfo(self.model.dtype).min
+            mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill_(~mask, lowest)
+        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": mask}
+
+    def _collate(self, trees: Sequence[PrefixTree]) -> TreeBatch:
+        return TreeBatch(*(tensor.to(self.accelerator.device) for tensor in collate_trees(trees)))
 
 
-def has_window(model: PreTrainedModel) -> bool:
-    """Whether some layer sees less than all earlier tokens, or sees them through a state."""
+def _row_inputs(batch: TreeBatch) -> dict[str, Tensor]:
+    """Return any model's inputs for trees of one row each, padded on the right."""
+    return {"input_ids": batch.input_ids, "attention_mask": batch.is_token.long()}
+
+
+def _has_window(model: PreTrainedModel) -> bool:
+    """Return whether some layer does not attend to all earlier tokens, or summarises them in a state."""
     config = model.config.get_text_config()
     if layers := getattr(config, "layer_types", None):
         return any(layer != "full_attention" for layer in layers)
     return any(value for name, value in config.to_dict().items() if "window" in name or "chunk_size" in name)
-
-
-def _row_inputs(tensors: Tensors) -> dict[str, Tensor]:
-    """What any model reads: trees of one row each, padded on the right."""
-    return {"input_ids": tensors.input_ids, "attention_mask": tensors.is_token.long()}

@@ -1,7 +1,7 @@
-"""The benchmarks by name: where a task's rows are, how a row is rendered, and what is asked of the model.
+"""Benchmark tasks by name: the source of their rows, the rendering of a row as text, and how a model is asked.
 
-Texts, splits and labels are those of lm-evaluation-harness 0.4.13's tasks of the same names. An ending is scored behind
-a space, as there, and measured without it.
+Texts, splits and labels are those of the tasks of the same names in lm-evaluation-harness 0.4.13. As there, an ending
+is scored with a space before it, and its length is counted without.
 """
 
 import json
@@ -16,7 +16,7 @@ from fgpt_hf.data.corpora import document_hash
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import VALIDATION_FRACTION, load_pydocs_choice
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.fast_encoding import well_formed
+from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
 
 Fields = Mapping[str, Any]
 
@@ -24,21 +24,26 @@ LETTERS = "ABCDE"
 
 
 class Example(NamedTuple):
-    """Endings, each of the context at its place, and the number of the right one; most tasks repeat one context."""
+    """A rendered example: endings, each with its context (mostly the same one), and the index of the right ending.
+
+    Example:
+        >>> Example(["2 + 2 ="] * 2, ["4", "5"], label=0).pairs
+        [('2 + 2 =', ' 4'), ('2 + 2 =', ' 5')]
+    """
 
     contexts: Sequence[str]
     endings: Sequence[str]
     label: int
-    delimiter: str = " "  # scored with an ending, and not counted in its length
+    delimiter: str = " "  # scored with an ending but not counted in its length
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """What is scored: (context, delimiter and ending)."""
+        """The texts to score: (context, delimiter + ending)."""
         return [(context, self.delimiter + ending) for context, ending in zip(self.contexts, self.endings, strict=True)]
 
 
 class HubSource(NamedTuple):
-    """A data set on the Hub, and the split that is evaluated."""
+    """A data set on the Hub and the split to evaluate."""
 
     path: str
     configuration: str | None
@@ -46,27 +51,27 @@ class HubSource(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One benchmark.
+    """A benchmark task.
 
     Attributes:
-        kind: how it is asked: the likeliest `choice`; the `last_word` of a text; the `letter` of a choice, written by
-            the model; a whole `text`, for its bits per byte.
-        source: where the rows are unless a file is given.
-        render: a row, with the tokenizer whose chat template it may need, as an example.
-        metric: the number by which the task is known.
+        kind: `choice`, the likeliest ending wins; `last_word`, the last word of a text must be the likeliest; `letter`,
+            the model writes the letter of a choice; `text`, the bits per byte of whole texts.
+        source: the rows to use unless a file is given.
+        render: turns a row into an example; the tokenizer's chat template may be needed.
+        headline_metric: the metric that the task is usually quoted by.
     """
 
     kind: Literal["choice", "last_word", "letter", "text"]
     source: HubSource | Callable[[], Sequence[Fields]]
     render: Callable[[Fields, PreTrainedTokenizerBase], Example]
-    metric: str
+    headline_metric: str
 
 
 def find_task(name: str) -> Task:
-    """The task of a name, such as `piqa`.
+    """Return the task of this name, such as `piqa`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such task.
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}; TASK=FILE takes the rows of a file")
@@ -76,43 +81,58 @@ def find_task(name: str) -> Task:
 def load_examples(
     name: str, tokenizer: PreTrainedTokenizerBase, file: str | None = None, limit: int | None = None
 ) -> list[Example]:
-    """The first `limit` examples of a task, from its source or from a file: JSON lines with the source's fields.
+    """Load the examples of a task, at most `limit`, from its source or from a file.
+
+    A file holds JSON lines with the fields of the source's rows. For tasks on whole texts, any other file is one text.
 
     Raises:
-        UserError: no such file, no examples, or one that lacks a field, has something else than text in it, a label
-            out of range or an ending that is empty or (in a file) equal to another one.
-        OSError: the Hub lacks the data set, or cannot be reached.
+        UserError: the file is missing or the data set cannot be loaded; there are no examples; or an example lacks a
+            field, holds something other than text, has a label out of range or an empty ending, or (in a file) has two
+            equal endings.
+
+    Example:
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> (example,) = load_examples("pydocs-choice", build_tokenizer(), limit=1)
+        >>> len(example.endings)
+        4
     """
     task = find_task(name)
-    rows = _rows(task, file)
+    rows = _rows(name, task, file)
     count = len(rows) if limit is None else min(limit, len(rows))
     if not count:
         raise UserError(f"{name}: {'its source' if file is None else file} holds no examples")
-    return [_rendered(f"{name}, example {number + 1}", task, rows[number], tokenizer, file) for number in range(count)]
+    return [_render(f"{name}, example {index + 1}", task, rows[index], tokenizer, file) for index in range(count)]
 
 
-def _rows(task: Task, file: str | None) -> Sequence[Fields]:
+def _rows(name: str, task: Task, file: str | None) -> Sequence[Fields]:
     if file is not None:
-        return _read(Path(file), whole=task.kind == "text")
-    if isinstance(task.source, HubSource):
-        from datasets import load_dataset  # here, because it takes a second and local tasks do without
+        return _read_file(Path(file), whole=task.kind == "text")
+    if not isinstance(task.source, HubSource):
+        return task.source()
+    # Imported here because it takes a second, which local tasks do without.
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-        return load_dataset(task.source.path, task.source.configuration, split=task.source.split)
-    return task.source()
+    source = task.source
+    try:
+        rows: Sequence[Fields] = load_dataset(source.path, source.configuration, split=source.split)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(f"{name}: cannot load {source.path} from the Hub: {' '.join(str(error).split())}") from error
+    return rows
 
 
-def _read(path: Path, whole: bool) -> Sequence[Fields]:
-    """The objects of a JSON-lines file; with `whole`, any other file is one text."""
+def _read_file(path: Path, whole: bool) -> Sequence[Fields]:
+    """Return the rows of a JSON-lines file; with `whole`, any other file is one text."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:
-        text = path.read_bytes().decode("utf-8")  # with the line ends that it has
+        text = path.read_bytes().decode("utf-8")  # not read_text, which translates line ends
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
     if whole and path.suffix not in (".jsonl", ".json"):
         return [{"text": text}] if text else []
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # other separators may stand inside JSON's strings
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON strings may hold other separators
         if not line.strip():
             continue
         try:
@@ -125,27 +145,28 @@ def _read(path: Path, whole: bool) -> Sequence[Fields]:
     return rows
 
 
-def _rendered(place: str, task: Task, row: Fields, tokenizer: PreTrainedTokenizerBase, file: str | None) -> Example:
+def _render(where: str, task: Task, row: Fields, tokenizer: PreTrainedTokenizerBase, file: str | None) -> Example:
+    """Render a row, and check that its example can be scored."""
     try:
-        example = task.render(well_formed(row), tokenizer)
+        example = task.render(repair_surrogates(row), tokenizer)
     except KeyError as error:
-        raise UserError(f"{place}: the field {error} is missing; it has {', '.join(row)}") from error
+        raise UserError(f"{where}: the field {error} is missing; it has {', '.join(row)}") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{place}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     for text in (*example.contexts, *example.endings):
         if not isinstance(text, str):
-            raise UserError(f"{place}: {text!r} stands where a text must be")
+            raise UserError(f"{where}: {text!r} is not a text")
     if not 0 <= example.label < len(example.endings):
-        raise UserError(f"{place}: the label {example.label} is not one of 0 to {len(example.endings) - 1}")
+        raise UserError(f"{where}: the label {example.label} is not one of 0 to {len(example.endings) - 1}")
     if not all(ending.strip() for ending in example.endings):
-        raise UserError(f"{place}: an ending is empty")
+        raise UserError(f"{where}: an ending is empty")
     pairs = list(zip(example.contexts, example.endings, strict=True))
-    if file is not None and len(set(pairs)) < len(pairs):  # published sets are scored as they are
-        raise UserError(f"{place}: two endings are equal, so that neither can be right")
+    if file is not None and len(set(pairs)) < len(pairs):  # published data sets are scored unchanged
+        raise UserError(f"{where}: two endings are equal, so neither can be right")
     return example
 
 
-# How rows are rendered.
+# Rendering, a function for each task.
 
 
 def _choice(context: str, endings: Sequence[str], label: int) -> Example:
@@ -155,19 +176,19 @@ def _choice(context: str, endings: Sequence[str], label: int) -> Example:
 
 
 def _hellaswag(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The harness' text; a file without the two halves of the context gives it whole, as `ctx`."""
+    """Render the harness' text. A file may give the context whole, as `ctx`, instead of in two halves."""
     context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}" if "ctx_b" in row else row["ctx"]
-    endings = [_without_marks(ending) for ending in row["endings"]]
-    return _choice(_without_marks(f"{row['activity_label']}: {context}"), endings, int(row["label"]))
+    endings = [_strip_marks(ending) for ending in row["endings"]]
+    return _choice(_strip_marks(f"{row['activity_label']}: {context}"), endings, int(row["label"]))
 
 
 def _hellaswag_plain(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The text of Karpathy's script and the original FGPT: neither the activity nor any cleaning."""
+    """Render the text of Karpathy's script and the original FGPT, without the activity and uncleaned."""
     return _choice(row["ctx"], row["endings"], int(row["label"]))
 
 
 def _hellaswag_letters(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The harness' text as a user's question with lettered choices, of which the assistant names one."""
+    """Render the harness' text as a user's question with lettered choices, for the assistant to name one."""
     contexts, endings, label, _ = _hellaswag(row, tokenizer)
     if not tokenizer.chat_template:
         raise UserError("this task asks a chat model, and the tokenizer has no chat template: try hellaswag")
@@ -179,8 +200,8 @@ def _hellaswag_letters(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Examp
     return _choice(str(prompt), list(LETTERS[: len(endings)]), label)._replace(delimiter="")
 
 
-def _without_marks(text: str) -> str:
-    """HellaSwag's WikiHow half without its marks in brackets, by the harness' rule."""
+def _strip_marks(text: str) -> str:
+    """Remove the bracketed marks of HellaSwag's WikiHow half, by the harness' rule."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -194,24 +215,25 @@ def _piqa(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
 
 
 def _arc(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    return _choice(f"Question: {row['question']}\nAnswer:", row["choices"]["text"], _labelled(row))
+    return _choice(f"Question: {row['question']}\nAnswer:", row["choices"]["text"], _label(row))
 
 
 def _openbookqa(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    return _choice(row["question_stem"], row["choices"]["text"], _labelled(row))
+    return _choice(row["question_stem"], row["choices"]["text"], _label(row))
 
 
 def _commonsense_qa(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
     choices = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"]["text"], strict=True))
-    return _choice(f"Question: {row['question'].strip()}\n{choices}\nAnswer:", list(LETTERS), _labelled(row))
+    return _choice(f"Question: {row['question'].strip()}\n{choices}\nAnswer:", list(LETTERS), _label(row))
 
 
-def _labelled(row: Fields) -> int:
-    return row["choices"]["label"].index(row["answerKey"].lstrip())
+def _label(row: Fields) -> int:
+    labels: list[str] = row["choices"]["label"]
+    return labels.index(row["answerKey"].lstrip())
 
 
 def _winogrande(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Two contexts, the gap filled with either option, and what follows the gap as the ending of both."""
+    """Render two contexts, the gap filled with either option, and the text behind the gap as the ending of both."""
     before, _, after = row["sentence"].partition("_")
     return Example([before + row["option1"], before + row["option2"]], [after.strip()] * 2, int(row["answer"]) - 1)
 
@@ -226,7 +248,7 @@ def _text(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
 
 def _validation_pydocs() -> Sequence[Fields]:
     documents = sorted((document_hash(text), text) for text in load_pydocs()["text"])
-    return [{"text": text} for place, text in documents if place < VALIDATION_FRACTION]
+    return [{"text": text} for hash_fraction, text in documents if hash_fraction < VALIDATION_FRACTION]
 
 
 _ARC, _HELLASWAG = "allenai/ai2_arc", HubSource("Rowan/hellaswag", None, "validation")

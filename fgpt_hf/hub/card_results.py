@@ -106,7 +106,7 @@ def result_files(record: RunRecord) -> dict[str, bytes]:
 
 
 def write_to_card(folder: Path, results: Mapping[str, Any]) -> None:
-    """Put results, as `evaluation.results.as_json` gives them, into the `README.md` and `.eval_results/` of a folder.
+    """Put results, as `ResultsRecord.to_json` gives them, into the `README.md` and `.eval_results/` of a folder.
 
     Results of the same tasks and metrics are replaced; all others stay.
     """

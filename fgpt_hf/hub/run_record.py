@@ -177,7 +177,7 @@ def read_run_record(model: Path) -> RunRecord:
 
 
 def parse_evaluation(results: Mapping[str, Any]) -> Evaluation:
-    """Return what `evaluation.results.as_json` gave; everything but `tasks` may be missing."""
+    """Return what `evaluation.results.ResultsRecord.to_json` gave; everything but `tasks` may be missing."""
     limit, runs = results.get("settings", {}).get("limit"), results.get("runs", {})
     return Evaluation(
         scores=[
@@ -197,7 +197,7 @@ def parse_evaluation(results: Mapping[str, Any]) -> Evaluation:
             for task, found in results.get("datasets", {}).items()
         },
         first_examples={task: run["examples"] for task, run in runs.items()} if limit else {},
-        headline_metrics={task: run["known_by"] for task, run in runs.items() if "known_by" in run},
+        headline_metrics={task: run["headline_metric"] for task, run in runs.items() if "headline_metric" in run},
         conventions=results.get("conventions", {}),
         harness=results.get("harness"),
         versions=results.get("versions", {}),

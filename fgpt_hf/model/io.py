@@ -1,65 +1,110 @@
-"""A causal language model and its tokenizer, from a folder or from the Hub."""
+"""Load and save causal language models with their tokenizers, in folders or from the Hub."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
+DEFAULT_CONTEXT = 2048  # lm-evaluation-harness' own, for models and tokenizers that name none
+
 
 def load_model(
     name: str, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in evaluation mode and of this type, or as it is stored where that is "auto", and its tokenizer.
+    """Load any causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: a model's folder, or its id on the Hub.
+        dtype: type of the weights, or "auto" for the stored one.
+        trust_remote_code: run the code that comes with a model on the Hub.
 
     Raises:
-        UserError: there is none of that name, it is no causal language model, or something of it is damaged.
+        UserError: there is no such model, it is not a causal language model, or one of its files is damaged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> with TemporaryDirectory() as folder:
+        ...     save_model(model, build_tokenizer(), Path(folder))
+        ...     loaded, tokenizer = load_model(folder)
+        >>> type(loaded).__name__, tokenizer.decode(tokenizer.encode("Hello"))
+        ('FGPTForCausalLM', 'Hello')
     """
-    try:
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        model = load_weights(AutoModelForCausalLM, name, dtype=dtype, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        found = sorted(str(path.parent) for path in Path("runs").glob("**/model/config.json"))
-        known = f" (here: {', '.join(found)})" if found else ""
-        raise UserError(
-            f"no model {name!r}: give a folder with a config.json and a tokenizer{known}, or the id of a model on the "
-            f"Hub; {str(error).splitlines()[0]}"
-        ) from error
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel = load_weights(AutoModelForCausalLM, name, dtype=dtype, trust_remote_code=trust_remote_code)
     return model.eval(), tokenizer
 
 
-def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+def load_fgpt(name: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
+    """Load an FGPT model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: a model's or a run's folder, or a model's id on the Hub.
 
     Raises:
-        UserError: its files are damaged, or there are none.
-        OSError: there is no such model.
+        UserError: there is no such model, it is of another type, or one of its files is damaged.
     """
-    try:
-        return AutoTokenizer.from_pretrained(name, **options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the tokenizer of {name} cannot be loaded: {' '.join(str(error).split())}") from error
+    source = str(model_folder(Path(name))) if Path(name).exists() else name
+    config = load_config(source)
+    if config.model_type != FGPTConfig.model_type:
+        raise UserError(
+            f"{name} holds a model of type {config.model_type!r}, not {FGPTConfig.model_type!r}: convert a GPT-2 with "
+            "`fgpt convert`"
+        )
+    model: FGPTForCausalLM = load_weights(FGPTForCausalLM, source)
+    return model.eval(), load_tokenizer(source)
+
+
+def load_config(name: str, **options: Any) -> PreTrainedConfig:
+    """Load a model's configuration.
+
+    Raises:
+        UserError: there is no such model, or its configuration cannot be read.
+    """
+    with _user_errors(name, "configuration"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **options)
+    return config
+
+
+def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Raises:
+        UserError: there is no such model, or its tokenizer's files are missing or damaged.
+    """
+    with _user_errors(name, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+    return tokenizer
 
 
 def load_weights(kind: Any, name: str, **options: Any) -> Any:
-    """The model as `kind`, a class of models or an `Auto` class, each of its weights from its files.
+    """Load a model as `kind`, a class of models or an `Auto` class, with every weight from its files.
 
-    transformers gives weights that are not there random numbers, and says so in a log.
+    transformers would initialize missing weights at random and only log it.
 
     Raises:
-        UserError: the files are damaged, lack weights, or do not fit the config.
-        OSError: there is no such model.
+        UserError: there is no such model, it is not of that kind, or its files are damaged, lack weights, or do not
+            match the configuration.
     """
-    try:
+    with _user_errors(name, "weights"):
         model, found = kind.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except SafetensorError as error:
-        raise UserError(f"the weights of {name} are damaged: {error}") from error
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{name} lacks {len(missing)} of its weights, such as {missing[0]}")
     if mismatched := sorted(key for key, *_ in found["mismatched_keys"]):
@@ -67,28 +112,30 @@ def load_weights(kind: Any, name: str, **options: Any) -> Any:
     return model
 
 
-def load_fgpt(model: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
-    """An FGPT model and its tokenizer, from a folder (a run's too) or by a name on the Hub.
-
-    Raises:
-        UserError: there is none, it is another model, or something of it is damaged.
-    """
-    source = str(model_folder(Path(model))) if Path(model).exists() else model
-    config = load_config(source)
-    if config.model_type != FGPTConfig.model_type:
-        raise UserError(
-            f"{model} holds a model of the type {config.model_type!r}, not {FGPTConfig.model_type!r}: `fgpt convert` "
-            "makes one of a GPT-2"
-        )
-    return load_weights(FGPTForCausalLM, source).eval(), load_tokenizer(source)
-
-
-def load_config(source: str) -> Any:
+@contextmanager
+def _user_errors(name: str, part: str) -> Iterator[None]:
+    """Turn what transformers raises for missing or unusable files into a UserError."""
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{source} is neither a model's folder nor a model that the Hub gives: {problem}") from error
+        yield
+    except OSError as error:
+        raise _no_model(name, error) from error
+    except SafetensorError as error:
+        raise UserError(f"the weights of {name} are damaged: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the {part} of {name} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens the model reads, as its configuration or else its tokenizer says, or else 2048.
+
+    Example:
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> config = FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64)
+        >>> context_length(FGPTForCausalLM(config), build_tokenizer())
+        64
+    """
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
+    return int(length) if length < 10**9 else DEFAULT_CONTEXT  # a tokenizer without a limit says 10**30
 
 
 def save_model(
@@ -97,12 +144,15 @@ def save_model(
     folder: Path,
     weights: dict[str, Any] | None = None,
 ) -> None:
-    """Write a complete Hub folder: weights as safetensors, configuration, code, tokenizer, template, generation config.
+    """Write a complete Hub folder: safetensors weights, configurations, code, tokenizer and chat template.
 
-    Of a model with an adapter, the adapter's weights and configuration in place of the model's.
+    A model with an adapter writes the adapter's weights and configuration instead of its own.
+
+    Args:
+        weights: by name, what to write instead of the model's own state, such as gathered shards.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the folder could not be written.
     """
     try:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
@@ -112,7 +162,7 @@ def save_model(
 
 
 def model_folder(path: Path) -> Path:
-    """The folder that holds the model, or its adapter: `path` itself, or `model/` in it where `path` is a run's folder.
+    """Return the folder of a model or adapter: `path` itself, or `path/model` where `path` is a run's folder.
 
     Raises:
         UserError: neither holds a model.
@@ -121,10 +171,21 @@ def model_folder(path: Path) -> Path:
         is_described = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         if is_described and any(folder.glob("*.safetensors")):
             return folder
-    raise UserError(f"{path} is not a model's folder: neither it nor its model/ holds config.json and *.safetensors")
+    raise _no_model(str(path), "neither the folder nor its model/ holds config.json and *.safetensors")
 
 
 def model_name(name: str) -> str:
-    """The model's folder where `name` is a run's, or `name` itself: a model's folder, or its id on the Hub."""
+    """Return a run's model folder where `name` is a run's folder, else `name`: a model's folder or its Hub id."""
     is_run = not Path(name, "config.json").is_file() and Path(name, "model").is_dir()
     return str(Path(name, "model")) if is_run else name
+
+
+def _no_model(name: str, reason: object) -> UserError:
+    """Return the one error for a name that leads to no model, with the models of the runs in this folder."""
+    found = sorted(str(path.parent) for path in Path("runs").glob("**/model/config.json"))
+    here = f" (here: {', '.join(found)})" if found else ""
+    first_line = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+    return UserError(
+        f"no model {name!r}: give a folder with config.json and *.safetensors, a run's folder{here}, or the id of a "
+        f"model on the Hub; {first_line}"
+    )

@@ -67,7 +67,7 @@ def encode_conversation(
     """
     try:
         encoded: Any = tokenizer.apply_chat_template(
-            well_formed(messages), return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
+            repair_surrogates(messages), return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
         )
     except TemplateError as error:
         raise UserError(f"not a conversation: {error}") from error
@@ -152,8 +152,10 @@ def _encode_together(encoding: tiktoken.Encoding, texts: Sequence[str]) -> list[
     """The ids of each text, from one call for all of them."""
     if any(mark in text for text in texts for mark in (_CUT, _END)):
         encode = build_tokenizer().encode
-        return [np.array(encode(well_formed(t), split_special_tokens=True, verbose=False), np.uint16) for t in texts]
-    text = _with_cuts(well_formed("".join(text + _END for text in texts)))
+        return [
+            np.array(encode(repair_surrogates(t), split_special_tokens=True, verbose=False), np.uint16) for t in texts
+        ]
+    text = _with_cuts(repair_surrogates("".join(text + _END for text in texts)))
     ids = encoding.encode_to_numpy(text, allowed_special={_CUT, _END}, disallowed_special=()).astype(np.uint16)
     ids = ids[ids != _CUT_ID]
     ends = np.flatnonzero(ids == _END_ID)
@@ -183,12 +185,12 @@ def _plain_encoding() -> tiktoken.Encoding:
     )
 
 
-def well_formed(value: Any) -> Any:
+def repair_surrogates(value: Any) -> Any:
     """Return text, or messages full of it, with surrogate pairs joined and lone surrogates as U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, Mapping):
-        return {key: well_formed(item) for key, item in value.items()}
+        return {key: repair_surrogates(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [well_formed(item) for item in value]
+        return [repair_surrogates(item) for item in value]
     return value

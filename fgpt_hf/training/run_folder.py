@@ -1,11 +1,9 @@
 """Where a run's model comes from: what a model card says of data, machine and software, recorded while it is known."""
 
-import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from fgpt_hf.config.runs import Run, TextSource, TuningRun
 from fgpt_hf.data.sources import parse_mixture
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
-from fgpt_hf.evaluation.results import as_json, write_results
+from fgpt_hf.evaluation.results import package_versions, results_record, write_results
 from fgpt_hf.files import (
     PARTIAL,
     append_json_line,
@@ -123,7 +121,6 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 PROVENANCE = "provenance.json"
-PACKAGES = ("fgpt-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
 def record_provenance(
@@ -148,7 +145,7 @@ def record_provenance(
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
-        "versions": {"Python": platform.python_version(), **_versions()},
+        "versions": package_versions(),
         "commit": _commit(),
     }
     known = {name: value for name, value in provenance.items() if value is not None}
@@ -180,16 +177,6 @@ def _named(run: Run) -> list[str]:
     return [run.dataset_name] if isinstance(run, TextSource) else []
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # the project itself, where it runs from its folder
-            continue
-    return found
-
-
 def _commit() -> str | None:
     """The commit of the checkout that this code runs from, or None where it is installed or has been changed."""
     git = ["git", "-C", str(Path(__file__).parent)]
@@ -207,4 +194,5 @@ def record_results(folder: RunFolder, accelerator: Accelerator, results: Sequenc
     """Write a run's last results into its folder as `results.json`, if it has any."""
     if folder.is_writer and results:
         settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
-        write_results(folder.path / RESULTS, as_json(results, settings, folder.run.eval_task_limit))
+        record = results_record(results, settings, folder.run.eval_task_limit)
+        write_results(folder.path / RESULTS, record.to_json())

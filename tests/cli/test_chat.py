@@ -119,7 +119,7 @@ def test_nothing_to_answer_no_such_model_and_no_template_are_refused(
         run(["chat", str(folder)])
     with pytest.raises(ValueError, match="no model 'nowhere/at-all'"):
         run(["chat", "nowhere/at-all", "Hello"])
-    with pytest.raises(ValueError, match="not a model's folder"):
+    with pytest.raises(ValueError, match="neither the folder nor its model/ holds config.json"):
         run(["chat", str(tmp_path), "Hello"])
     base = save(random_model(), tmp_path / "base")
     (base / "chat_template.jinja").unlink()

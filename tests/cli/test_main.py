@@ -88,5 +88,5 @@ def test_what_is_not_understood_is_one_line(arguments: list[str], answer: str) -
 
 
 def test_options_may_be_written_with_hyphens() -> None:
-    with pytest.raises(ValueError, match="is not a model's folder"):
+    with pytest.raises(ValueError, match="no model 'nowhere'"):
         run(["publish", "nowhere", "user/name", "--dry-run"])

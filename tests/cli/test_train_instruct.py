@@ -145,7 +145,7 @@ def test_an_adapter_alone_is_a_folder_to_publish(place: Path) -> None:
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(place: Path) -> None:
     answers = {
-        f"--model_name_or_path={place}": "is not a model's folder",
+        f"--model_name_or_path={place}": "neither the folder nor its model/ holds config.json",
         "--bad_rows=refuse": "row 7 of",
         "--max_new_tokens=64": "max_new_tokens=64 leaves no room for a prompt",
     }

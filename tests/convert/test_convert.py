@@ -281,7 +281,7 @@ def test_a_folder_of_another_model_is_refused_both_ways(tmp_path: Path) -> None:
     (tmp_path / "llama" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="llama holds a model of the type 'llama': convert takes 'gpt2' from folders"):
         convert(str(tmp_path / "llama"), tmp_path / "model")
-    with pytest.raises(ValueError, match="llama holds a model of the type 'llama', not 'fgpt'"):
+    with pytest.raises(ValueError, match="llama holds a model of type 'llama', not 'fgpt'"):
         export(str(tmp_path / "llama"), tmp_path / "model", "gpt2")
 
 
@@ -307,11 +307,11 @@ def test_what_llama_cpp_cannot_express_is_refused_by_its_field(tmp_path: Path) -
     [
         (
             ["export", "{empty}", "{new}", "--format", "gpt2"],
-            "is not a model's folder: neither it nor its model/ holds",
+            "neither the folder nor its model/ holds config.json and *.safetensors",
         ),
         (
             ["export", "nobody/nothing", "{new}", "--format", "gpt2"],
-            "neither a model's folder nor a model that the Hub",
+            "or the id of a model on the Hub",
         ),
         (["export", "{model}", "{model}", "--format", "gpt2"], "is there already: choose another name, or delete it"),
         (["export", "{model}", "{new}", "--format", "gguf"], "a GGUF file's name ends in .gguf"),
@@ -319,7 +319,7 @@ def test_what_llama_cpp_cannot_express_is_refused_by_its_field(tmp_path: Path) -
             ["export", "{model}", "{new}", "--format", "tflite"],
             "format='tflite' is unknown: choose from gpt2",
         ),
-        (["convert", "{empty}/none.pth", "{new}"], "neither a model's folder nor a model that the Hub"),
+        (["convert", "{empty}/none.pth", "{new}"], "or the id of a model on the Hub"),
         (["convert", "{model}", "{empty}/../fgpt"], "is there already"),
         (["convert", "{model}", "{new}"], "holds a model of the type 'fgpt': convert takes 'gpt2' from folders"),
     ],

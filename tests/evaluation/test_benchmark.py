@@ -43,25 +43,25 @@ def examples(count: int = 40) -> list[Example]:
     return found
 
 
-def shares(model: FGPTForCausalLM, accelerator: Accelerator) -> dict[str, list[float]]:
+def scores(model: FGPTForCausalLM, accelerator: Accelerator) -> dict[str, list[float]]:
     return dict(choice_scores(examples(), Encoder(tokenizer(), CONTEXT), Scorer(accelerator, model), ""))
 
 
 def test_choices_equal_the_harness_example_by_example(accelerator: Accelerator, model: FGPTForCausalLM) -> None:
-    found = shares(model, accelerator)
+    found = scores(model, accelerator)
     for number, example in enumerate(examples()):
         sums = [harness_score(model, tokenizer(), *pair)[0] for pair in example.pairs]
         lengths = {"acc": [1] * 4, "acc_norm": list(map(len, example.endings))}
         lengths["acc_bytes"] = [len(ending.encode()) for ending in example.endings]
-        for measure, divisors in lengths.items():
-            scores = [value / divisor for value, divisor in zip(sums, divisors, strict=True)]
-            assert found[measure][number] == float(scores.index(max(scores)) == example.label), (number, measure)
+        for metric, divisors in lengths.items():
+            normed = [value / divisor for value, divisor in zip(sums, divisors, strict=True)]
+            assert found[metric][number] == float(normed.index(max(normed)) == example.label), (number, metric)
 
 
 def test_choices_per_token_equal_the_original_example_by_example(
     accelerator: Accelerator, model: FGPTForCausalLM
 ) -> None:
-    found = shares(model, accelerator)["acc_token"]
+    found = scores(model, accelerator)["acc_token"]
     for number, example in list(enumerate(examples()))[3:]:  # it can take neither empty nor long contexts
         choice = original_choice(model, tokenizer(), example.contexts[0], example.endings)
         assert found[number] == float(choice == example.label), number
@@ -70,14 +70,14 @@ def test_choices_per_token_equal_the_original_example_by_example(
 def test_contexts_that_were_cut_are_counted(accelerator: Accelerator, model: FGPTForCausalLM) -> None:
     encoder = Encoder(tokenizer(), CONTEXT)
     choice_scores(examples(5), encoder, Scorer(accelerator, model), "")
-    assert encoder.cut == 4
+    assert encoder.contexts_cut == 4
 
 
 def test_the_side_of_padding_changes_nothing(accelerator: Accelerator, model: FGPTForCausalLM) -> None:
-    expected = shares(model, accelerator)
+    expected = scores(model, accelerator)
     side, tokenizer().padding_side = tokenizer().padding_side, "right"
     try:
-        assert shares(model, accelerator) == expected
+        assert scores(model, accelerator) == expected
     finally:
         tokenizer().padding_side = side
 
@@ -91,7 +91,7 @@ def test_a_model_that_knows_the_answers_scores_one(accelerator: Accelerator) -> 
         model.model.norm.weight.zero_()
         model.model.norm.bias.copy_(model.lm_head.weight[answer] * 100)
     found = choice_scores(known, Encoder(tokenizer(), CONTEXT), Scorer(accelerator, model), "")
-    assert {measure: set(values) for measure, values in found.items()} == dict.fromkeys(found, {1.0})
+    assert {metric: set(values) for metric, values in found.items()} == dict.fromkeys(found, {1.0})
 
 
 def test_a_random_model_scores_chance(accelerator: Accelerator, model: FGPTForCausalLM) -> None:
@@ -128,6 +128,8 @@ def test_a_text_longer_than_the_context_is_scored_window_by_window(
 
 class Parrot:
     """Stands in for a model's `generate`: it answers with the same words to everyone."""
+
+    generation_config = None
 
     def __init__(self, reply: str) -> None:
         self.reply = tokenizer().encode(reply)

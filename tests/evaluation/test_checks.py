@@ -33,9 +33,9 @@ def questions(tmp_path: Path) -> Path:
 
 def test_a_result_counts_its_examples_and_what_was_cut(questions: Path) -> None:
     result = Benchmark(f"pydocs-choice={questions}", tokenizer()).run(Accelerator(cpu=True), random_model())
-    assert (result.examples, result.cut, result.metric) == (26, 8, "acc_norm")
-    measures = {"acc", "acc_norm", "acc_bytes", "acc_token"}
-    assert set(result.values) == measures | {f"{measure}_stderr" for measure in measures}
+    assert (result.examples, result.contexts_cut, result.headline_metric) == (26, 8, "acc_norm")
+    metrics = {"acc", "acc_norm", "acc_bytes", "acc_token"}
+    assert set(result.metrics) == metrics | {f"{metric}_stderr" for metric in metrics}
 
 
 def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
     logged = BenchmarkCheck(Accelerator(cpu=True), random_model(), [benchmark])(0)
     assert logged == {
         f"pydocs-choice/{name}": value
-        for name, value in benchmark.run(Accelerator(cpu=True), random_model()).values.items()
+        for name, value in benchmark.run(Accelerator(cpu=True), random_model()).metrics.items()
     }
 
 
@@ -88,7 +88,7 @@ def test_two_models_are_put_side_by_side_and_one_gets_its_card(questions: Path, 
     done = evaluate(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     header, *lines, note, _ = done.stdout.splitlines()
-    assert header.split() == ["task", "measure", "ours", "stock", "difference", "±", "error"]
+    assert header.split() == ["task", "metric", "ours", "stock", "difference", "±", "error"]
     assert [line.split()[1] for line in lines] == ["acc", "acc_norm", "acc_bytes", "acc_token"]
     assert "8 contexts, counted once for each ending, were longer than ours reads" in note
     assert (tmp_path / "stock" / "README.md").is_file()
@@ -105,7 +105,10 @@ def test_a_run_is_evaluated_by_its_model(questions: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["nowhere"], "no model 'nowhere': give a folder with a config.json and a tokenizer, or the id of a model"),
+        (
+            ["nowhere"],
+            "no model 'nowhere': give a folder with config.json and *.safetensors, a run's folder, or",
+        ),
         (
             ["nowhere", "--tasks", "helaswag"],
             "unknown task 'helaswag': the tasks are pydocs-choice, pydocs-validation,",

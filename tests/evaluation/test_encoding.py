@@ -3,11 +3,10 @@
 import random
 
 import pytest
-from transformers import AutoConfig
 
-from fgpt_hf.evaluation.encoding import DEFAULT_CONTEXT, Encoder, context_length
+from fgpt_hf.evaluation.encoding import Encoder
 from fgpt_hf.evaluation.prefix_tree import Row
-from tests.support.tiny import CONTEXT, random_model, tokenizer
+from tests.support.tiny import CONTEXT, tokenizer
 
 PAIRS = [
     ("A man sits on a roof. he", " starts pulling up tiles."),
@@ -50,7 +49,7 @@ def test_long_contexts_lose_their_beginning_and_are_counted() -> None:
     short = encoder(8)
     (row, _) = short.encode_joint([("one two three four five six seven eight nine", " ten"), ("one", " two")])
     assert tokenizer().decode(row.ids) == " two three four five six seven eight nine ten"
-    assert (len(row.ids), row.scored, short.cut) == (9, 1, 1)
+    assert (len(row.ids), row.scored, short.contexts_cut) == (9, 1, 1)
 
 
 @pytest.mark.parametrize(("ending", "count"), [("", 0), (" one two three four five six seven eight nine", 9)])
@@ -78,13 +77,4 @@ def test_an_empty_text_has_no_windows() -> None:
 def test_prompts_leave_room_for_the_answer() -> None:
     asking = encoder(8)
     assert [len(ids) for ids in asking.prompts(["one two three four five six seven", "one"], 3)] == [5, 1]
-    assert asking.cut == 1
-
-
-def test_the_context_length_is_the_models_else_the_tokenizers_else_2048() -> None:
-    model = random_model(max_position_embeddings=48)
-    assert context_length(model, tokenizer()) == 48
-    model.config = AutoConfig.for_model("mamba")
-    assert context_length(model, tokenizer()) == CONTEXT
-    endless = tokenizer().__class__(vocab=tokenizer().get_vocab(), merges=[], model_max_length=10**30)
-    assert context_length(model, endless) == DEFAULT_CONTEXT
+    assert asking.contexts_cut == 1

@@ -202,8 +202,8 @@ def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path
     ("arguments", "problem"),
     [
         (["{run}", "tiny"], "'tiny' cannot be a repo's name: give user/name"),
-        (["{empty}", "tester/tiny"], "is not a model's folder: neither it nor its model/ holds config.json and"),
-        (["{empty}/none", "tester/tiny"], "is not a model's folder"),
+        (["{empty}", "tester/tiny"], "neither the folder nor its model/ holds config.json and"),
+        (["{empty}/none", "tester/tiny"], "no model "),
         (["{run}", "tester/tiny"], "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
         (["{run}", "tester/tiny", "--as", "llama"], "'llama' is not one of 'fgpt', 'gpt2'"),
         (["{run}", "tester/tiny", "--watts", "many"], "'--watts': 'many' should be a valid number"),

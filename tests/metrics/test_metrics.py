@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgpt_hf.metrics.bits_per_byte.bits_per_byte import document_shares
+from fgpt_hf.metrics.bits_per_byte.bits_per_byte import document_scores
 from fgpt_hf.metrics.hellaswag.hellaswag import mean, right_choices
 
 METRICS = Path(__file__).parents[2] / "fgpt_hf" / "metrics"
@@ -54,8 +54,8 @@ def test_a_folder_loads_alone_as_an_evaluate_module(tmp_path: Path, name: str, i
     )
     assert done.returncode == 0, done.stderr
     results, manners = map(json.loads, done.stdout.splitlines())
-    shares = right_choices(**inputs) if name == "hellaswag" else document_shares(**inputs)
-    assert results == {key: value for measure, values in shares.items() for key, value in mean(measure, values).items()}
+    scores = right_choices(**inputs) if name == "hellaswag" else document_scores(**inputs)
+    assert results == {key: value for metric, values in scores.items() for key, value in mean(metric, values).items()}
     assert manners == [True, True]
 
 
@@ -135,7 +135,7 @@ def test_a_standard_error_is_that_of_the_mean() -> None:
 
 
 def test_a_corpus_is_measured_as_a_whole() -> None:
-    results = {name: statistics.fmean(values) for name, values in document_shares(**DOCUMENTS).items()}
+    results = {name: statistics.fmean(values) for name, values in document_scores(**DOCUMENTS).items()}
     assert results == pytest.approx(
         {
             "loss": 17.5 / 9,
@@ -156,19 +156,19 @@ def test_the_standard_errors_of_ratios_are_those_that_resampling_finds() -> None
     for _ in range(400):
         nats, tokens, octets, words = documents[:, source.integers(0, 400, 400)].sum(axis=1)
         resampled.append([nats / tokens, math.exp(nats / tokens), nats / math.log(2) / octets, math.exp(nats / words)])
-    shares = document_shares(documents[0].tolist(), *documents[1:].astype(int).tolist())
+    shares = document_scores(documents[0].tolist(), *documents[1:].astype(int).tolist())
     errors = [mean("x", values)["x_stderr"] for values in shares.values()]
     assert errors == pytest.approx(np.std(resampled, axis=0), rel=0.15)
 
 
 def test_weights_that_are_broken_have_no_perplexity() -> None:
-    assert set(document_shares([5000.0], [5], [27], [1])) == {"loss", "bits_per_byte"}
+    assert set(document_scores([5000.0], [5], [27], [1])) == {"loss", "bits_per_byte"}
     with pytest.raises(ValueError, match="must be finite numbers"):
-        document_shares([math.inf], [5], [27], [1])
+        document_scores([math.inf], [5], [27], [1])
 
 
 def test_text_without_spaces_has_no_word_perplexity() -> None:
-    assert "word_perplexity" not in document_shares([5000.0], [900], [2700], [1])
+    assert "word_perplexity" not in document_scores([5000.0], [900], [2700], [1])
 
 
 @pytest.mark.parametrize(
@@ -181,4 +181,4 @@ def test_text_without_spaces_has_no_word_perplexity() -> None:
 )
 def test_documents_that_make_no_sense_are_refused(documents: tuple, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        document_shares(*documents)
+        document_scores(*documents)

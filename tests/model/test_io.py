@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
-from fgpt_hf.model.io import load_fgpt, load_model
-from tests.support.tiny import random_model, save
+from fgpt_hf.model.io import DEFAULT_CONTEXT, context_length, load_fgpt, load_model
+from tests.support.tiny import CONTEXT, random_model, save, tokenizer
 
 
 def damaged(folder: Path, **config: int) -> None:
@@ -43,3 +44,12 @@ def test_a_tokenizer_that_cannot_be_read_is_named(loader, content: str | None, t
         (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"the tokenizer of {folder} cannot be loaded"):
         loader(str(folder))
+
+
+def test_the_context_length_is_the_models_else_the_tokenizers_else_2048() -> None:
+    model = random_model(max_position_embeddings=48)
+    assert context_length(model, tokenizer()) == 48
+    model.config = AutoConfig.for_model("mamba")
+    assert context_length(model, tokenizer()) == CONTEXT
+    endless = tokenizer().__class__(vocab=tokenizer().get_vocab(), merges=[], model_max_length=10**30)
+    assert context_length(model, endless) == DEFAULT_CONTEXT

@@ -11,7 +11,7 @@ EXAMPLE = '{"negative_log_likelihoods": [6.0, 2.5], "tokens": [3, 1], "bytes": [
 
 
 def compute(text: str) -> dict[str, float]:
-    """The results for inputs written as a JSON object; what is wrong with them becomes a message on the page."""
+    """Return the results for inputs written as a JSON object; an error becomes a message on the page."""
     try:
         inputs: Any = json.loads(text)
         return BitsPerByte().compute(**inputs)
@@ -20,7 +20,7 @@ def compute(text: str) -> dict[str, float]:
 
 
 def page() -> gr.Interface:
-    """The page, not yet served."""
+    """Return the page, not yet served."""
     card = Path(__file__).with_name("README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     inputs = gr.Textbox(EXAMPLE, lines=8, label="inputs, as JSON")
     return gr.Interface(

@@ -61,14 +61,14 @@ class BitsPerByte(evaluate.Metric):
         bytes: Sequence[int],
         words: Sequence[int],
     ) -> dict[str, float]:
-        shares = document_shares(negative_log_likelihoods, tokens, bytes, words)
-        return {name: value for measure, values in shares.items() for name, value in mean(measure, values).items()}
+        scores = document_scores(negative_log_likelihoods, tokens, bytes, words)
+        return {name: value for metric, values in scores.items() for name, value in mean(metric, values).items()}
 
 
-def document_shares(
+def document_scores(
     negative_log_likelihoods: Sequence[float], tokens: Sequence[int], bytes: Sequence[int], words: Sequence[int]
 ) -> dict[str, list[float]]:
-    """For each measure, a value for every document whose mean is the corpus's and whose spread is its uncertainty.
+    """Return, by metric, a value for each document; their mean is the corpus's, their spread its uncertainty.
 
     To first order a document moves the ratio r = sum(x) / sum(n) by (x - r n) / sum(n); the exponential of a ratio
     moves by as much times itself (the delta method).
@@ -81,18 +81,18 @@ def document_shares(
         raise ValueError("there are no documents")
     if not all(math.isfinite(value) for value in nats):
         raise ValueError("negative log-likelihoods must be finite numbers, and one is NaN or infinite")
-    loss, per_byte, per_word = (_ratio_shares(nats, units) for units in (tokens, bytes, words))
-    shares = {"loss": loss}
+    loss, per_byte, per_word = (_ratio_scores(nats, units) for units in (tokens, bytes, words))
+    scores = {"loss": loss}
     if sum(nats) / sum(tokens) < LARGEST_EXPONENT:
-        shares["perplexity"] = _exponential_shares(loss)
-    shares["bits_per_byte"] = [value / math.log(2) for value in per_byte]
+        scores["perplexity"] = _exponential_scores(loss)
+    scores["bits_per_byte"] = [value / math.log(2) for value in per_byte]
     if sum(nats) / sum(words) < LARGEST_EXPONENT:
-        shares["word_perplexity"] = _exponential_shares(per_word)
-    return shares
+        scores["word_perplexity"] = _exponential_scores(per_word)
+    return scores
 
 
 def mean(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The mean as `name` and, of two values or more, its standard error as `name_stderr`."""
+    """Return the mean as `name` and, of two values or more, its standard error as `name_stderr`."""
     average = sum(values) / len(values)
     if len(values) < 2:
         return {name: average}
@@ -100,7 +100,7 @@ def mean(name: str, values: Sequence[float]) -> dict[str, float]:
     return {name: average, f"{name}_stderr": math.sqrt(variance / len(values))}
 
 
-def _ratio_shares(nats: Sequence[float], units: Sequence[int]) -> list[float]:
+def _ratio_scores(nats: Sequence[float], units: Sequence[int]) -> list[float]:
     total = sum(units)
     if total < 1:
         raise ValueError("the corpus has no tokens, bytes or words to divide by")
@@ -108,6 +108,6 @@ def _ratio_shares(nats: Sequence[float], units: Sequence[int]) -> list[float]:
     return [ratio + len(nats) * (value - ratio * count) / total for value, count in zip(nats, units, strict=True)]
 
 
-def _exponential_shares(shares: Sequence[float]) -> list[float]:
-    average = sum(shares) / len(shares)
-    return [math.exp(average) * (1 + share - average) for share in shares]
+def _exponential_scores(scores: Sequence[float]) -> list[float]:
+    average = sum(scores) / len(scores)
+    return [math.exp(average) * (1 + score - average) for score in scores]

@@ -13,7 +13,7 @@ EXAMPLE = (
 
 
 def compute(text: str) -> dict[str, float]:
-    """The results for inputs written as a JSON object; what is wrong with them becomes a message on the page."""
+    """Return the results for inputs written as a JSON object; an error becomes a message on the page."""
     try:
         inputs: Any = json.loads(text)
         return HellaSwag().compute(**inputs)
@@ -22,7 +22,7 @@ def compute(text: str) -> dict[str, float]:
 
 
 def page() -> gr.Interface:
-    """The page, not yet served."""
+    """Return the page, not yet served."""
     card = Path(__file__).with_name("README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     inputs = gr.Textbox(EXAMPLE, lines=8, label="inputs, as JSON")
     return gr.Interface(

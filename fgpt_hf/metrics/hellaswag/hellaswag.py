@@ -75,7 +75,7 @@ class HellaSwag(evaluate.Metric):
 def right_choices(
     log_likelihoods: Sums, tokens: Lengths, characters: Lengths, bytes: Lengths, labels: Sequence[int]
 ) -> dict[str, list[float]]:
-    """For each convention, 1.0 where the right ending was chosen and 0.0 elsewhere; of equal scores the first counts.
+    """Return, by convention, 1.0 where the right ending is chosen and 0.0 elsewhere; of equal scores the first wins.
 
     Raises:
         ValueError: no examples; numbers of endings that differ; a label out of range; a length below 1; a NaN.
@@ -93,7 +93,7 @@ def right_choices(
 
 
 def mean(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The mean as `name` and, of two values or more, its standard error as `name_stderr`."""
+    """Return the mean as `name` and, of two values or more, its standard error as `name_stderr`."""
     average = sum(values) / len(values)
     if len(values) < 2:
         return {name: average}
