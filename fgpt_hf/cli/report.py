@@ -11,6 +11,7 @@ def report(run: Annotated[Path, Argument(metavar="RUN", help="Folder of the run.
 
     Example: fgpt report runs/quickstart/base
     """
-    from fgpt_hf.report import report as draw_report
+    from fgpt_hf.report import draw_figures, summarize_run
 
-    print(draw_report(run))
+    draw_figures(run)
+    print(summarize_run(run))

@@ -13,7 +13,7 @@ from fgpt_hf.evaluation.benchmark import Benchmark
 from fgpt_hf.evaluation.checks import BenchmarkCheck, bytes_of_tokens, generate_samples, validation_loss
 from fgpt_hf.hub.publish import CheckpointUploader
 from fgpt_hf.losses.objectives import LanguageModelObjective
-from fgpt_hf.report import report
+from fgpt_hf.report import draw_figures, summarize_run
 from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.runtime.plan import choose_micro_batch
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> None:
         record_provenance(folder, accelerator, data.origin, model.config, state.progress.tokens)
         record_results(folder, accelerator, check_benchmarks.latest)
         if folder.is_writer:
-            print(report(folder.path))
+            draw_figures(folder.path)
+            print(summarize_run(folder.path))
         delivery.finish(state.progress.step)
     accelerator.end_training()
 

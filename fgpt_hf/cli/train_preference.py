@@ -9,7 +9,7 @@ from fgpt_hf.data.preference import load_preference_data
 from fgpt_hf.evaluation.checks import FIXED_PROMPTS, generate_answers, prompts_that_fit, validation_means
 from fgpt_hf.hub.publish import CheckpointUploader
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective
-from fgpt_hf.report import report
+from fgpt_hf.report import draw_figures, summarize_run
 from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.plan import choose_micro_batch
 from fgpt_hf.training.finetuning import merge_adapter, open_model, reference_log_probabilities, resolve_max_steps
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         merge_adapter(run, folder, tokenizer)
         record_provenance(folder, accelerator, data.origin, model.config, state.progress.tokens)
         if folder.is_writer:
-            print(report(folder.path))
+            draw_figures(folder.path)
+            print(summarize_run(folder.path))
         delivery.finish(state.progress.step)
     accelerator.end_training()

@@ -78,7 +78,13 @@ def test_a_run_learns_to_answer_and_tells_what_it_left_out(trained: tuple[Path, 
     losses = [line["eval_loss"] for line in read_json_lines(folder / "metrics.jsonl") if "eval_loss" in line]
     assert losses[-1] < losses[0] - 1
     assert "3 left out, 'output' is missing or empty: row 7 of" in output
-    for expected in ("conversations in", "padding", "held out", "before, and after 6 steps", "What is the capital"):
+    for expected in (
+        "conversations in",
+        "padding",
+        "held out",
+        "before training, and after 6 steps",
+        "What is the capital",
+    ):
         assert expected in output
 
 
