@@ -1,4 +1,4 @@
-"""The chat for programs: an endpoint with a signature, which is an MCP tool where `gradio[mcp]` is installed."""
+"""The chat for programs: an endpoint with a typed signature; with `gradio[mcp]` installed, also an MCP tool."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,43 +7,43 @@ import gradio as gr
 from app_state import MODEL_QUEUE, Demo, visitor
 from language_model import Settings
 
-USUAL = Settings()
+DEFAULTS = Settings()
 
 
 def add_api(demo: Demo) -> None:
     """Add `/chat` to the page that is being built."""
-    gr.api(endpoint(demo), api_name="chat", **MODEL_QUEUE)
+    gr.api(endpoint(demo), api_name="chat", **MODEL_QUEUE)  # type: ignore[attr-defined]
 
 
 def endpoint(demo: Demo) -> Callable[..., Iterator[str]]:
-    """The function behind `/chat`; its docstring is what programs are shown."""
+    """Return the function behind `/chat`, whose docstring and signature are shown to programs."""
 
     def chat(
         request: gr.Request,
         message: str,
         history: list[dict[str, str]] = [],  # noqa: B006 -- shown as the default, and never changed
         system_prompt: str = "",
-        temperature: float = USUAL.temperature,
-        top_p: float = USUAL.top_p,
-        top_k: int = USUAL.top_k,
-        repetition_penalty: float = USUAL.repetition_penalty,
-        max_new_tokens: int = USUAL.max_new_tokens,
-        seed: int = USUAL.seed,
-        greedy: bool = USUAL.greedy,
+        temperature: float = DEFAULTS.temperature,
+        top_p: float = DEFAULTS.top_p,
+        top_k: int = DEFAULTS.top_k,
+        repetition_penalty: float = DEFAULTS.repetition_penalty,
+        max_new_tokens: int = DEFAULTS.max_new_tokens,
+        seed: int = DEFAULTS.seed,
+        greedy: bool = DEFAULTS.greedy,
     ) -> Iterator[str]:
-        """Answer a message with the language model; the reply comes longer each time, and the last is all of it.
+        """Answer a message with the language model; each piece repeats the reply so far, and the last is complete.
 
         Args:
-            message: what to answer, 4,000 characters at most.
-            history: earlier turns, each {"role": "user", "content": …} and {"role": "assistant", "content": …}.
-            system_prompt: who the model is to be, 1,000 characters at most.
-            temperature: 0.1 to 2; higher is more surprising.
-            top_p: 0.05 to 1; sample among the likeliest tokens that together have this probability.
-            top_k: 0 to 500; sample among so many of the likeliest tokens, 0 among all.
-            repetition_penalty: 1 (none) to 2.
-            max_new_tokens: 1 to 512; the longest reply.
-            seed: the same seed and settings give the same reply.
-            greedy: take the likeliest token each time, whatever the sampling settings are.
+            message: The message to answer, at most 4,000 characters.
+            history: Earlier turns, each {"role": "user", "content": …} and {"role": "assistant", "content": …}.
+            system_prompt: Instructions for the model, at most 1,000 characters.
+            temperature: 0.1 to 2; higher values give more surprising text.
+            top_p: 0.05 to 1; sample from the most likely tokens that together have this probability.
+            top_k: 0 to 500; sample from this many of the most likely tokens, or from all if 0.
+            repetition_penalty: 1 (no penalty) to 2.
+            max_new_tokens: 1 to 512; maximum length of the reply in tokens.
+            seed: Random seed; the same seed and settings give the same reply.
+            greedy: Choose the most likely token each time, and ignore the sampling settings.
         """
         try:
             settings = Settings(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed, greedy)
@@ -54,5 +54,5 @@ def endpoint(demo: Demo) -> Callable[..., Iterator[str]]:
         for reply in replies:
             yield reply.text
 
-    chat.__annotations__["return"] = str  # what each piece is, for the signature that programs are shown
+    chat.__annotations__["return"] = str  # the type of each piece, for the signature that programs see
     return chat

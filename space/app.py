@@ -1,11 +1,11 @@
-"""The Space: a chat with a published model, and how the model was trained.
+"""The Space: a chat with a published model, and the record of its training.
 
 Environment, or `models.json` beside this file:
     MODEL_ID: user/name, user/name@revision, or a folder.
-    BASE_MODEL_ID: the same, for a second model to compare with; optional.
+    BASE_MODEL_ID: a second model to compare with; optional.
 Environment only:
-    REPLY_SECONDS: how long one reply may take (default 60).
-    MESSAGES_PER_MINUTE: how many messages a visitor may send (default 12).
+    REPLY_SECONDS: time limit for one reply (default 60).
+    MESSAGES_PER_MINUTE: limit for each visitor (default 12).
 """
 
 import json
@@ -25,14 +25,14 @@ HERE = Path(__file__).parent
 def main() -> None:
     try:
         page = chat_page(build())
-    except Exception as error:  # whatever is wrong with a model, visitors see a page and the log has the rest
+    except Exception as error:  # visitors see a page with the problem, and the log has the traceback
         traceback.print_exc()
         page = failure_page(named_models().get("MODEL_ID"), error)
     serve(page)
 
 
 def build() -> Demo:
-    """Load the models, once for all visitors."""
+    """Load the models once for all visitors."""
     names = named_models()
     if not names.get("MODEL_ID"):
         raise ValueError("MODEL_ID is not set")
@@ -46,7 +46,7 @@ def build() -> Demo:
 
 
 def named_models() -> dict[str, str]:
-    """The models' names: what the environment says, else what was published with this file."""
+    """Return the model ids from the environment or, without one, from the `models.json` published with this file."""
     published = HERE / "models.json"
     names: dict[str, str] = json.loads(published.read_text("utf-8")) if published.is_file() else {}
     return names | {name: os.environ[name] for name in ("MODEL_ID", "BASE_MODEL_ID") if name in os.environ}

@@ -1,4 +1,4 @@
-"""What the page and the API share: the models, the limit for each visitor."""
+"""State that the page and the API share: the models, and the rate limit of each visitor."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import gradio as gr
 from chat import Chat
 from rate_limit import Visitors
 
-MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # of every event that writes
+MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # for every event that generates text
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The model, the base model to compare it with, and who may ask them how often."""
+    """The model, the base model to compare it with, and the rate limit of visitors."""
 
     chat: Chat
     base: Chat | None
@@ -22,13 +22,14 @@ class Demo:
 
 
 def visitor(request: gr.Request) -> str:
-    """The address that a message came from: the last public one on its way, since what stands before it can be forged.
+    """Return the address that a request came from: the last public one in `X-Forwarded-For`, or else the nearest one.
 
-    A Space's proxies have private addresses, and the first of them adds who asked. Without a public one, the nearest.
+    A visitor can forge the addresses before it. The proxies of a Space have private addresses, and the first of them
+    appends the address of the visitor.
     """
     nearest = request.client.host if request.client else ""
-    way = [*request.headers.get("x-forwarded-for", "").split(","), nearest]
-    return next(filter(_is_public, map(str.strip, reversed(way))), nearest)
+    addresses = [*request.headers.get("x-forwarded-for", "").split(","), nearest]
+    return next(filter(_is_public, map(str.strip, reversed(addresses))), nearest)
 
 
 def _is_public(address: str) -> bool:

@@ -1,4 +1,4 @@
-"""A visitor's message answered, within limits that hold for the page and the API alike."""
+"""Answer a visitor's message, within the same limits on the page and in the API."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from prompts import (
 
 
 class Reply(NamedTuple):
-    """A reply as far as it is written, and what to say about it."""
+    """A reply so far, and a note about it for the visitor."""
 
     text: str
     note: str
 
 
 class Chat:
-    """One model, one reply at a time, each in so many seconds at most."""
+    """One model that writes one reply at a time, each within a number of seconds."""
 
     def __init__(self, model: LanguageModel, seconds: float) -> None:
         self.model, self.seconds = model, seconds
 
     def reply(self, message: Any, history: Any, system_prompt: Any, settings: Settings) -> Iterator[Reply]:
-        """The reply, longer each time; what was sent is checked before this returns.
+        """Check the input, and return an iterator over the reply as it grows.
 
         Raises:
-            ValueError: what was sent is refused; says why.
+            ValueError: the input is invalid; the message says why.
         """
         prompt = self._prompt(message, history, system_prompt, settings)
         allowed = replace(settings, max_new_tokens=min(int(settings.max_new_tokens), prompt.room))

@@ -1,4 +1,4 @@
-"""The chat: its components, and what happens between them."""
+"""The chat tab: its components, and the events between them."""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ QUESTIONS = (
     "Tell me a story that begins in a library.",
 )
 BEGINNINGS = ("Once upon a time", "Returns the", "The function takes a list of", "In the beginning")
-COMPARE = "Show the base model too: it was not taught to answer, and goes on as if your message began a document"
+COMPARE = "Show the base model too: it was not trained to answer, and continues your message as if it began a document"
 
 History = list[dict[str, Any]]
 Shown = Sequence[Any]  # values for the text box, the conversation and the base model's
 
 
 class ChatTab:
-    """Lays the chat out in the page that is being built."""
+    """The chat's components, added to the page that is being built."""
 
     def __init__(self, demo: Demo) -> None:
         self.demo = demo
@@ -62,30 +62,30 @@ class ChatTab:
         return gr.Chatbot(label="The base model", visible=False, elem_id="base", **_AS_TEXT)
 
     def _settings(self) -> list[gr.components.Component]:
-        """In the order of `_settings_of`, after the system prompt."""
+        """Return the components in the order of `_settings_of`, after the system prompt."""
         prompt = gr.Textbox(
             value="",
             label="System prompt",
-            placeholder="Who the model is to be",
+            placeholder="Instructions for the model",
             lines=2,
             max_length=MAX_SYSTEM_PROMPT,
             visible=self.demo.chat.model.answers,
         )
         with gr.Row():
-            temperature = _slider("temperature", "Temperature", "higher is more surprising", 0.05)
-            top_p = _slider("top_p", "Top-p", "the likeliest tokens with this probability together", 0.05)
-            top_k = _slider("top_k", "Top-k", "so many of the likeliest tokens; 0 is all", 1)
+            temperature = _slider("temperature", "Temperature", "higher values are more surprising", 0.05)
+            top_p = _slider("top_p", "Top-p", "sample from the most likely tokens with this total probability", 0.05)
+            top_k = _slider("top_k", "Top-k", "sample from this many of the most likely tokens; 0: all", 1)
         with gr.Row():
-            penalty = _slider("repetition_penalty", "Repetition penalty", "1 is none", 0.05)
+            penalty = _slider("repetition_penalty", "Repetition penalty", "1: no penalty", 0.05)
             longest = _slider("max_new_tokens", "Longest reply", "in tokens", 1)
             seed = gr.Textbox(
                 value="",
                 label="Seed",
-                info="the same gives the same reply",
-                placeholder="another each time",
+                info="the same seed gives the same reply",
+                placeholder="random",
                 max_length=10,
             )
-        greedy = gr.Checkbox(label="Greedy: the likeliest token each time, without chance", container=False)
+        greedy = gr.Checkbox(label="Greedy: always choose the most likely token", container=False)
         return [prompt, temperature, top_p, top_k, penalty, longest, seed, greedy]
 
     def _connect(self) -> None:
@@ -102,7 +102,7 @@ class ChatTab:
         for event in events:
             event.failure(_may_send, None, self.message, **direct)
         self.message.stop(_may_send, None, self.message, cancels=events, **direct)
-        # Cancelling comes first, lest a reply under way comes back.
+        # Cancel first: otherwise a reply in progress would reappear.
         self.chatbot.undo(None, cancels=events).then(_undo, self.chatbot, outputs, **direct)
         self.chatbot.clear(None, cancels=events).then(lambda: (_may_send(), [], []), None, outputs, **direct)
         self.compare.change(
@@ -126,7 +126,7 @@ class ChatTab:
         yield from self._written(request, data.value["text"], history, chosen)
 
     def _written(self, request: gr.Request, message: Any, history: History, chosen: Sequence[Any]) -> Iterator[Shown]:
-        """Empty the text box once the message is accepted; then the reply, and the base model's, longer each time."""
+        """Empty the text box once the message is accepted, then yield the growing reply, and the base model's."""
         compare, system_prompt, *values = chosen
         try:
             settings = _settings_of(*values)
@@ -145,7 +145,7 @@ class ChatTab:
         yield _may_send(), gr.skip(), gr.skip()
 
     def _base_replies(self, message: str, settings: Settings) -> Iterator[Reply]:
-        """What the base model makes of the message alone."""
+        """Return the base model's continuation of the message alone."""
         return self.demo.base.reply(message, [], "", settings) if self.demo.base else iter(())
 
 
@@ -171,14 +171,14 @@ def _settings_of(
     seed: str,
     greedy: bool,
 ) -> Settings:
-    """The page's settings; without a seed, a new one."""
+    """Return the page's settings, with a random seed if none is given."""
     typed = seed.strip()
     number: Any = int(typed) if typed.isdecimal() else typed or secrets.randbelow(100_000)
     return Settings(temperature, top_p, top_k, repetition_penalty, max_new_tokens, number, greedy)
 
 
 def _messages(reply: Reply) -> History:
-    """A reply as two messages: the text, and a line under it that is no part of the conversation."""
+    """Return a reply as two messages: its text, and a note under it that is not part of the conversation."""
     return [
         {"role": "assistant", "content": as_text(reply.text)},
         {"role": "assistant", "content": "", "metadata": {"title": reply.note, "status": "done"}},
@@ -186,7 +186,7 @@ def _messages(reply: Reply) -> History:
 
 
 def _said(history: History) -> list[dict[str, str]]:
-    """What was said, as much as is allowed: without the lines under replies and messages that got no reply."""
+    """Return the conversation up to its limits, without notes under replies and messages without a reply."""
     messages = [
         {"role": message["role"], "content": _text(message)[:MAX_TURN]}
         for message in history
@@ -197,14 +197,14 @@ def _said(history: History) -> list[dict[str, str]]:
 
 
 def _text(message: dict[str, Any]) -> str:
-    """A message's text, which pages send in parts."""
+    """Return the text of a message, which the page sends in parts."""
     content = message["content"]
     parts = [part.get("text", "") for part in content] if isinstance(content, list) else [content]
     return said_text("".join(map(str, parts)))
 
 
 def _undo(history: History) -> Shown:
-    """Take the last message back into the text box."""
+    """Move the last message back into the text box."""
     at = max(number for number, message in enumerate(history) if message["role"] == "user")
     return gr.Textbox(_text(history[at]), submit_btn=True, stop_btn=False), history[:at], []
 
@@ -214,5 +214,5 @@ def _first(index: int | Sequence[int]) -> int:
 
 
 def _may_send() -> gr.Textbox:
-    """The text box as it is while nothing is written."""
+    """Return the text box for a visitor who may send a message."""
     return gr.Textbox(submit_btn=True, stop_btn=False)

@@ -1,7 +1,7 @@
-"""Text that a chat shows as it is.
+"""Show text literally in a chat.
 
-Without Markdown, `gr.Chatbot` still reads HTML and entities. An invisible character behind each "<" and "&" that would
-begin one keeps them text; escaping them instead would show in the box in which a visitor edits a message.
+Even without Markdown, `gr.Chatbot` interprets HTML and entities. An invisible character after each "<" and "&" that
+would begin one prevents that. Escapes would show up in the box in which a visitor edits a message.
 """
 
 import re
@@ -11,10 +11,10 @@ _BEGINS_MARKUP = re.compile(r"(?:<(?=[A-Za-z/!?])|&(?=[A-Za-z#]))")
 
 
 def as_text(text: str) -> str:
-    """The text for the page."""
+    """Return the text as the page needs it."""
     return _BEGINS_MARKUP.sub(lambda begin: begin[0] + JOINER, text)
 
 
 def said_text(shown: str) -> str:
-    """The text that the page shows."""
+    """Return the text that the page shows, without the invisible characters."""
     return re.sub(f"([<&]){JOINER}", r"\1", shown)

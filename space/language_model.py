@@ -1,4 +1,4 @@
-"""A language model from the Hub or a folder: loaded once, and writing piece by piece."""
+"""A language model from the Hub or a folder, loaded once, that streams its text."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 512),
     "seed": (0, MAX_SEED),
 }
-_TURN = threading.Lock()  # torch draws the random numbers of the whole process
+_TURN = threading.Lock()  # torch's random state belongs to the whole process
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a reply is written: by these, or greedily, which takes the likeliest token each time."""
+    """Options of a reply; greedy decoding ignores the sampling options."""
 
     temperature: float = 0.8
     top_p: float = 0.95
@@ -55,7 +55,7 @@ class Settings:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what is no number, or out of bounds."""
+        """Raise ValueError for a value that is not a number or out of bounds."""
         for name, (least, most) in BOUNDS.items():
             value, whole = getattr(self, name), name in ("top_k", "max_new_tokens", "seed")
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -66,7 +66,7 @@ class Settings:
             raise ValueError(f"greedy must be true or false, not {str(self.greedy)[:40]}")
 
     def decoding(self) -> dict[str, Any]:
-        """These settings as arguments of `generate`."""
+        """Return these settings as arguments of `generate`."""
         chosen = asdict(self)
         sampled = {name: chosen[name] for name in ("temperature", "top_p", "top_k")}
         return {
@@ -77,7 +77,7 @@ class Settings:
 
 
 class Progress(NamedTuple):
-    """What has been written so far, in how many tokens and seconds, and whether the time ran out."""
+    """The text so far, its tokens and seconds, and whether the time limit ended it."""
 
     text: str
     tokens: int
@@ -89,11 +89,11 @@ class LanguageModel:
     """A model with its tokenizer, card and folder.
 
     Args:
-        model_id: a folder, or a repo on the Hub: user/name, or user/name@revision.
-        answers: whether it is asked, or given text to continue (default: as its card says).
+        model_id: A folder, or a repository on the Hub: user/name or user/name@revision.
+        answers: Whether it answers messages or continues text (default: as its card says).
 
     Raises:
-        OSError, ValueError: it is not there, or cannot be loaded.
+        OSError, ValueError: the model does not exist or cannot be loaded.
     """
 
     def __init__(self, model_id: str, answers: bool | None = None) -> None:
@@ -111,20 +111,20 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Return the title of its card, or the last part of its id."""
         return self.card.title or self.id.partition("@")[0].rstrip("/").rpartition("/")[2]
 
     @property
     def context(self) -> int:
-        """How many tokens it reads."""
+        """Return the length of its context in tokens."""
         return int(self.model.config.max_position_embeddings)
 
     def _write(self, ids: Sequence[int], settings: Settings, seconds: float) -> Iterator[Progress]:
-        """Write after these ids until the model ends its reply, its tokens or its time are used up.
+        """Continue these ids until the model ends its reply or reaches the limit of tokens or seconds.
 
-        Closing the iterator ends the writing.
+        Closing the iterator stops the generation.
         """
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         watch = _Watch(seconds)
         failures: list[Exception] = []
         writer = threading.Thread(target=self._generate, args=(ids, settings, streamer, watch, failures))
@@ -151,7 +151,7 @@ class LanguageModel:
         watch: _Watch,
         failures: list[Exception],
     ) -> None:
-        """Generate into the streamer, which ends whatever happens."""
+        """Generate into the streamer, which is always ended."""
         prompt = torch.tensor([list(ids)], device=self.device)
         try:
             with _TURN:
@@ -165,13 +165,13 @@ class LanguageModel:
                     stopping_criteria=[watch],
                     **settings.decoding(),
                 )
-        except Exception as error:  # goes to the thread that reads
+        except Exception as error:  # raised again in the thread that reads
             failures.append(error)
-            streamer.end()
+            streamer.end()  # type: ignore[no-untyped-call]
 
 
 def fetch(model_id: str) -> Path:
-    """The folder of a model, which is downloaded if it is the name of a repo."""
+    """Return the folder of a model, and download it if it is a repository on the Hub."""
     if Path(model_id).is_dir():
         return Path(model_id)
     repo_id, _, revision = model_id.partition("@")
@@ -179,7 +179,7 @@ def fetch(model_id: str) -> Path:
 
 
 class _Watch(StoppingCriteria):
-    """Counts tokens, and stops when told to or when the time is up."""
+    """A stopping criterion that counts tokens, and ends on request or at the time limit."""
 
     def __init__(self, seconds: float) -> None:
         self.stopped, self.tokens, self.out_of_time = threading.Event(), 0, False
@@ -193,5 +193,5 @@ class _Watch(StoppingCriteria):
 
 
 def _on_gpu(function: F) -> F:
-    """The function with a GPU lent to it, on ZeroGPU."""
+    """Return the function, on ZeroGPU with a GPU while it runs."""
     return spaces.GPU(function) if spaces else function

@@ -1,4 +1,4 @@
-"""What the page says of the model, in its card's own words."""
+"""The summary of the model at the top of the page, from its card."""
 
 import re
 
@@ -6,7 +6,7 @@ from language_model import LanguageModel
 
 
 def described(model: LanguageModel) -> str:
-    """Markdown: the model's name, what it is, what it was trained on, and its limits."""
+    """Return Markdown with the model's name, description, training data and limits."""
     size = f"{model.model.num_parameters():,} parameters, a context of {model.context:,} tokens"
     what = shown(model.card.first_words(model.card.title)) or f"A language model: {size}."
     data = shown(model.card.first_words("Training data"))
@@ -15,17 +15,17 @@ def described(model: LanguageModel) -> str:
     )
     lines = [f"# {shown(model.name)}", what + (f" Trained on {data}" if data else "")]
     if not model.answers:
-        lines[-1] += " It was not taught to answer: it goes on from what you write."
+        lines[-1] += " It was not trained to answer: it continues what you write."
     return "\n\n".join([*lines, f"<small>{limits}</small>"])
 
 
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)|!(?=\[)")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_EMPTY = re.compile(r"^#+ [^\n]+\n\s*(?=^#+ )", re.MULTILINE)  # a heading with nothing under it
+_EMPTY = re.compile(r"^#+ [^\n]+\n\s*(?=^#+ )", re.MULTILINE)  # a heading without content
 _TAG = re.compile(r"<(?!/?(?:details|summary)>)[a-zA-Z/][^>]*>")
 
 
 def shown(markdown: str) -> str:
-    """A card's Markdown without what would load something from elsewhere: images, and HTML but for what folds."""
+    """Return a card's Markdown without images and HTML, except <details>: the page loads nothing from elsewhere."""
     text = _TAG.sub("", _IMAGE.sub("", _COMMENT.sub("", markdown)))
     return _EMPTY.sub("", text)

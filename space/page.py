@@ -12,16 +12,17 @@ from chat_tab import ChatTab
 from model_summary import described
 from training_tab import training_tab
 
-QUEUE = 40  # visitors who may wait
+QUEUE = 40  # maximum number of waiting visitors
 STYLE = Path(__file__).with_name("style.css")
-FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # what the visitor has: nothing is fetched
+FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # fonts of the visitor's system: nothing is fetched
 MONO_FONTS = ["ui-monospace", "Consolas", "monospace"]
 
 
 def chat_page(demo: Demo) -> gr.Blocks:
-    """The chat, the training and the API of one model."""
+    """Return the page with the chat, the training record and the API of one model."""
     model = demo.chat.model
-    with gr.Blocks(title=model.name, analytics_enabled=False) as page:
+    page = gr.Blocks(title=model.name, analytics_enabled=False)
+    with page:
         gr.Markdown(described(model), elem_id="about")
         with gr.Tab("Chat" if model.answers else "Write"):
             ChatTab(demo)
@@ -32,10 +33,11 @@ def chat_page(demo: Demo) -> gr.Blocks:
 
 
 def failure_page(model_id: str | None, error: Exception) -> gr.Blocks:
-    """What visitors see, and the Space's owner has to set, when the model could not be loaded."""
+    """Return the page for a model that could not be loaded: the problem, and the settings that the owner can change."""
     problem = html.escape(" ".join(str(error).split())[:400])
     named = f"MODEL_ID is <code>{html.escape(model_id)}</code>" if model_id else "No model is named"
-    with gr.Blocks(title="The model could not be loaded", analytics_enabled=False) as page:
+    page = gr.Blocks(title="The model could not be loaded", analytics_enabled=False)
+    with page:
         gr.HTML(
             f"<h1>The model could not be loaded</h1><p>{named}. {problem}</p>"
             "<p>For the owner of this Space: under Settings, Variables, set <code>MODEL_ID</code> to a model on the "
@@ -47,7 +49,7 @@ def failure_page(model_id: str | None, error: Exception) -> gr.Blocks:
 
 
 def serve(page: gr.Blocks) -> None:
-    """Serve the page until the process ends; visitors beyond the queue are told that it is full."""
+    """Serve the page until the process ends; visitors beyond the queue see that it is full."""
     page.queue(max_size=QUEUE).launch(
         theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO_FONTS),
         css_paths=STYLE,

@@ -1,4 +1,4 @@
-"""From what a visitor sent to what the model reads: checked, harmless, and no longer than the model's context."""
+"""Turn a visitor's input into a prompt: checked, without control tokens, and within the model's context."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 MAX_MESSAGE = 4_000  # characters
 MAX_SYSTEM_PROMPT = 1_000
 MAX_HISTORY = 100  # messages
-MAX_TURN = 4 * MAX_MESSAGE  # characters of each: replies are longer
-MIN_ROOM = 8  # tokens for a reply
+MAX_TURN = 4 * MAX_MESSAGE  # characters per message: replies are longer
+MIN_ROOM = 8  # minimum number of tokens left for the reply
 
 
 class Message(TypedDict):
@@ -21,7 +21,7 @@ class Message(TypedDict):
 
 
 class Prompt(NamedTuple):
-    """Ids, how many of the first turns they leave out, and how many tokens there is room for behind them."""
+    """Token ids, the number of turns left out at the beginning, and the number of tokens left for the reply."""
 
     ids: list[int]
     left_out: int
@@ -29,10 +29,10 @@ class Prompt(NamedTuple):
 
 
 def checked_text(text: Any, name: str, longest: int) -> str:
-    """The text, as Unicode that can be encoded.
+    """Return the text as valid Unicode.
 
     Raises:
-        ValueError: it is no text, or too long.
+        ValueError: it is not a string, or too long.
     """
     if not isinstance(text, str):
         raise ValueError(f"the {name} must be text, not {type(text).__name__}")
@@ -46,7 +46,7 @@ def checked_text(text: Any, name: str, longest: int) -> str:
 
 
 def checked_message(message: Any) -> str:
-    """A visitor's message; raises ValueError also for an empty one."""
+    """Return a visitor's message; raise ValueError if it is invalid or empty."""
     text = checked_text(message, "message", MAX_MESSAGE)
     if not text.strip():
         raise ValueError("the message is empty: write something")
@@ -54,10 +54,10 @@ def checked_message(message: Any) -> str:
 
 
 def checked_history(history: Any) -> list[Message]:
-    """Whole turns, each of a user's message and the assistant's reply.
+    """Return complete turns, each a user's message and the assistant's reply.
 
     Raises:
-        ValueError: they are something else, a forged role for example.
+        ValueError: the history is anything else, for example with a forged role.
     """
     if not isinstance(history, list) or len(history) > MAX_HISTORY:
         raise ValueError(f"the history must be a list of {MAX_HISTORY} messages at most")
@@ -78,17 +78,17 @@ def checked_history(history: Any) -> list[Message]:
 def chat_prompt(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], system_prompt: str, context: int, wanted: int
 ) -> Prompt:
-    """The conversation up to the last message, without as many first turns as must go to leave room for the reply.
+    """Return the conversation up to the last message, without the oldest turns if the reply needs their room.
 
-    Room for `wanted` tokens, for half the context if that is less, or for what the last message alone leaves.
+    The reply gets room for `wanted` tokens or half the context, whichever is less, or for what the last message leaves.
 
     Raises:
-        ValueError: the last message alone is too long; the model's template refuses the conversation.
+        ValueError: the last message alone is too long, or the model's template refuses the conversation.
     """
     system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     first = len(turns) - 1
     ids = _rendered(tokenizer, [*system, *turns[first:]])
-    while first:  # backwards, so that what is left out costs no work
+    while first:  # from the newest turn: the oldest ones may not be needed
         longer = _rendered(tokenizer, [*system, *turns[first - 2 :]])
         if len(longer) + min(wanted, context // 2) > context:
             break
@@ -97,10 +97,10 @@ def chat_prompt(
 
 
 def text_prompt(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> Prompt:
-    """The text as the beginning of a document, which a base model continues.
+    """Return the text as the beginning of a document, for a base model to continue.
 
     Raises:
-        ValueError: it is too long.
+        ValueError: the text is too long.
     """
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = [*start, *tokenizer.encode(harmless(tokenizer, text), add_special_tokens=False)]
@@ -108,7 +108,7 @@ def text_prompt(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> 
 
 
 def harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text with a space inside whatever spells a control token, so that it cannot become one."""
+    """Return the text with a space inside anything that spells a control token, which makes it ordinary text."""
     for token in sorted({str(token) for token in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True):
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

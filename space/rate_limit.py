@@ -1,4 +1,4 @@
-"""A limit for each visitor."""
+"""Limit how many messages each visitor sends."""
 
 import time
 from collections import deque
@@ -6,33 +6,33 @@ from threading import Lock
 
 
 class Visitors:
-    """Counts what each visitor asked for within the last minute; who has asked for nothing since is forgotten."""
+    """Counts each visitor's messages of the last minute, and forgets visitors without any."""
 
     def __init__(self, messages_per_minute: int) -> None:
         self.messages_per_minute = messages_per_minute
-        self._asked: dict[str, deque[float]] = {}
+        self._times: dict[str, deque[float]] = {}
         self._lock = Lock()
 
     def admit(self, visitor: str) -> None:
-        """Count one message more.
+        """Count one more message.
 
         Raises:
-            ValueError: it is one too many; says how long to wait.
+            ValueError: it exceeds the limit; the message says how long to wait.
         """
         now = time.monotonic()
         with self._lock:
             self._forget(now - 60)
-            asked = self._asked.setdefault(visitor, deque())
-            if len(asked) >= self.messages_per_minute:
-                wait = asked[0] + 60 - now
+            times = self._times.setdefault(visitor, deque())
+            if len(times) >= self.messages_per_minute:
+                wait = times[0] + 60 - now
                 raise ValueError(
                     f"that is more than {self.messages_per_minute} messages a minute: try again in {wait:.0f} seconds"
                 )
-            asked.append(now)
+            times.append(now)
 
     def _forget(self, before: float) -> None:
-        for visitor, asked in list(self._asked.items()):
-            while asked and asked[0] < before:
-                asked.popleft()
-            if not asked:
-                del self._asked[visitor]
+        for visitor, times in list(self._times.items()):
+            while times and times[0] < before:
+                times.popleft()
+            if not times:
+                del self._times[visitor]

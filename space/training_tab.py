@@ -1,4 +1,4 @@
-"""How the model was trained: curves, samples by step, results and the card, from the record published with it."""
+"""The training tab: curves, samples by step, results and the card, from the record published with the model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from language_model import LanguageModel
 from model_summary import shown
 
 COLORS = ("#6366f1", "#f59e0b", "#10b981", "#ef4444", "#0ea5e9", "#a855f7", "#84cc16", "#ec4899")
-MOST_POINTS = 600  # for each curve: more are not seen, and slow the page
+MOST_POINTS = 600  # per curve: more would not be visible, and slow the page
 
 
 class Curves(NamedTuple):
-    """A plot: keys of `metrics.jsonl`, each with what to call it."""
+    """A plot: keys of `metrics.jsonl` and their labels."""
 
     title: str
     unit: str
@@ -24,7 +24,7 @@ class Curves(NamedTuple):
 
 
 PLOTS = (
-    Curves("Loss", "nats per token", {"loss": "training", "eval_loss": "held out"}),
+    Curves("Loss", "nats per token", {"loss": "training", "eval_loss": "validation"}),
     Curves("Learning rate", "", {"learning_rate": "learning rate"}),
     Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}),
     Curves("Speed", "tokens per second", {"tokens_per_second": "tokens per second"}),
@@ -32,7 +32,7 @@ PLOTS = (
 
 
 def training_tab(models: Sequence[LanguageModel]) -> None:
-    """Lay out the record of each model, the last stage first."""
+    """Lay out the training record of each model, the last stage first."""
     if len(models) == 1:
         _record(models[0].card)
         return
@@ -60,7 +60,7 @@ def _record(card: Card) -> None:
 
 
 def _other_plots(metrics: Sequence[Mapping[str, Any]]) -> list[Curves]:
-    """One for each benchmark, whose keys are `task/measure`."""
+    """Return one plot for each benchmark, whose keys are `task/measure`."""
     keys = {key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
     return [
         Curves(task, "", {key: key.partition("/")[2] for key in sorted(keys) if key.startswith(f"{task}/")})
@@ -69,7 +69,7 @@ def _other_plots(metrics: Sequence[Mapping[str, Any]]) -> list[Curves]:
 
 
 def table(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> pd.DataFrame:
-    """A plot's points, `step`, `value` and `curve`; of many, evenly some."""
+    """Return a plot's points as `step`, `value` and `curve`, evenly thinned out if there are many."""
     frames = []
     for key, name in plot.keys.items():
         points = [(line["step"], float(line[key]), name) for line in metrics if line.get(key) is not None]
@@ -96,11 +96,11 @@ def _plot(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> None:
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
-    """What the model wrote as it learned, by a slider over its steps."""
+    """Add a slider over the steps, and what the model wrote at each."""
     steps = sorted({line["step"] for line in samples})
-    apart = math.gcd(*(step - steps[0] for step in steps)) or 1
+    interval = math.gcd(*(step - steps[0] for step in steps)) or 1
     after = gr.Slider(
-        steps[0], max(steps[-1], steps[0] + 1), value=steps[-1], step=apart, label="What it wrote after so many steps"
+        steps[0], max(steps[-1], steps[0] + 1), value=steps[-1], step=interval, label="Samples after this many steps"
     )
     written = gr.Textbox(
         _at(samples, steps[-1]), lines=10, max_lines=24, interactive=False, show_label=False, elem_id="samples"
@@ -116,7 +116,7 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _at(samples: Sequence[Mapping[str, Any]], step: int) -> str:
-    """All samples of a step, as they are."""
+    """Return all samples of a step as text."""
     parts = []
     for line in samples:
         if line["step"] == step:

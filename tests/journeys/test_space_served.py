@@ -294,7 +294,7 @@ def test_the_training_tab_has_curves_samples_results_and_the_card(page: Page) ->
     page.page.locator(".vega-embed svg.marks").first.wait_for()
     samples = page.page.locator("#samples textarea").first
     assert "upon upon" in samples.input_value()
-    page.page.get_by_label("number input for What it wrote after so many steps").first.fill("0")
+    page.page.get_by_label("number input for Samples after this many steps").first.fill("0")
     page.page.keyboard.press("Tab")
     page.page.wait_for_function("document.querySelector('#samples textarea').value.includes('early')")
     text = page.page.locator("body").inner_text()
