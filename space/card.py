@@ -41,6 +41,15 @@ class Card:
         paragraphs = [part.strip() for part in self.section(heading).split("\n\n")]
         return next((part for part in paragraphs if part and not part.startswith(("|", "<", "```"))), "")
 
+    def column(self, heading: str, name: str) -> list[str]:
+        """Return the distinct cells of a column in the first table under a heading; nothing without such a table."""
+        lines = re.findall(r"^\|(.*)\|$", self.section(heading), re.MULTILINE)
+        header, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines) if lines else [[]]
+        if name not in header:
+            return []
+        cells = (row[header.index(name)] for row in rows[1:] if len(row) == len(header))
+        return list(dict.fromkeys(filter(None, cells)))
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the run's `metrics.jsonl`."""

@@ -9,14 +9,14 @@ def described(model: LanguageModel) -> str:
     """Return Markdown with the model's name, description, training data and limits."""
     size = f"{model.model.num_parameters():,} parameters, a context of {model.context:,} tokens"
     what = shown(model.card.first_words(model.card.title)) or f"A language model: {size}."
-    data = shown(model.card.first_words("Training data"))
+    data = shown(", ".join(model.card.column("Training data", "data")))
     limits = (
-        shown(model.card.first_words("Limits and intended use")) or "It continues text, and does not know what is true."
+        shown(model.card.first_words("Intended use and limitations"))
+        or "It continues text, and does not know what is true."
     )
-    lines = [f"# {shown(model.name)}", what + (f" Trained on {data}" if data else "")]
-    if not model.answers:
-        lines[-1] += " It was not trained to answer: it continues what you write."
-    return "\n\n".join([*lines, f"<small>{limits}</small>"])
+    training = f" Trained on {data}." if data else ""
+    task = "" if model.answers else " It continues what you write."
+    return "\n\n".join([f"# {shown(model.name)}", what + training + task, f"<small>{limits}</small>"])
 
 
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)|!(?=\[)")

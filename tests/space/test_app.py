@@ -248,7 +248,9 @@ def test_text_begins_no_markup_on_the_page_and_comes_back_as_it_was(text: str) -
 
 def test_the_description_is_the_cards_own(chat_model: LanguageModel) -> None:
     text = described(chat_model)
-    assert "A chat model of " in text and "`pydocs`" in text and "it does not know what is true" in text
+    assert (
+        "A chat model of " in text and "Trained on `pydocs-chat` (" in text and "without knowing what is true" in text
+    )
 
 
 def test_a_card_loads_nothing_from_elsewhere() -> None:
@@ -272,7 +274,7 @@ def test_the_record_is_read_from_the_repo_or_from_the_run_above(tmp_path: Path, 
 def test_a_plot_has_every_measured_point_and_of_many_evenly_some() -> None:
     loss = PLOTS[0]
     points = table(METRICS, loss)
-    assert set(points["curve"]) == {"training", "held out"} and len(points) == 3
+    assert set(points["curve"]) == {"training", "validation"} and len(points) == 3
     many = table([{"step": step, "loss": 1.0} for step in range(5000)], loss)
     assert 500 <= len(many) <= 600 and many["step"].iloc[0] == 0
 
