@@ -120,7 +120,7 @@ def measure(case: Case, steps: int = 3) -> int:
 
 def random_batch(run: Run, length: int) -> Batch:
     """A micro-batch of rows of four documents each, or of pairs that are scored throughout."""
-    shape = (run.per_device_train_batch_size * run.sequences, length)
+    shape = (run.per_device_train_batch_size * run.sequences_per_row, length)
     ids = np.random.default_rng(0).integers(0, 50_000, shape).astype(np.uint16)
     if not isinstance(run, PreferenceRun):
         ids[:, :: length // 4] = END_OF_TEXT_ID

@@ -17,13 +17,14 @@ from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows
 from fgpt_hf.data.corpora import is_validation
 from fgpt_hf.data.packing import Ids, pack_documents
 from fgpt_hf.data.pydocs import load_pydocs
-from fgpt_hf.evaluation.checks import bytes_of_tokens, validation_loss
+from fgpt_hf.evaluation.checks import ValidationLoss, bytes_of_tokens
 from fgpt_hf.files import read_json_lines
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import start_accelerator
+from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.tokenizer.fast_encoding import encode_documents
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
-from fgpt_hf.training.loop import Check, fit
+from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder
 
 ROW_LENGTH = 128
@@ -86,14 +87,19 @@ def validation_loss_after(batches: Batches, validation_rows: Ids) -> float:
             FGPTConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=ROW_LENGTH)
         )
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
-
-        def check(step: int) -> dict[str, float]:
-            return validation_loss(accelerator, model, validation_rows, bytes_of_token, batch_size=16)
-
+        check = ValidationLoss(STEPS, accelerator, model, validation_rows, bytes_of_token, batch_size=16)
         run_folder = RunFolder(run)
         with run_folder.opened():
-            objective = LanguageModelObjective(model)
-            fit(accelerator, run, run_folder, objective, tokenizer, batches, [Check(STEPS, check)])
+            Trainer(
+                accelerator=accelerator,
+                run=run,
+                plan=TrainingPlan(STEPS, rows=8, micro_batches=1),
+                folder=run_folder,
+                objective=LanguageModelObjective(model),
+                tokenizer=tokenizer,
+                batches=batches,
+                checks=[check],
+            ).fit()
         return read_json_lines(run_folder.path / "metrics.jsonl")[-1]["eval_loss"]
 
 

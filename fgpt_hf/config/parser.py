@@ -1,15 +1,25 @@
 """The fields of a run as flags: `--config` and presets under them, and plain answers to what does not work."""
 
+import copy
 import difflib
-from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import (
+    SUPPRESS,
+    Action,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+)
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import SimpleNamespace
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from fgpt_hf.config.options import Option, described_fields, group_of, group_title
 from fgpt_hf.config.runs import Run, TextSource
 from fgpt_hf.errors import UserError
 
@@ -18,25 +28,31 @@ Options = TypeVar("Options", bound=TextSource)
 
 
 def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Sequence[str]) -> SomeRun:
-    """The run that a command line describes: a preset, changed by `--config FILE.yaml`, changed by the flags.
+    """Return the run that a command line describes: a preset, changed by `--config FILE.yaml`, changed by the flags.
 
     Raises:
-        UserError: one line that says what was given and what would work.
+        UserError: A flag, value or file does not work; one line says what was given and what would work.
+
+    >>> from fgpt_hf.config.presets import PRESETS
+    >>> from fgpt_hf.config.runs import BaseRun
+    >>> parse_run(BaseRun, PRESETS, ["--preset", "quickstart", "--max_steps", "7"]).max_steps
+    7
     """
     first = _Parser(add_help=False)
     first.add_argument("--preset", default=kind.preset)
-    first.add_argument("--config", type=Path, help="a YAML file of these names, such as another run's run.yaml")
+    first.add_argument("--config", type=Path)
     config = first.parse_known_args(arguments)[0].config
-    arguments = [*(_flags_of(config) if config else ()), *arguments]  # of two equal flags the later one counts
+    arguments = [*(_flags_of(config) if config else ()), *arguments]  # the later one of two equal flags counts
     preset = first.parse_known_args(arguments)[0].preset
     if preset not in presets:
         raise UserError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
 
-    parser = _Parser(kind, parents=[first], conflict_handler="resolve")
-    rows = parser._option_string_actions["--per_device_train_batch_size"]
-    parser.add_argument("--per_device_train_batch_size", action=_RowsOrAuto, type=_rows_or_auto, help=rows.help)
+    parser = _Parser(
+        kind, usage="%(prog)s [--preset NAME] [--config FILE.yaml] [--OPTION VALUE ...]", description=kind.__doc__
+    )
+    parser.add_argument("--config", type=Path, help="YAML file of options, such as a run's run.yaml.", default=SUPPRESS)
     parser.set_defaults(**asdict(presets[preset]))
-    run, _, unknown = parser.parse_args_into_dataclasses(
+    run, *_, unknown = parser.parse_args_into_dataclasses(
         arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
@@ -58,14 +74,58 @@ def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
     return options
 
 
-class _Parser(HfArgumentParser):
-    """Takes `--flag` for `--flag true`, no abbreviations, and raises what argparse would print under its usage."""
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Names each option once, without the spelling with hyphens, and appends its default, in words where it is None."""
 
-    def __init__(self, kind: Any = None, **options: Any) -> None:
-        super().__init__(kind, allow_abbrev=False, **options)
-        for action in self._actions:
-            if action.type is string_to_bool:
-                action.nargs, action.const = "?", True
+    def _format_action_invocation(self, action: Action) -> str:
+        named = copy.copy(action)
+        named.option_strings = [name for name in action.option_strings if "-" not in name.removeprefix("--")]
+        return super()._format_action_invocation(named if named.option_strings else action)
+
+    def _get_help_string(self, action: Action) -> str | None:
+        unset = getattr(action, "unset", None)
+        if action.default is None and unset:
+            return f"{action.help} (default: {unset})"
+        return super()._get_help_string(action)
+
+
+class _Parser(HfArgumentParser):
+    """Lists options in their groups, takes `--flag` for `--flag true`, no abbreviations, and raises UserError."""
+
+    def __init__(self, kind: Any = None, **settings: Any) -> None:
+        super().__init__(kind, allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        """Add the fields that `option` declared, each to its group."""
+        types = get_type_hints(dtype)
+        groups: dict[type[Any], Any] = {}
+        for field, described in described_fields(dtype):
+            group = group_of(dtype, field.name, described)
+            if group not in groups:
+                sentences = " ".join((group.__doc__ or "").split("\n\n")[0].split())
+                groups[group] = self.add_argument_group(group_title(group), sentences)
+            if field.name == "per_device_train_batch_size":
+                names = (f"--{field.name}", f"--{field.name.replace('_', '-')}")
+                settings = {"default": field.default, "help": described.help}
+                groups[group].add_argument(*names, action=_RowsOrAuto, type=_rows_or_auto, **settings)
+            else:
+                self._add_option(groups[group], field, described, types[field.name])
+
+    def _add_option(self, group: Any, field: Field[Any], described: Option, type_of_field: Any) -> None:
+        plain: Any = SimpleNamespace(
+            name=field.name,
+            type=type_of_field,
+            default=field.default,
+            default_factory=field.default_factory,
+            metadata={"help": described.help.replace("%", "%%")},
+        )
+        self._parse_dataclass_field(group, plain)
+        action: Any = self._option_string_actions[f"--{field.name}"]
+        action.unset = described.unset
+        if action.type is string_to_bool:
+            action.nargs, action.const = "?", True
+        if opposite := self._option_string_actions.get(f"--no_{field.name}"):
+            opposite.help = SUPPRESS  # `--flag false` says the same
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

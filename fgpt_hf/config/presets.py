@@ -1,4 +1,9 @@
-"""The named runs that a command line starts from."""
+"""Presets: the named runs that a command line starts from.
+
+Tokens of a run = rows per micro-batch x micro-batches per step x tokens per row x steps. The three sizes of base runs
+read about 20 tokens per parameter (Hoffmann et al. 2022, arXiv:2203.15556), with GPT-3's batches of 0.5M tokens and its
+learning rates for these sizes (Brown et al. 2020, arXiv:2005.14165, table 2.1).
+"""
 
 from collections.abc import Mapping
 
@@ -7,8 +12,9 @@ from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun
 PRESETS: Mapping[str, BaseRun] = {
     run.preset: run
     for run in (
+        # 16 x 32 x 1,024 x 27,000 = 14.16B tokens, 19.9 per parameter. The rate is GPT-3's for 760M.
         BaseRun(preset="fgpt-712m"),
-        # GPT-3's rates for these sizes; 20 tokens a parameter.
+        # 16 x 32 x 1,024 x 13,600 = 7.13B tokens, 20.1 per parameter. The rate is GPT-3's for 350M.
         BaseRun(
             preset="fgpt-355m",
             num_hidden_layers=24,
@@ -17,6 +23,7 @@ PRESETS: Mapping[str, BaseRun] = {
             learning_rate=3e-4,
             max_steps=13_600,
         ),
+        # 16 x 32 x 1,024 x 4,800 = 2.52B tokens, 20.2 per parameter. The rate is GPT-3's for 125M.
         BaseRun(
             preset="fgpt-124m",
             num_hidden_layers=12,
@@ -25,7 +32,8 @@ PRESETS: Mapping[str, BaseRun] = {
             learning_rate=6e-4,
             max_steps=4_800,
         ),
-        # Minutes on two cores. The vocabulary is most of its work, so a smaller network would hardly be faster.
+        # 8 x 1 x 256 x 160 = 0.33M tokens, 0.02 per parameter: minutes on two cores. The vocabulary is most of the
+        # work, so a smaller network would hardly be faster. The rate is the best of benchmarks/optimizers.py for Muon.
         BaseRun(
             preset="quickstart",
             num_hidden_layers=6,
@@ -55,8 +63,8 @@ PRESETS: Mapping[str, BaseRun] = {
 INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
     run.preset: run
     for run in (
-        # SmolLM2-1.7B's rate is 3e-4 at 1M tokens a step (alignment-handbook, recipes/smollm2/sft/config.yaml); a step
-        # here has an eighth of them, and the rate goes with the root of that.
+        # 16 x 8 x 1,024 = 131,072 tokens per step, an eighth of SmolLM2-1.7B's, which trains at a rate of 3e-4
+        # (alignment-handbook, recipes/smollm2/sft/config.yaml). The rate scales with the square root of that.
         InstructRun(
             preset="fgpt-712m",
             gradient_accumulation_steps=8,
@@ -67,8 +75,8 @@ INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
             sample_steps=500,
             save_steps=500,
         ),
-        # The original's tuning: 1,100 entries, of which a model makes what it can in minutes. Rate, rows of a step and
-        # epochs are those of Raschka 2024, Build a Large Language Model (From Scratch), chapter 7.
+        # The original FGPT's tuning on 1,100 entries. Rate, rows per step and epochs are those of Raschka 2024, Build a
+        # Large Language Model (From Scratch), chapter 7.
         InstructRun(
             preset="rasbt",
             dataset_name="rasbt-instruct",
@@ -82,7 +90,8 @@ INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
             sample_steps=50,
             save_steps=50,
         ),
-        # A minute on two cores, from the quickstart's base model.
+        # 8 x 1 x 256 x 50 = 0.1M tokens: a minute on two cores, from the quickstart's base model. The rate is a quarter
+        # of that model's.
         InstructRun(
             preset="quickstart",
             model_name_or_path="runs/quickstart/base",
@@ -106,8 +115,8 @@ INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
 PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
     run.preset: run
     for run in (
-        # Rate and data are SmolLM2's (alignment-handbook, recipes/smollm2/dpo/config_smol.yaml), and so is the warm-up,
-        # a tenth of an epoch of UltraFeedback's 61k pairs.
+        # 8 x 8 = 64 pairs per step, 946 steps per epoch of UltraFeedback's 61k pairs. Rate, data and a warm-up of a
+        # tenth of an epoch are SmolLM2's (alignment-handbook, recipes/smollm2/dpo/config_smol.yaml).
         PreferenceRun(
             preset="fgpt-712m",
             model_name_or_path="runs/fgpt-712m-instruct",
@@ -138,7 +147,7 @@ PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
             sample_steps=130,
             save_steps=130,
         ),
-        # Under a minute on two cores, from the quickstart's instruct model.
+        # 8 x 1 x 20 = 160 pairs, about an epoch: under a minute on two cores, from the quickstart's instruct model.
         PreferenceRun(
             preset="quickstart",
             model_name_or_path="runs/quickstart/instruct",

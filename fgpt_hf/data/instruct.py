@@ -75,7 +75,7 @@ def load_instruct_data(run: InstructRun, tokenizer: PreTrainedTokenizerBase, con
         UserError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
             than the context.
     """
-    length = run.length(context)
+    length = run.sequence_length(context)
     flaws = RowIssues()
     conversations = load_conversations(run, flaws)
     chats = encode_chats(tokenizer, conversations, flaws, length, run)

@@ -101,7 +101,7 @@ def load_preference_data(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase,
         UserError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
             than the context.
     """
-    length = run.length(context)
+    length = run.sequence_length(context)
     flaws = RowIssues()
     read = encode_pairs(tokenizer, load_pairs(run, flaws), length, run, flaws)
     train = [item for item in read if item[0].place >= run.validation_fraction]

@@ -239,7 +239,7 @@ def _hyperparameters(stage: Stage) -> Iterator[tuple[str, str]]:
             "conversations": "sequences",
             "pairs": "pairs",
         }[stage.examples]
-        yield "batch size", f"{run.rows_of_step(devices):,} {rows}"
+        yield "batch size", f"{run.rows_per_step(devices):,} {rows}"
     yield "optimizer", {"muon": "Muon for the layers' matrices, AdamW for the rest", "adamw": "AdamW"}[run.optim]
     yield "AdamW betas", f"{run.adam_beta1}, {run.adam_beta2}"
     yield "peak learning rate", f"{run.learning_rate:g}"

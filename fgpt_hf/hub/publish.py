@@ -138,8 +138,8 @@ class CheckpointUploader:
             self._upload_thread = Thread(target=self._push, args=(copy, scratch), daemon=True)
             self._upload_thread.start()
 
-    def finish(self, step: int) -> None:
-        """Wait for a running upload; write the card of a run that ended at `step`, and publish the model if asked.
+    def finish(self, is_complete: bool) -> None:
+        """Wait for a running upload; write the card of a complete run's model, and publish it if asked.
 
         A run that was stopped before its last step has no model yet, or an earlier one, which stays unchanged.
 
@@ -148,7 +148,7 @@ class CheckpointUploader:
         """
         if self._upload_thread.ident is not None:
             self._upload_thread.join()
-        if not self.folder.is_writer or step < self.run.max_steps:
+        if not self.folder.is_writer or not is_complete:
             return
         write_card(self.folder.model)
         if self.run.push_to_hub:

@@ -102,7 +102,7 @@ def flops_per_token(run: Run, config: FGPTConfig) -> int:
     weights have no gradients, a third of the work; the embeddings under an adapter have them, for the role tokens.
     """
     counts, adapter = parameters(config), adapter_parameters(run, config)
-    attention = 12 * config.num_hidden_layers * config.hidden_size * run.length(config.max_position_embeddings)
+    attention = 12 * config.num_hidden_layers * config.hidden_size * run.sequence_length(config.max_position_embeddings)
     frozen = counts.matrices + counts.vectors if adapter else 0
     return 6 * (counts.total - counts.positions + adapter) - 2 * frozen + attention
 
@@ -118,7 +118,7 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
     """What a device holds when it trains on `micro_batches` a step, each `rows` rows of the greatest length."""
     counts, trained, adapter = parameters(config), trained_parameters(run, config), adapter_parameters(run, config)
     low = is_low_precision(run, machine)
-    tokens = rows * run.sequences * run.length(config.max_position_embeddings)
+    tokens = rows * run.sequences_per_row * run.sequence_length(config.max_position_embeddings)
     activations = _activations(run, config, low) * tokens
     # The small products of adapters leave holes in a C library's heap, about as large as these (docs/benchmarks.md).
     holes = activations if adapter and machine.kind == "cpu" else 0
@@ -162,7 +162,7 @@ def rows_on_device(run: Run, machine: Machine) -> int:
     Raises:
         UserError: the rows of a step do not divide among the processes.
     """
-    rows = run.rows_of_step(machine.processes)
+    rows = run.rows_per_step(machine.processes)
     if rows % machine.processes:
         raise UserError(
             f"per_device_train_batch_size=auto: {rows} rows a step do not divide among {machine.processes} processes; "
@@ -198,7 +198,7 @@ def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> li
     if not (run.use_peft or run.fsdp) and _fits(replace(run, use_peft=True), config, machine):
         found.append("--use_peft")
     for length in (512, 256, 128, 64):
-        is_shorter = length < run.length(config.max_position_embeddings)
+        is_shorter = length < run.sequence_length(config.max_position_embeddings)
         if is_shorter and _fits(replace(run, max_length=length), config, machine):
             return [*found, f"--max_length {length}"]
     return found
@@ -247,7 +247,7 @@ def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
 
 def _attention_weights(run: Run, config: FGPTConfig, low: bool) -> int:
     """Bytes of a token's attention weights in a layer, or of the mask that keeps packed documents apart."""
-    length = run.length(config.max_position_embeddings)
+    length = run.sequence_length(config.max_position_embeddings)
     if run.attn_implementation == "eager":
         return (FLOAT + LOW * low) * config.num_attention_heads * length
     return 0 if isinstance(run, PreferenceRun) else (LOW if low else FLOAT) * length

@@ -1,16 +1,20 @@
-"""What a run will take, said before its first step; the micro-batch that it leaves open; `fgpt estimate`."""
+"""Plan a run before its first step: its length, its micro-batches, its memory and its time; `fgpt estimate`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
+from fgpt_hf.config.options import option
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
-from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, option
+from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapter_parameters
@@ -26,34 +30,109 @@ from fgpt_hf.runtime.estimate import (
 )
 from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine, this_machine
 
+logger = logging.getLogger(__name__)
+
+SomeRun = TypeVar("SomeRun", bound=Run)
+
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
 LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s
 
 
-@dataclass(kw_only=True)
-class Estimation(BaseRun):
-    """What `fgpt estimate` is asked: a run, and where it would run."""
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The numbers that a run may leave open until its data and its machine are known.
 
-    device: str | None = option(None, f"{', '.join(GPUS)} (default: this machine, and a table of those)")
-    num_processes: int = option(1, "how many such devices")
-    mfu: float = option(
-        LIKELY_MFU, "share of the devices' peak that is reached: the original FGPT's 0.24, nanochat's 0.54"
+    Attributes:
+        max_steps: Optimizer steps of the whole run.
+        rows: Rows of a micro-batch on each device.
+        micro_batches: Micro-batches per step on each device.
+
+    >>> TrainingPlan(max_steps=100, rows=8, micro_batches=2).with_rows(4)
+    TrainingPlan(max_steps=100, rows=4, micro_batches=4)
+    """
+
+    max_steps: int
+    rows: int
+    micro_batches: int
+
+    def with_rows(self, rows: int) -> "TrainingPlan":
+        """Return the plan with micro-batches of `rows` rows and as many rows per step as before."""
+        return replace(self, rows=rows, micro_batches=self.rows * self.micro_batches // rows)
+
+    def fill_in(self, run: SomeRun) -> SomeRun:
+        """Return the run with nothing left open, as `run.yaml` records it."""
+        return replace(
+            run,
+            max_steps=self.max_steps,
+            per_device_train_batch_size=self.rows,
+            gradient_accumulation_steps=self.micro_batches,
+            auto_find_batch_size=False,
+        )
+
+
+def plan_training(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
+    """Decide what the run leaves open, and log what it takes of memory and arithmetic.
+
+    Args:
+        epoch_rows: Rows of an epoch, for a run whose length is a number of epochs.
+
+    Raises:
+        UserError: Weights, gradients and optimizer take more than a device has, or not even one row fits beside them;
+            or the rows of a step do not divide evenly among the processes.
+    """
+    if run.auto_find_batch_size and largest_micro_batch(run, config, machine) is None:
+        raise UserError(_refusal(run, config, machine))
+    plan = _plan(run, config, machine, epoch_rows)
+    for line in _needs(run, plan, config, machine):
+        logger.info(line)
+    if memory(run, config, machine, 1, plan.micro_batches).fixed > machine.memory_bytes:
+        raise UserError(_refusal(run, config, machine))
+    return plan
+
+
+def _plan(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
+    steps = run.max_steps
+    if isinstance(run, TuningRun) and steps == 0:
+        steps = math.ceil(epoch_rows * run.num_train_epochs / run.rows_per_step(machine.processes))
+    plan = TrainingPlan(steps, run.per_device_train_batch_size, run.gradient_accumulation_steps)
+    if run.auto_find_batch_size:
+        rows = largest_micro_batch(run, config, machine) or 1
+        return replace(plan, rows=rows, micro_batches=rows_on_device(run, machine) // rows)
+    return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimation(BaseRun):
+    """The machine to estimate for."""
+
+    device: str | None = option(
+        None, f"Device: {', '.join(GPUS)}.", unset="this machine, followed by a table of all of those"
     )
-    price_per_hour: float | None = option(None, "of one device, in any currency, for the cost; needs --device")
+    num_processes: int = option(1, "Number of devices.")
+    mfu: float = option(
+        LIKELY_MFU,
+        "Model FLOPs utilization: the fraction of the devices' peak that is reached. The original FGPT reached 0.24, "
+        "nanochat 0.54.",
+        maximum=1,
+    )
+    price_per_hour: float | None = option(
+        None, "Price of one device per hour, in any currency; needs --device.", unset="no cost is estimated"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mfu > 1:
-            raise UserError(f"mfu={self.mfu} must be a share of the peak, such as {LIKELY_MFU}")
         if self.price_per_hour is not None and self.device is None:
             raise UserError(f"price_per_hour needs --device, since each has its own price: {', '.join(GPUS)}")
 
 
 def estimate_command(arguments: Sequence[str]) -> str:
-    """What `fgpt estimate` says to these flags.
+    """Return what `fgpt estimate` answers to these flags.
 
     Raises:
-        UserError: an unknown device or preset, or a flag that does not work.
+        UserError: The device or the preset is unknown, or a flag does not work.
+
+    >>> print(estimate_command(["--preset", "fgpt-124m", "--device", "h100"]).splitlines()[-1])
+    h100          128 rows   1.5 hours
     """
     presets = {name: Estimation(**asdict(preset)) for name, preset in PRESETS.items()}
     run = parse_run(Estimation, presets, arguments)
@@ -63,64 +142,47 @@ def estimate_command(arguments: Sequence[str]) -> str:
     else:
         here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         machine = this_machine(here, processes)
-    lines = [*_needs(run, config, machine), "", f"{'':<12}micro-batch  time at {run.mfu:.0%} of the peak"]
+    lines = list(_needs(run, _plan(run, config, machine), config, machine))
+    lines += ["", f"{'':<12}micro-batch  time at {run.mfu:.0%} of the peak"]
     for name in [run.device] if run.device else GPUS:
         lines.append(f"{name:<12}{_on_device(run, config, known_machine(name, processes))}")
     return "\n".join(lines)
 
 
-def choose_micro_batch(run: Run, config: FGPTConfig, machine: Machine, say: Callable[[str], None]) -> None:
-    """Say what a run takes, and choose its micro-batch where it has left that open, with the rows of a step unchanged.
-
-    Raises:
-        UserError: weights, gradients and optimizer are more than a device has, or not even one row fits beside them;
-            the rows of a step do not divide among the processes.
-    """
-    if run.auto_find_batch_size:
-        rows = largest_micro_batch(run, config, machine)
-        if rows is None:
-            raise UserError(_refusal(run, config, machine))
-        run.divide_step(rows_on_device(run, machine), rows)
-    for line in _needs(run, config, machine):
-        say(line)
-    if memory(run, config, machine, 1, run.gradient_accumulation_steps).fixed > machine.memory_bytes:
-        raise UserError(_refusal(run, config, machine))
-
-
-def _needs(run: Run, config: FGPTConfig, machine: Machine) -> Iterator[str]:
-    """Parameters, tokens, arithmetic and memory, a line each."""
-    counts, tokens, flops = parameters(config), _tokens(run, config, machine), flops_per_token(run, config)
-    most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are only as long as they are
+def _needs(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machine) -> Iterator[str]:
+    """Yield lines on parameters, tokens, arithmetic and memory."""
+    counts, per_step, flops = parameters(config), _tokens_per_step(run, config, machine), flops_per_token(run, config)
+    tokens = plan.max_steps * per_step
+    at_most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are shorter than the longest ones
     yield (
-        f"{counts.total:,} parameters; {run.max_steps:,} steps of {most}{tokens // run.max_steps:,} tokens are "
-        f"{most}{tokens:,}, {tokens / counts.total:.3g} for each parameter"
+        f"{counts.total:,} parameters; {plan.max_steps:,} steps x {at_most}{per_step:,} tokens = {tokens:,} tokens "
+        f"({at_most}{tokens / counts.total:.3g} tokens per parameter)"
     )
     if adapter := adapter_parameters(run, config):
-        yield f"{adapter:,} parameters more are an adapter's, and they alone are trained"
-    passes = "6 N, 4 of what is frozen" if adapter else "6 N"
-    in_all = f"{most}{flops * tokens:.3g} FLOPs in all"
-    yield f"{flops / 1e9:.3g} GFLOPs a token ({passes} + 12 layers x width x length), {in_all}"
-    largest = largest_micro_batch(run, config, machine)
-    rows = largest or 1 if run.auto_find_batch_size else run.per_device_train_batch_size
-    need = memory(run, config, machine, rows, rows_on_device(run, machine) // rows)
+        yield f"{adapter:,} further parameters are in adapters, and only these are trained"
+    passes = "6 N, 4 N for frozen weights" if adapter else "6 N"
+    total = f"{at_most}{flops * tokens:.3g} FLOPs in total"
+    yield f"{flops / 1e9:.3g} GFLOPs per token ({passes} + 12 layers x width x length), {total}"
+    need = memory(run, config, machine, plan.rows, plan.micro_batches)
     parts = ", ".join(f"{part} {_gigabytes(getattr(need, part))}" for part in PARTS)
-    yield f"about {_gigabytes(need.total)} on each device with micro-batches of {rows} rows: {parts}"
+    yield f"about {_gigabytes(need.total)} on each device with micro-batches of {plan.rows} rows: {parts}"
+    largest = largest_micro_batch(run, config, machine)
     has = f"{machine.name} has {_gigabytes(machine.memory_bytes)}"
     if largest is None:
         yield f"{has}: {_refusal(run, config, machine)}"
     elif need.total > USABLE_SHARE * machine.memory_bytes:
-        yield f"{has}, where {largest} rows would fit: --per_device_train_batch_size auto takes as many"
+        yield f"{has}, and only {largest} rows fit: try --per_device_train_batch_size auto"
     else:
-        yield f"{has}, where up to {largest} rows fit"
+        yield f"{has}, and up to {largest} rows fit"
 
 
 def _on_device(run: Estimation, config: FGPTConfig, machine: Machine) -> str:
-    """The micro-batch, time and cost of the run on GPUs of the table."""
+    """Describe the micro-batch, time and cost of the run on GPUs of the table."""
     rows = largest_micro_batch(run, config, machine)
     if rows is None:
         return "does not fit"
-    assert machine.peak_flops is not None  # the table says it
-    flops = flops_per_token(run, config) * _tokens(run, config, machine)
+    assert machine.peak_flops is not None  # the table of GPUs has it
+    flops = flops_per_token(run, config) * run.max_steps * _tokens_per_step(run, config, machine)
     hours = flops / (machine.peak_flops * machine.processes * run.mfu) / 3600
     cost = f", costs {hours * machine.processes * run.price_per_hour:,.2f}" if run.price_per_hour else ""
     return f"{rows:>5} rows   {_duration(hours)}{cost}"
@@ -135,10 +197,10 @@ def _refusal(run: Run, config: FGPTConfig, machine: Machine) -> str:
     )
 
 
-def _tokens(run: Run, config: FGPTConfig, machine: Machine) -> int:
-    """The tokens of the whole run, on all devices, with rows of the greatest length."""
-    rows = run.max_steps * run.rows_of_step(machine.processes)
-    return rows * run.sequences * run.length(config.max_position_embeddings)
+def _tokens_per_step(run: Run, config: FGPTConfig, machine: Machine) -> int:
+    """Return the tokens of a step on all devices, if every sequence has the maximum length."""
+    rows = run.rows_per_step(machine.processes)
+    return rows * run.sequences_per_row * run.sequence_length(config.max_position_embeddings)
 
 
 def _gigabytes(number: int) -> str:
@@ -152,30 +214,32 @@ def _duration(hours: float) -> str:
 
 
 def split_on_oom(
-    micro_batches: Sequence[Mapping[str, Tensor]], run: Run, accelerator: Accelerator
-) -> list[Mapping[str, Tensor]]:
-    """The same rows in halves, or in thirds where the number is odd and so on; `run` has it so from here on.
+    micro_batches: Sequence[Mapping[str, Tensor]], plan: TrainingPlan, accelerator: Accelerator
+) -> tuple[list[Mapping[str, Tensor]], TrainingPlan]:
+    """Divide the micro-batches of a step that ran out of memory; return the parts, and the plan from here on.
+
+    Each becomes two, or three if its number of rows is odd, and so on. The effective batch size does not change.
 
     Raises:
-        UserError: the micro-batches have one row already; or there are other processes, which wait for the gradients
-            of this one and cannot be told.
+        UserError: The micro-batches have a single row; or there are other processes, which wait for this one's
+            gradients and cannot be told.
     """
-    rows = run.per_device_train_batch_size
-    if rows == 1:
+    if plan.rows == 1:
         raise UserError("out of memory with a micro-batch of one row: try --gradient_checkpointing or --fsdp")
-    parts = next(number for number in range(2, rows + 1) if rows % number == 0)
+    parts = next(number for number in range(2, plan.rows + 1) if plan.rows % number == 0)
+    smaller = plan.with_rows(plan.rows // parts)
     if accelerator.num_processes > 1:
         raise UserError(
-            f"out of memory with micro-batches of {rows} rows: try --per_device_train_batch_size {rows // parts} "
-            f"--gradient_accumulation_steps {parts * run.gradient_accumulation_steps}"
+            f"out of memory with micro-batches of {plan.rows} rows: try --per_device_train_batch_size {smaller.rows} "
+            f"--gradient_accumulation_steps {smaller.micro_batches}"
         )
     clear_device_cache(garbage_collection=True)
-    run.divide_step(rows * run.gradient_accumulation_steps, rows // parts)
-    accelerator.print(
-        f"out of memory with micro-batches of {rows} rows: from here on they have {run.per_device_train_batch_size}, "
-        f"{run.gradient_accumulation_steps} a step, so that the step stays what it was"
+    logger.warning(
+        "out of memory with micro-batches of %d rows: continuing with %d micro-batches of %d rows; the effective batch "
+        "size is unchanged",
+        *(plan.rows, smaller.micro_batches, smaller.rows),
     )
-    return [part for batch in micro_batches for part in _split_batch(batch, rows // parts)]
+    return [part for batch in micro_batches for part in _split_batch(batch, smaller.rows)], smaller
 
 
 def _split_batch(batch: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:

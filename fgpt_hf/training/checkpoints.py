@@ -1,13 +1,14 @@
-"""All that a run needs to go on exactly: weights, optimizers, random numbers, the place in the data, the counters.
+"""Checkpoints: all that a run needs to continue exactly.
 
-A checkpoint is a model folder, which `from_pretrained` loads, with `training.pt` and the hashes of its files beside the
-weights. It does not depend on how many processes wrote it.
+A checkpoint is a model folder, which `from_pretrained` loads, with two more files: `training.pt`, which holds the
+optimizers' state, the random number generators, the position in the data and the counters; and a manifest with the
+hashes of all files. It does not depend on the number of processes that wrote it.
 """
 
 import errno
+import logging
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,19 @@ from fgpt_hf.model.lora import has_adapter, restore_adapter
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.training.optim import JointOptimizer
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """How far a run has come.
 
     Attributes:
-        step: optimizer steps done, skipped ones included.
-        tokens: tokens read by all processes, padding included.
-        seconds: spent in training, over all the times that the run was resumed.
-        skipped_steps: steps without a finite gradient or without a scored token.
-        skipped_in_a_row: those since the last good one.
+        step: Optimizer steps taken, skipped ones included.
+        tokens: Tokens read by all processes, padding included.
+        seconds: Time spent in training, over all the times that the run was resumed.
+        skipped_steps: Steps without a finite gradient or without a label.
+        skipped_in_a_row: Those since the last good step.
     """
 
     step: int = 0
@@ -54,10 +57,15 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
 
+    @property
+    def position(self) -> dict[str, float]:
+        """The values that begin every line of `metrics.jsonl`."""
+        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
+
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds, as it lives in the loop."""
+    """The contents of a checkpoint, as the training loop holds them."""
 
     accelerator: Accelerator
     objective: Objective
@@ -71,27 +79,19 @@ class TrainingState:
         return self.objective.model
 
     def weights(self) -> dict[str, Any]:
-        """Every weight once, on the main process; every process must call it."""
+        """Return every weight once, on the CPU of the main process; every process must call it."""
         weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         return {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
 
     def save(self, folder: Path, keep: int) -> Path:
-        """Write the checkpoint of this step, delete all but the `keep` newest, return its path.
+        """Write the checkpoint of this step, delete all but the `keep` newest ones, and return its path.
 
         Every process must call it.
 
         Raises:
-            OSError: it could not be written, for lack of space say; the earlier checkpoints are as they were.
+            OSError: It could not be written, for lack of space say; earlier checkpoints are unchanged.
         """
-        weights = self.weights()
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        training = {
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer.optimizers, options=whole),
-            "random": gather_object([_random_state()]),
-            "batches": self.batches.state_dict(),
-            "progress": asdict(self.progress),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-        }
+        weights, training = self.weights(), self._training_state()
         checkpoint = folder / f"step_{self.progress.step:08d}"
         try:
             if self.accelerator.is_main_process:
@@ -104,64 +104,74 @@ class TrainingState:
             self.accelerator.wait_for_everyone()
         return checkpoint
 
+    def _training_state(self) -> dict[str, Any]:
+        """Return the contents of `training.pt`; every process must call it."""
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer.optimizers, options=whole),
+            "random": gather_object([_random_state()]),
+            "batches": self.batches.state_dict(),
+            "progress": asdict(self.progress),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+
     def restore(self, checkpoint: Path) -> None:
-        """Become what `save` wrote; every process must call it."""
+        """Take over the state that `save` wrote; every process must call it."""
         training = torch.load(checkpoint / "training.pt", weights_only=True, mmap=True)
-        whole = StateDictOptions(full_state_dict=True, strict=False)  # a tied weight stands in the file once
+        whole = StateDictOptions(full_state_dict=True, strict=False)  # the file holds a tied weight once
         if has_adapter(self.model):
             restore_adapter(self.model, checkpoint)
         else:
-            weights: dict[str, Any] = {**load_file(checkpoint / "model.safetensors")}
-            set_model_state_dict(self.model, weights, options=whole)
+            set_model_state_dict(self.model, dict(load_file(checkpoint / "model.safetensors")), options=whole)
         set_optimizer_state_dict(self.model, self.optimizer.optimizers, training["optimizer"], options=whole)
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
         if self.accelerator.scaler and training["scaler"]:
             self.accelerator.scaler.load_state_dict(training["scaler"])
-        states = training["random"]
-        if len(states) == self.accelerator.num_processes:
+        states, processes = training["random"], self.accelerator.num_processes
+        if len(states) == processes:
             _set_random_state(states[self.accelerator.process_index])
         else:
-            self.accelerator.print(
-                f"{checkpoint} was written by {len(states)} processes and goes on with "
-                f"{self.accelerator.num_processes}: the rows are the same, dropout is not"
+            logger.warning(
+                "%s was written by %d processes and continues on %d: the rows are the same, dropout is not",
+                *(checkpoint, len(states), processes),
             )
 
 
-def checkpoint_to_resume(run: Run, folder: Path, say: Callable[[str], None]) -> Path:
-    """The checkpoint that `run.resume_from_checkpoint` names: a path, or `latest` for the newest whole one.
+def checkpoint_to_resume(run: Run, folder: Path) -> Path:
+    """Return the checkpoint that `run.resume_from_checkpoint` names: a path, or `latest`.
 
     Raises:
-        UserError: there is none, or the one that was named is broken.
+        UserError: There is no complete checkpoint, or the named one is damaged.
     """
     if run.resume_from_checkpoint == "latest":
-        return latest_valid_checkpoint(folder, say)
+        return latest_valid_checkpoint(folder)
     checkpoint = Path(str(run.resume_from_checkpoint))
     if problem := integrity_error(checkpoint):
-        raise UserError(f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest whole one")
+        raise UserError(f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest complete one")
     return checkpoint
 
 
-def latest_valid_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
-    """The newest checkpoint in a folder whose files are as they were written; broken ones are named and passed over.
+def latest_valid_checkpoint(folder: Path) -> Path:
+    """Return the newest checkpoint whose files are unchanged; log the damaged ones that are passed over.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     for checkpoint in checkpoints(folder):
         if (problem := integrity_error(checkpoint)) is None:
             return checkpoint
-        say(f"passing over {checkpoint}: {problem}")
-    raise UserError(f"{folder} holds no whole checkpoint to resume from: start anew with --overwrite_output_dir")
+        logger.warning("skipping the damaged checkpoint %s: %s", checkpoint, problem)
+    raise UserError(f"{folder} holds no complete checkpoint to resume from: start anew with --overwrite_output_dir")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first, broken ones included."""
+    """Return the checkpoints in a folder, newest first, damaged ones included."""
     return sorted((path for path in folder.glob("step_*") if path.name[5:].isdigit()), reverse=True)
 
 
 def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, and what a killed process left unfinished."""
+    """Delete all but the `keep` newest checkpoints, and folders that a killed process left unfinished."""
     for path in (*checkpoints(folder)[keep:], *folder.glob(f"*{PARTIAL}")):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,11 +1,12 @@
-"""The model before training, as far as preference optimisation asks for it: how likely it found each reply.
+"""Fine-tuning: open the model to start from, score replies under it, and merge its adapter at the end.
 
-Computed once, before there are gradients or an optimizer, and kept: so one model is in memory while it trains.
+The reference log-probabilities of preference optimization are computed once, before training, and cached. So there is
+never a second model in memory.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,39 +36,43 @@ from fgpt_hf.tokenizer.tokenizer import (
 )
 from fgpt_hf.training.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
 
-def open_model(
-    run: TuningRun, say: Callable[[str], None] = lambda line: None
-) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
-    """The model of `run.model_name_or_path` and its tokenizer, ready to be tuned as the run says.
+
+def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
+    """Return the model of `run.model_name_or_path`, with an adapter if the run asks for one, and its tokenizer.
 
     Raises:
-        UserError: there is no such model, or it has another architecture, another vocabulary or no chat template.
+        UserError: There is no such model, or it has another architecture, another vocabulary or no chat template.
     """
     model, tokenizer = load_fgpt(run.model_name_or_path)
     if not has_control_tokens(tokenizer) or model.config.vocab_size <= PAD_ID:
         raise UserError(
             f"{run.model_name_or_path} has another vocabulary: {len(tokenizer):,} tokens, {model.config.vocab_size:,} "
-            f"embeddings, and not {', '.join(CONTROL_TOKENS)} at their places. `fgpt convert` gives them to a GPT-2"
+            f"embeddings, without {', '.join(CONTROL_TOKENS)} at their ids. `fgpt convert` adds them to a GPT-2"
         )
     if not tokenizer.chat_template:
         raise UserError(f"{run.model_name_or_path} has no chat template: put chat_template.jinja into its folder")
     model.generation_config = GenerationConfig(**GENERATION_IDS)
     if run.new_token_init == "mean" and (tokens := unseen_role_tokens(model)):
         start_from_mean(model, tokens)
-        say(f"{', '.join(tokens)}: never seen by {run.model_name_or_path}, they start from the mean of all embeddings")
+        logger.info(
+            "%s: never seen by %s, so they start from the mean of all embeddings",
+            *(", ".join(tokens), run.model_name_or_path),
+        )
     if run.use_peft:
         add_adapter(model, run)
-        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        say(f"{learning:,} of {model.num_parameters():,} parameters are trained, in adapters of rank {run.lora_r}")
+        trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
+        logger.info(f"{trained:,} of {total:,} parameters are trained, in adapters of rank {run.lora_r}")
     return model, tokenizer
 
 
 @torch.no_grad()
 def unseen_role_tokens(model: FGPTForCausalLM) -> Sequence[str]:
-    """The role tokens whose embeddings are no farther from those that no text has than these are from each other.
+    """Return the role tokens that training never saw: their embeddings lie within the cluster of unused tokens.
 
-    Whatever occurs in no text is moved by every step in the same way, away from the states that predict other tokens.
+    Each step moves the embeddings of all tokens that occur in no text in the same way, away from the states that
+    predict other tokens.
     """
     rows = model.model.embed_tokens.weight
     center = rows[PAD_ID:].mean(dim=0)
@@ -77,20 +82,15 @@ def unseen_role_tokens(model: FGPTForCausalLM) -> Sequence[str]:
 
 @torch.no_grad()
 def start_from_mean(model: FGPTForCausalLM, tokens: Sequence[str]) -> None:
-    """Give tokens the mean embedding of GPT-2's own, in and out (Hewitt 2021, Initializing New Word Embeddings)."""
+    """Set the embeddings of tokens, input and output, to the mean of GPT-2's own (Hewitt 2021, Initializing New Word
+    Embeddings)."""
     for embeddings in (model.model.embed_tokens, model.lm_head):
         for token in tokens:
             embeddings.weight[CONTROL_TOKENS[token]] = embeddings.weight[:END_OF_TEXT_ID].mean(dim=0)
 
 
-def resolve_max_steps(run: TuningRun, rows: int, processes: int) -> None:
-    """Let a run whose `max_steps` is open end after `num_train_epochs` passes through so many rows."""
-    if run.max_steps == 0:
-        run.max_steps = math.ceil(rows * run.num_train_epochs / run.rows_of_step(processes))
-
-
 def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Replace the adapter that a finished run has left by the whole model, if the run says so."""
+    """Replace the adapter of a finished run by the whole model, if the run asks for that."""
     if run.use_peft and run.merge_adapter and folder.is_writer and (folder.model / ADAPTER).is_file():
         base, _ = load_fgpt(run.model_name_or_path)
         base.generation_config = GenerationConfig(**GENERATION_IDS)
@@ -102,12 +102,12 @@ def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokeni
 def reference_log_probabilities(
     accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]
 ) -> npt.NDArray[np.float32]:
-    """The log-probabilities of the replies, `(N, 2)`, from the cache (`fgpt/reference` in `HF_HOME`) if it has them.
+    """Return the log-probabilities of the replies, `(N, 2)`, in nats, from the cache or newly computed.
 
-    Every process must call it.
+    The cache is `fgpt/reference` in `HF_HOME`. Every process must call this function.
 
     Raises:
-        UserError: a log-probability is not a finite number.
+        UserError: A log-probability is not a finite number.
     """
     model.to(accelerator.device)  # type: ignore[arg-type]
     path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".npy")
@@ -116,18 +116,18 @@ def reference_log_probabilities(
         return np.load(path)
     groups = [[Row(tuple(reply.ids.tolist()), len(reply.ids) - reply.start) for reply in pair] for pair in pairs]
     scores = Scorer(accelerator, model).score(groups, "reference")
-    found = np.array([[score.log_likelihood for score in pair] for pair in scores], dtype=np.float32)
+    log_probabilities = np.array([[score.log_likelihood for score in pair] for pair in scores], dtype=np.float32)
     if accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as partial, partial.open("wb") as file:
-            np.save(file, found)
-    return found
+            np.save(file, log_probabilities)
+    return log_probabilities
 
 
 def _fingerprint(
     accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]
 ) -> str:
-    """All that the log-probabilities follow from: every weight, every id, and the precision."""
+    """Return a hash of all that the log-probabilities depend on: every weight, every id, and the precision."""
     digest = hashlib.sha256(f"{model.config.to_json_string()}{accelerator.mixed_precision}".encode())
     for name, weight in model.state_dict().items():
         digest.update(name.encode())

@@ -1,11 +1,12 @@
-"""The one loop: it is handed a model, an objective, batches and checks, and knows no corpus and no metric."""
+"""Train: one loop for every stage, which knows an objective, batches and checks, but no corpus and no metric."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import psutil
 import torch
@@ -32,219 +33,236 @@ from fgpt_hf.runtime.distributed import (
 )
 from fgpt_hf.runtime.estimate import mfu
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
-from fgpt_hf.runtime.plan import split_on_oom
+from fgpt_hf.runtime.plan import TrainingPlan, split_on_oom
 from fgpt_hf.training.checkpoints import Progress, TrainingState, checkpoint_to_resume
 from fgpt_hf.training.optim import build_optimizer, learning_rate_factor
 from fgpt_hf.training.run_folder import RunFolder
 
-
-class Check(NamedTuple):
-    """Something to look at before the first step, every so many and after the last: `run(step)` says what to log."""
-
-    every_steps: int
-    run: Callable[[int], dict[str, float]]
+logger = logging.getLogger(__name__)
 
 
-def fit(
-    accelerator: Accelerator,
-    run: Run,
-    folder: RunFolder,
-    objective: Objective,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Batches,
-    checks: Sequence[Check] = (),
-    on_checkpoint: Callable[[Path], None] = lambda checkpoint: None,
-) -> TrainingState:
-    """Train `objective.model` up to `run.max_steps` and leave it in `folder.model`.
+class Check(Protocol):
+    """A measurement before the first step, every `every_steps` steps and after the last one."""
 
-    The losses of a step are summed over micro-batches and processes and divided by their total weight, so it does not
-    matter how its rows are divided. `on_checkpoint` is called with every checkpoint that was written. SIGTERM and
-    SIGINT let the step end, save a checkpoint and return early.
+    @property
+    def every_steps(self) -> int: ...
 
-    Raises:
-        UserError: nothing to resume from; no finite gradient for `run.max_bad_steps` steps in a row.
-        OSError: the model could not be written.
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Return what to log, by name. Every process calls it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Trains the model of an objective as a run describes, and leaves it in the run's folder.
+
+    Attributes:
+        accelerator: The processes, the device and the precision.
+        run: The options.
+        plan: What the run left open.
+        folder: Where metrics, checkpoints and the model are written.
+        objective: The model and its loss.
+        tokenizer: Saved beside the model.
+        batches: The training data of this process.
+        checks: Measurements to take along the way.
+        on_checkpoint: Called with the path of every checkpoint that was written.
     """
-    forward, state = _prepare(accelerator, run, objective, tokenizer, batches)
-    if run.resume_from_checkpoint:
-        state.restore(checkpoint_to_resume(run, folder.checkpoints, accelerator.print))
-        folder.forget_after(state.progress.step)
-    folder.begin()
-    if run.report_to != "none":
-        accelerator.init_trackers(run.preset, {name: value for name, value in asdict(run).items() if value is not None})
-    with stop_signals() as stop_requested:
-        _Loop(run, folder, forward, state, checks, on_checkpoint).go(stop_requested)
-    if state.progress.step < run.max_steps:
-        accelerator.print(f"stopped after step {state.progress.step}: go on with --resume_from_checkpoint latest")
-    else:
+
+    accelerator: Accelerator
+    run: Run
+    plan: TrainingPlan
+    folder: RunFolder
+    objective: Objective
+    tokenizer: PreTrainedTokenizerBase
+    batches: Batches
+    checks: Sequence[Check] = ()
+    on_checkpoint: Callable[[Path], None] = lambda checkpoint: None
+
+    def fit(self) -> Progress:
+        """Train up to the plan's last step and save the model; return how far the run came.
+
+        The losses of a step are summed over micro-batches and processes and divided by their number, so the result
+        does not depend on how the rows of a step are divided. SIGTERM and SIGINT let the current step end, save a
+        checkpoint and return early.
+
+        Raises:
+            UserError: There is nothing to resume from, or `run.max_bad_steps` steps in a row were unusable.
+            OSError: The model could not be written.
+        """
+        forward, state = self._start()
+        with stop_signals() as stop_requested:
+            _Loop(self, forward, state).run_steps(stop_requested)
+        progress = state.progress
+        if progress.step < self.plan.max_steps:
+            logger.info("stopped after step %d: continue with --resume_from_checkpoint latest", progress.step)
+        else:
+            self._save_model(state)
+            memory = peak_memory_bytes(self.accelerator.device) / 2**30
+            logger.info("trained for %s s; peak memory %.2f GiB", f"{progress.seconds:,.0f}", memory)
+        self.accelerator.wait_for_everyone()
+        return progress
+
+    def _start(self) -> tuple[nn.Module, TrainingState]:
+        """Return the objective as the processes share it, and the state to start or resume from."""
+        run, accelerator = self.run, self.accelerator
+        model = self.objective.model.train()
+        model.set_attn_implementation(resolve_attn_implementation(run, accelerator))
+        if run.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        if run.torch_compile:
+            model.get_decoder().compile()  # in place, so that names and classes do not change
+        forward = shard(self.objective, accelerator) if run.fsdp else accelerator.prepare_model(self.objective)
+        optimizer = build_optimizer(model, run)
+        state = TrainingState(accelerator, self.objective, self.tokenizer, optimizer, self.batches, Progress())
+        if run.resume_from_checkpoint:
+            state.restore(checkpoint_to_resume(run, self.folder.checkpoints))
+            self.folder.drop_lines_after(state.progress.step)
+        self.folder.begin(self.plan)
+        if run.report_to != "none":
+            options = asdict(self.plan.fill_in(run))
+            accelerator.init_trackers(run.preset, {name: value for name, value in options.items() if value is not None})
+        return forward, state
+
+    def _save_model(self, state: TrainingState) -> None:
         weights = state.weights()
-        if accelerator.is_main_process:
-            with atomic_directory(folder.model) as new_folder:
-                save_model(state.model, tokenizer, new_folder, weights)
-        memory = peak_memory_bytes(accelerator.device) / 2**30
-        accelerator.print(f"done in {state.progress.seconds:,.0f} s of training; peak memory {memory:.2f} GiB")
-    accelerator.wait_for_everyone()
-    return state
-
-
-def _prepare(
-    accelerator: Accelerator,
-    run: Run,
-    objective: Objective,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Batches,
-) -> tuple[nn.Module, TrainingState]:
-    """The objective as the processes share it, and the state of the run at its beginning."""
-    model = objective.model.train()
-    model.set_attn_implementation(resolve_attn_implementation(run, accelerator))
-    if run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if run.torch_compile:
-        model.get_decoder().compile()  # in place, so that names and classes stay as they are
-    forward = shard(objective, accelerator) if run.fsdp else accelerator.prepare_model(objective)
-    optimizer = build_optimizer(model, run)
-    return forward, TrainingState(accelerator, objective, tokenizer, optimizer, batches, Progress())
+        if self.accelerator.is_main_process:
+            with atomic_directory(self.folder.model) as new_folder:
+                save_model(state.model, self.tokenizer, new_folder, weights)
 
 
 class _Step(NamedTuple):
-    """What one step gave: the means of its losses and of what its objective observed, the norm of its gradient, and
-    whether the run was asked to stop."""
+    """The outcome of one step.
+
+    Attributes:
+        loss: The mean loss.
+        metrics: The means of the objective's other metrics, by name.
+        grad_norm: The norm of the gradient before clipping.
+        num_items: The number of loss terms.
+        stop: Whether a signal asked the run to stop.
+    """
 
     loss: float
-    observed: Mapping[str, float]
+    metrics: Mapping[str, float]
     grad_norm: float
-    weight: float
+    num_items: float
     stop: bool
 
     @property
-    def flaw(self) -> str | None:
-        """Why the weights were left as they were, if they were."""
-        if self.weight == 0:
-            return "no token of it is scored"
-        return None if math.isfinite(self.grad_norm) else f"its gradient is not finite (norm {self.grad_norm})"
+    def skip_reason(self) -> str | None:
+        """Why the weights were left unchanged; None if they were not."""
+        if self.num_items == 0:
+            return "the batch has no labels"
+        return None if math.isfinite(self.grad_norm) else f"the gradient is not finite (norm {self.grad_norm})"
 
 
 class _Loop:
-    """The steps from where a run stands to where it ends, and what is logged, checked and saved on the way."""
+    """The steps of a run, with what is logged, checked and saved along the way."""
 
-    def __init__(
-        self,
-        run: Run,
-        folder: RunFolder,
-        forward: nn.Module,
-        state: TrainingState,
-        checks: Sequence[Check],
-        on_checkpoint: Callable[[Path], None],
-    ) -> None:
-        self.run, self.folder, self.forward, self.state = run, folder, forward, state
-        self.checks, self.on_checkpoint = checks, on_checkpoint
+    def __init__(self, trainer: Trainer, forward: nn.Module, state: TrainingState) -> None:
+        self.trainer, self.run, self.folder = trainer, trainer.run, trainer.folder
+        self.forward, self.state, self.plan = forward, state, trainer.plan
         self.accelerator, self.progress = state.accelerator, state.progress
         self.optimizer = state.accelerator.prepare_optimizer(state.optimizer)  # the same one, with the loss scaler
         self.machine = this_machine(self.accelerator.device, self.accelerator.num_processes)
         self.data_seconds = 0.0
         self.logged_at = (self.progress.tokens, self.progress.seconds, self.data_seconds)
 
-    def go(self, stop_requested: Callable[[], bool]) -> None:
-        run, progress = self.run, self.progress
-        with tqdm(total=run.max_steps, initial=progress.step, unit="step", disable=not self.folder.is_writer) as bar:
+    def run_steps(self, stop_requested: Callable[[], bool]) -> None:
+        """Take steps until the last one, or until a signal comes."""
+        progress, last = self.progress, self.plan.max_steps
+        with tqdm(total=last, initial=progress.step, unit="step", disable=not self.folder.is_writer) as bar:
             if progress.step == 0:
-                self._write(self._checked())
-            while progress.step < run.max_steps:
+                self._log(self._run_due_checks())
+            while progress.step < last:
                 step = self._next_step(stop_requested)
-                self._account_for(step)
-                measured = self._measured(step) if self._is_due(run.logging_steps) else {}
-                self._write(measured | self._checked())
+                self._count_skipped(step)
+                measured = self._measure(step) if self._is_due(self.run.logging_steps) else {}
+                self._log(measured | self._run_due_checks())
                 bar.update()
                 if measured:
                     share = f", MFU {measured['mfu']:.1%}" if "mfu" in measured else ""
                     bar.set_postfix_str(f"loss {step.loss:.3f}, {measured['tokens_per_second']:,.0f} tokens/s{share}")
-                if self._is_due(run.save_steps) or step.stop:
-                    self._save()
+                if self._is_due(self.run.save_steps) or step.stop:
+                    self._save_checkpoint()
                 if step.stop:
                     return
 
     def _next_step(self, stop_requested: Callable[[], bool]) -> _Step:
-        """Take the rows of a step, train on them, and add up the time of both."""
+        """Read the rows of a step, train on them, and add up the time of both."""
         began = time.perf_counter()
         run, progress = self.run, self.progress
-        micro_batches = [
-            self.state.batches.take(run.per_device_train_batch_size) for _ in range(run.gradient_accumulation_steps)
-        ]
+        micro_batches = [self.state.batches.take(self.plan.rows) for _ in range(self.plan.micro_batches)]
         self.data_seconds += time.perf_counter() - began
         factor = learning_rate_factor(
-            run.lr_scheduler_type, progress.step, run.max_steps, run.warmup_steps, run.min_lr_ratio
+            run.lr_scheduler_type, progress.step, self.plan.max_steps, run.warmup_steps, run.min_lr_ratio
         )
         self.state.optimizer.set_learning_rate(run.learning_rate * factor)
         step = self._train(micro_batches, stop_requested())
         if progress.step == 0:
             since_start = time.time() - psutil.Process().create_time()
-            self.accelerator.print(f"first training step done {since_start:.1f} s after the start")
+            logger.info("first training step done %.1f s after the start", since_start)
         progress.step += 1
         progress.tokens += sum(batch["input_ids"].numel() for batch in micro_batches) * self.accelerator.num_processes
         progress.seconds += time.perf_counter() - began
         return step
 
     def _train(self, micro_batches: Sequence[Mapping[str, Tensor]], stop_requested: bool) -> _Step:
-        """Sum the losses of all micro-batches and processes, divide by their weight, and move the weights once."""
+        """Move the weights once, by the mean loss over all micro-batches and processes."""
         accelerator, objective = self.accelerator, self.state.objective
-        weight, stops = all_reduce_sum(
+        num_items, stops = all_reduce_sum(
             accelerator, sum(float(objective.num_items(batch)) for batch in micro_batches), float(stop_requested)
         )
-        shares = self._gradients(micro_batches, max(weight, 1.0))
-        while shares is None:
+        means = self._accumulate_gradients(micro_batches, max(num_items, 1.0))
+        while means is None:  # out of memory
             self.optimizer.zero_grad()
-            micro_batches = split_on_oom(micro_batches, self.run, accelerator)
-            self.folder.record_run()
-            shares = self._gradients(micro_batches, max(weight, 1.0))
+            micro_batches, self.plan = split_on_oom(micro_batches, self.plan, accelerator)
+            self.folder.record_run(self.plan)
+            means = self._accumulate_gradients(micro_batches, max(num_items, 1.0))
         grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
-        mean_loss, *observed_means = all_reduce_sum(accelerator, *shares.tolist())
-        observed = dict(zip(objective.metric_names, observed_means, strict=True))
-        step = _Step(mean_loss, observed, float(grad_norm), weight, stops > 0)
+        loss, *others = all_reduce_sum(accelerator, *means.tolist())
+        metrics = dict(zip(objective.metric_names, others, strict=True))
+        step = _Step(loss, metrics, float(grad_norm), num_items, stops > 0)
         scaler = accelerator.scaler
-        if step.flaw is None or (scaler is not None and step.weight > 0):
-            self.optimizer.step()  # with a scaler, which skips what is not finite by itself, and learns from it
+        if step.skip_reason is None or (scaler is not None and num_items > 0):
+            self.optimizer.step()  # with a scaler, which skips non-finite gradients by itself, and adapts to them
         elif scaler is not None:
             scaler.update()  # forget that these gradients were unscaled
         self.optimizer.zero_grad()
         return step
 
-    def _gradients(self, micro_batches: Sequence[Mapping[str, Tensor]], weight: float) -> Tensor | None:
-        """Add up the gradients of this process's losses over `weight`; return what `forward` gave over it.
-
-        None if the memory is short.
-        """
+    def _accumulate_gradients(self, micro_batches: Sequence[Mapping[str, Tensor]], num_items: float) -> Tensor | None:
+        """Add up this process's gradients; return its losses and metrics over `num_items`, or None if out of memory."""
         accelerator = self.accelerator
         means = torch.zeros(1 + len(self.state.objective.metric_names), device=accelerator.device)
         try:
             for number, batch in enumerate(micro_batches, start=1):
                 with sync_gradients(self.forward, accelerator, number == len(micro_batches)), accelerator.autocast():
-                    shares = self.forward(send_to_device(batch, accelerator.device)).reshape(-1) / weight
-                    # Gradients are averaged over the processes, and their sum is wanted.
-                    accelerator.backward(shares[0] * accelerator.num_processes)
-                means += shares.detach()
+                    parts = self.forward(send_to_device(batch, accelerator.device)).reshape(-1) / num_items
+                    # Gradients are averaged over the processes, but their sum is needed.
+                    accelerator.backward(parts[0] * accelerator.num_processes)
+                means += parts.detach()
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            return None  # what the failed pass holds goes with its traceback
+            return None  # the failed pass's tensors are freed with its traceback
         return means
 
-    def _account_for(self, step: _Step) -> None:
-        """Count a step that left the weights as they were, and give up after too many in a row."""
-        progress, run = self.progress, self.run
-        if step.flaw is None:
+    def _count_skipped(self, step: _Step) -> None:
+        """Count a step that left the weights unchanged; raise UserError after too many in a row."""
+        progress, limit = self.progress, self.run.max_bad_steps
+        if step.skip_reason is None:
             progress.skipped_in_a_row = 0
             return
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
-        self.accelerator.print(f"step {progress.step} is skipped: {step.flaw}")
-        if progress.skipped_in_a_row >= run.max_bad_steps:
+        logger.warning("step %d is skipped: %s", progress.step, step.skip_reason)
+        if progress.skipped_in_a_row >= limit:
             raise UserError(
-                f"no step of the last {run.max_bad_steps} could be used: {step.flaw}. Try a lower learning_rate and "
+                f"none of the last {limit} steps could be used: {step.skip_reason}. Try a lower learning_rate and "
                 f"resume from a checkpoint in {self.folder.checkpoints} (--resume_from_checkpoint latest)"
             )
 
-    def _measured(self, step: _Step) -> dict[str, float]:
-        """What `metrics.jsonl` says of a step, and of the time since the last line."""
+    def _measure(self, step: _Step) -> dict[str, float]:
+        """Return a step's part of `metrics.jsonl`, with speeds since the last line."""
         progress = self.progress
         now = (progress.tokens, progress.seconds, self.data_seconds)
         tokens, seconds, waited = (new - old for new, old in zip(now, self.logged_at, strict=True))
@@ -252,7 +270,7 @@ class _Loop:
         share_of_peak = mfu(self.run, self.state.model.config, tokens / seconds, self.machine)
         return {
             "loss": step.loss,
-            **step.observed,
+            **step.metrics,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
             "grad_norm": step.grad_norm,
             "skipped_steps": progress.skipped_steps,
@@ -262,27 +280,26 @@ class _Loop:
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
         }
 
-    def _checked(self) -> dict[str, float]:
-        """The results of the checks that are due, on a model that does not learn from them."""
+    def _run_due_checks(self) -> dict[str, float]:
         results: dict[str, float] = {}
-        for check in self.checks:
+        for check in self.trainer.checks:
             if self.progress.step == 0 or self._is_due(check.every_steps):
                 with evaluating(self.state.objective):
-                    results |= check.run(self.progress.step)
+                    results |= check(self.progress.step)
         return results
 
     def _is_due(self, every_steps: int) -> bool:
-        return self.progress.step % every_steps == 0 or self.progress.step == self.run.max_steps
+        return self.progress.step % every_steps == 0 or self.progress.step == self.plan.max_steps
 
-    def _write(self, measured: Mapping[str, float]) -> None:
+    def _log(self, measured: Mapping[str, float]) -> None:
         if measured:
-            progress = self.progress
-            place = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
-            self.folder.append("metrics.jsonl", {**place, **measured})
-            self.accelerator.log({**place, **measured}, step=progress.step)
+            line = {**self.progress.position, **measured}
+            self.folder.append_metrics(line)
+            self.accelerator.log(line, step=self.progress.step)
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         try:
-            self.on_checkpoint(self.state.save(self.folder.checkpoints, self.run.save_total_limit))
+            self.trainer.on_checkpoint(self.state.save(self.folder.checkpoints, self.run.save_total_limit))
         except OSError as error:
-            print(f"no checkpoint of step {self.progress.step}, the earlier ones are whole: {error}")
+            step = self.progress.step
+            logger.error("no checkpoint of step %d, but the earlier ones are complete: %s", step, error)

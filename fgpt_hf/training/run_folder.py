@@ -1,4 +1,4 @@
-"""Where a run's model comes from: what a model card says of data, machine and software, recorded while it is known."""
+"""The folder of a run: its record, metrics, samples, results, and where its model comes from."""
 
 import shutil
 import subprocess
@@ -28,15 +28,24 @@ from fgpt_hf.files import (
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
+from fgpt_hf.runtime.plan import TrainingPlan
 
-RECORD = "run.yaml"
-RESULTS = "results.json"
+RECORD, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples.jsonl"
+RESULTS, PROVENANCE = "results.json", "provenance.json"
 
 
 class RunFolder:
-    """`run.yaml`, `metrics.jsonl`, `samples.jsonl`, `figures/`, `checkpoints/` and `model/` of one run.
+    """The folder of one run: `run.yaml`, `metrics.jsonl`, `samples.jsonl`, `figures/`, `checkpoints/` and `model/`.
 
-    While it is open no other process can open it. Only the process with rank 0 writes.
+    No other process can open it meanwhile. Only the process of rank 0 writes.
+
+    >>> from tempfile import mkdtemp
+    >>> from fgpt_hf.config.runs import BaseRun
+    >>> folder = RunFolder(BaseRun(output_dir=f"{mkdtemp()}/run"))
+    >>> with folder.opened():
+    ...     folder.begin(TrainingPlan(max_steps=10, rows=4, micro_batches=1))
+    >>> read_record(folder.record)["max_steps"]
+    10
     """
 
     def __init__(self, run: Run, rank: int = 0) -> None:
@@ -47,11 +56,11 @@ class RunFolder:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the folder for this run; nothing in it changes before `begin`.
+        """Reserve the folder for this run; nothing in it changes before `begin`.
 
         Raises:
-            UserError: it holds a run and none was to be resumed or overwritten; it holds another run than the one to
-                be resumed; another process is writing to it.
+            UserError: It holds a run, and neither resuming nor overwriting was asked for; it holds another run than
+                the one to resume; or another process is writing to it.
         """
         if not self.is_writer:
             yield
@@ -64,29 +73,34 @@ class RunFolder:
         except Timeout as error:
             raise UserError(f"{self.path} is being written to by another run: choose another output_dir") from error
 
-    def begin(self) -> None:
-        """Make the folder of a new run, in place of the one that was to be overwritten; record the run."""
+    def begin(self, plan: TrainingPlan) -> None:
+        """Create the folder of a new run, in place of one to overwrite; record the run."""
         if self.is_writer:
             if self.run.resume_from_checkpoint is None and self.record.is_file():
                 shutil.rmtree(self.path)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for unfinished in self.path.glob(f"*{PARTIAL}"):
                 shutil.rmtree(unfinished, ignore_errors=True)
-            self.record_run()
+            self.record_run(plan)
 
-    def record_run(self) -> None:
-        """Write the run as it now is to `run.yaml`."""
+    def record_run(self, plan: TrainingPlan) -> None:
+        """Write the run to `run.yaml`, with the plan in place of what the run left open."""
         if self.is_writer:
-            write_atomically(self.record, self.run.to_yaml())
+            write_atomically(self.record, plan.fill_in(self.run).to_yaml())
 
-    def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Add a line to `metrics.jsonl` or `samples.jsonl`; it holds the step that it belongs to."""
+    def append_metrics(self, line: Mapping[str, float]) -> None:
+        """Add a line to `metrics.jsonl`; it holds the step that it belongs to."""
         if self.is_writer:
-            append_json_line(self.path / name, line)
+            append_json_line(self.path / METRICS, line)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of later steps, which a resumed run will write again."""
-        for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl") if self.is_writer else ():
+    def append_sample(self, line: Mapping[str, str | int]) -> None:
+        """Add a line to `samples.jsonl`; it holds the step that it belongs to."""
+        if self.is_writer:
+            append_json_line(self.path / SAMPLES, line)
+
+    def drop_lines_after(self, step: int) -> None:
+        """Delete the lines of later steps, which a resumed run writes again."""
+        for path in (self.path / METRICS, self.path / SAMPLES) if self.is_writer else ():
             write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= step])
 
     def _check(self) -> None:
@@ -100,27 +114,24 @@ class RunFolder:
                 "--overwrite_output_dir, or choose another --output_dir"
             )
 
-    def _compare(self, recorded: Mapping[str, Any]) -> None:
-        for name in self.run.lasting:
+    def _compare(self, recorded: Mapping[str, object]) -> None:
+        for name in self.run.fixed_on_resume():
             if recorded.get(name) != getattr(self.run, name):
                 raise UserError(
-                    f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot go on with "
+                    f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot continue with "
                     f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
                 )
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The values of a `run.yaml`; UserError where it is damaged."""
+    """Return the values in a `run.yaml`; raise UserError if it is damaged."""
     try:
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         recorded = None
     if not isinstance(recorded, dict):
-        raise UserError(f"{path} is damaged: it should hold the run's values, a line for each")
+        raise UserError(f"{path} is damaged: it should hold the run's options, one per line")
     return recorded
-
-
-PROVENANCE = "provenance.json"
 
 
 def record_provenance(
@@ -162,7 +173,7 @@ def _run_before(run: Run) -> dict[str, Any] | None:
     folder = find_run(Path(run.model_name_or_path)) if isinstance(run, TuningRun) else None
     if folder is None:
         return None
-    provenance, metrics = folder / PROVENANCE, read_json_lines(folder / "metrics.jsonl")
+    provenance, metrics = folder / PROVENANCE, read_json_lines(folder / METRICS)
     return {
         "run": read_record(folder / RECORD),
         "provenance": read_json(provenance) if provenance.is_file() else {},
@@ -171,14 +182,14 @@ def _run_before(run: Run) -> dict[str, Any] | None:
 
 
 def _named(run: Run) -> list[str]:
-    """The model and the data that a run begins with, as it names them."""
+    """Return the names of the model and the data sets that a run starts from."""
     if isinstance(run, TuningRun):
         return [run.model_name_or_path, *(share.name for share in parse_mixture(run.dataset_name))]
     return [run.dataset_name] if isinstance(run, TextSource) else []
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, or None where it is installed or has been changed."""
+    """Return the commit of the checkout that this code runs from, or None if it is installed or has been changed."""
     git = ["git", "-C", str(Path(__file__).parent)]
     questions = (["ls-files", "--error-unmatch", __file__], ["status", "--porcelain", "-uno"], ["rev-parse", "HEAD"])
     try:
@@ -186,12 +197,12 @@ def _commit() -> str | None:
     except OSError:  # no git
         return None
     tracked, changes, commit = answers
-    is_known = tracked.returncode == 0 and changes.stdout == ""  # not some other project's, around an installed copy
+    is_known = tracked.returncode == 0 and changes.stdout == ""  # untracked: installed inside another checkout
     return commit.stdout.strip() if is_known else None
 
 
 def record_results(folder: RunFolder, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:
-    """Write a run's last results into its folder as `results.json`, if it has any."""
+    """Write a run's last benchmark results to `results.json`, if there are any."""
     if folder.is_writer and results:
         settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
         record = results_record(results, settings, folder.run.eval_task_limit)

@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(documents: Path, tmp_pa
         "--dataset_name=nowhere.jsonl": "there is no such file",
         "--dataset_name=nowhere": "nowhere",
         "--text_column_name=body": "has no column 'body': text_column_name can be one of text",
-        "--validation_fraction=1": "must be a share below 1",
+        "--validation_fraction=1": "must be above zero and below 1",
     }
     for flag, answer in answers.items():
         done = train(f"--dataset_name={documents}", f"--output_dir={tmp_path / 'run'}", flag)

@@ -117,12 +117,12 @@ def test_adapters_learn_the_same_preference_and_leave_a_whole_model(home: Path) 
 
 
 def test_what_a_run_takes_is_said_and_an_open_micro_batch_is_chosen(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     step = ["--max_steps=0", "--num_train_epochs=1", "--gradient_accumulation_steps=8", "--sample_steps=99"]
     main(flags(home, home / "open", *step, "--per_device_train_batch_size=auto"))
-    said = capsys.readouterr().out
-    assert "2 steps of at most 4,096 tokens" in said and "with micro-batches of 32 rows" in said
+    assert "2 steps x at most 4,096 tokens" in caplog.text and "with micro-batches of 32 rows" in caplog.text
     record = yaml.safe_load((home / "open" / "run.yaml").read_text())
     assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (32, 1)
     assert [line["step"] for line in read_json_lines(home / "open" / "metrics.jsonl")][-1] == 2
@@ -138,9 +138,10 @@ def test_a_run_that_cannot_fit_is_refused_before_the_reference(home: Path, monke
     assert not (home / "large").exists()
 
 
-def test_flawed_rows_are_told_or_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flawed_rows_are_told_or_refused(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     main(flags(home, home / "told", "--max_steps=1"))
-    assert f"1 left out, 'chosen' equals 'rejected': row 7 of {home / 'pairs.json'}" in capsys.readouterr().out
+    assert f"1 left out, 'chosen' equals 'rejected': row 7 of {home / 'pairs.json'}" in caplog.text
     with pytest.raises(ValueError, match="row 7 of .*'chosen' equals 'rejected'"):
         main(flags(home, home / "refused", "--bad_rows=refuse"))
     assert not (home / "refused").exists()
@@ -151,9 +152,9 @@ def test_flawed_rows_are_told_or_refused(home: Path, capsys: pytest.CaptureFixtu
     [
         ("--loss_type=hinge", "loss_type"),
         ("--beta=0", "beta=0.0 must be above zero"),
-        ("--label_smoothing=0.5", "label_smoothing=0.5 must be below 0.5"),
+        ("--label_smoothing=0.5", "label_smoothing=0.5 must be zero or more and below 0.5"),
         ("--validation_fraction=0.999999", "gives 0 pairs to learn"),
-        ("--max_length=65", "max_length=65 is more than the 64 tokens"),
+        ("--max_length=65", "max_length=65 is longer than the model's context of 64 tokens"),
         ("--max_length=4", "its prompt alone is longer than 4 tokens"),
         ("--model_name_or_path=nowhere", "nowhere"),
     ],

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ def test_a_file_changes_the_preset_and_flags_change_the_file(tmp_path: Path) -> 
 def test_a_recorded_run_is_a_config_file(tmp_path: Path) -> None:
     run = parse("--preset", "fgpt-124m", "--seed", 5, "--sample_prompt", 'It\'s: #1, "the" moon', "--fp16")
     (tmp_path / "run.yaml").write_text(run.to_yaml(), encoding="utf-8")
-    assert parse("--config", tmp_path / "run.yaml") == run
+    assert parse("--config", tmp_path / "run.yaml") == replace(run, output_dir="runs/fgpt-124m")
 
 
 def test_a_flag_may_stand_alone_or_with_a_value() -> None:
@@ -59,10 +59,10 @@ def test_a_flag_may_stand_alone_or_with_a_value() -> None:
         (["--per_device_train_batch_size", "most"], "'most' is neither a number of rows nor auto"),
         (["--learning_rate", "nan"], "learning_rate=nan must be a finite number"),
         (["--learning_rate", "inf"], "learning_rate=inf must be a finite number"),
-        (["--dropout", "1"], "dropout=1.0 must be a share below 1"),
-        (["--validation_fraction", "1"], "validation_fraction=1.0 must be a share below 1"),
-        (["--adam_beta2", "1.5"], "adam_beta2=1.5 must be a share below 1"),
-        (["--min_lr_ratio", "2"], "min_lr_ratio=2.0 must be a share of the peak, 1 at most"),
+        (["--dropout", "1"], "dropout=1.0 must be zero or more and below 1"),
+        (["--validation_fraction", "1"], "validation_fraction=1.0 must be above zero and below 1"),
+        (["--adam_beta2", "1.5"], "adam_beta2=1.5 must be above zero and below 1"),
+        (["--min_lr_ratio", "2"], "min_lr_ratio=2.0 must be zero or more and at most 1"),
         (["--eval_steps", "0"], "eval_steps=0 must be above zero"),
         (["--optim", "sgd"], "invalid choice: 'sgd' (choose from"),
         (["--bf16", "--fp16"], "bf16 and fp16 exclude each other"),
@@ -121,7 +121,7 @@ def test_a_preset_trains_the_tokens_that_its_comment_states() -> None:
 def test_the_preference_preset_warms_up_for_a_tenth_of_ultrafeedback() -> None:
     run = PREFERENCE_PRESETS["fgpt-712m"]
     pairs = 61_135 * (1 - run.validation_fraction)
-    assert run.warmup_steps == pytest.approx(0.1 * pairs / run.rows_of_step(processes=1), rel=0.02)
+    assert run.warmup_steps == pytest.approx(0.1 * pairs / run.rows_per_step(processes=1), rel=0.02)
 
 
 def test_yaml_numbers_in_every_notation_are_numbers(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_an_open_micro_batch_leaves_the_rows_of_a_step(flags: list[str]) -> None
 def test_an_open_micro_batch_is_recorded_and_a_later_number_closes_it(tmp_path: Path) -> None:
     run = parse("--per_device_train_batch_size=auto")
     (tmp_path / "run.yaml").write_text(run.to_yaml(), encoding="utf-8")
-    assert parse("--config", tmp_path / "run.yaml") == run
+    assert parse("--config", tmp_path / "run.yaml") == replace(run, output_dir="runs/fgpt-712m")
     (tmp_path / "auto.yaml").write_text("per_device_train_batch_size: auto\n")
     assert parse("--config", tmp_path / "auto.yaml") == run
     closed = parse("--config", tmp_path / "auto.yaml", "--per_device_train_batch_size=4")

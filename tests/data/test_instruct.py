@@ -150,7 +150,7 @@ def test_a_position_leads_to_the_same_rows_again(tmp_path: Path) -> None:
 
 def test_data_that_does_not_fit_is_said(tmp_path: Path) -> None:
     fine = [say(f"ask{n}", "fine") for n in range(40)]
-    with pytest.raises(ValueError, match=f"max_length=65 is more than the {CONTEXT} tokens that the model reads"):
+    with pytest.raises(ValueError, match=f"max_length=65 is longer than the model's context of {CONTEXT} tokens"):
         opened(tmp_path, fine, max_length=CONTEXT + 1)
     with pytest.raises(ValueError, match=r"gives 1 conversations to learn and 0 to hold out.*39 left out"):
         opened(tmp_path, [fine[0], *[say("ask")] * 39], validation_fraction=1e-9)

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fgpt_hf.cli.main import run
 from fgpt_hf.evaluation.benchmark import Benchmark
-from fgpt_hf.evaluation.checks import BenchmarkCheck
+from fgpt_hf.evaluation.checks import Benchmarks
 from tests.support.forked import run_command
 from tests.support.tiny import CONTEXT, random_model, save, tokenizer
 
@@ -40,7 +40,7 @@ def test_a_result_counts_its_examples_and_what_was_cut(questions: Path) -> None:
 
 def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
     benchmark = Benchmark(f"pydocs-choice={questions}", tokenizer(), limit=4)
-    logged = BenchmarkCheck(Accelerator(cpu=True), random_model(), [benchmark])(0)
+    logged = Benchmarks(1, Accelerator(cpu=True), random_model(), [benchmark])(0)
     assert logged == {
         f"pydocs-choice/{name}": value
         for name, value in benchmark.run(Accelerator(cpu=True), random_model()).metrics.items()
@@ -50,7 +50,7 @@ def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
 def test_benchmarks_that_could_not_be_told_apart_or_have_no_file_are_refused(questions: Path) -> None:
     two = [Benchmark(name, tokenizer(), limit=2) for name in (f"pydocs-choice={questions}", "pydocs-choice")]
     with pytest.raises(ValueError, match="eval_tasks names pydocs-choice twice"):
-        BenchmarkCheck(Accelerator(cpu=True), random_model(), two)
+        Benchmarks(1, Accelerator(cpu=True), random_model(), two)
     with pytest.raises(ValueError, match="pydocs-validation= names no file"):
         Benchmark("pydocs-validation=", tokenizer())
 

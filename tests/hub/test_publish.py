@@ -230,9 +230,9 @@ def test_a_run_stopped_while_it_goes_on_publishes_no_earlier_model(
         PRESETS["quickstart"], output_dir=str(run), max_steps=9, push_to_hub=True, hub_model_id="tester/tiny"
     )
     uploader = CheckpointUploader(continued, RunFolder(continued))
-    uploader.finish(step=8)
+    uploader.finish(is_complete=False)
     assert caplog.messages == []
-    uploader.finish(step=9)
+    uploader.finish(is_complete=True)
     assert caplog.messages == ["published: its address"]
 
 

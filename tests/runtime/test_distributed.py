@@ -10,7 +10,7 @@ from fgpt_hf.runtime import hardware
 from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.estimate import largest_micro_batch, network
 from fgpt_hf.runtime.hardware import Machine
-from fgpt_hf.runtime.plan import choose_micro_batch
+from fgpt_hf.runtime.plan import plan_training
 from tests.support.launched import Launched
 
 OPEN = ["--preset=quickstart", "--per_device_train_batch_size=auto", "--gradient_accumulation_steps=8", "--bf16=false"]
@@ -22,8 +22,7 @@ def choose(arguments: Sequence[str]) -> None:
     run = parse_run(BaseRun, PRESETS, [*OPEN, *arguments])
     accelerator = start_accelerator(run)
     hardware._free_memory_bytes = lambda: FREE_BYTES[accelerator.process_index]
-    choose_micro_batch(run, network(run), shared_machine(accelerator), lambda line: None)
-    print(run.per_device_train_batch_size)
+    print(plan_training(run, network(run), shared_machine(accelerator)).rows)
 
 
 def test_processes_with_unlike_free_memory_choose_one_micro_batch(tmp_path: Path) -> None:

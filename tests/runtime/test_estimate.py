@@ -126,7 +126,9 @@ def kept_for_backward(run: Run, rows: int, config: FGPTConfig = TINY_NETWORK) ->
             kept[storage.data_ptr()] = storage
         return tensor
 
-    ids = np.full((rows * run.sequences, run.length(config.max_position_embeddings)), 5, dtype=np.uint16)
+    ids = np.full(
+        (rows * run.sequences_per_row, run.sequence_length(config.max_position_embeddings)), 5, dtype=np.uint16
+    )
     ids[:, ::40] = END_OF_TEXT_ID
     inputs = ("input_ids",) if isinstance(run, PreferenceRun) else ("input_ids", "position_ids")
     batch = {name: tensor for name, tensor in as_batch(ids).items() if name in inputs}

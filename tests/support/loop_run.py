@@ -5,34 +5,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.cli.entry_point import command_line
+from fgpt_hf.config.options import option
 from fgpt_hf.config.parser import parse_run
-from fgpt_hf.config.runs import Run, option
+from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import IGNORED, ShuffledRows
-from fgpt_hf.evaluation.checks import validation_loss
+from fgpt_hf.evaluation.checks import ValidationLoss
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import start_accelerator
+from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
-from fgpt_hf.training.loop import Check, fit
+from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TinyRun(Run):
-    may_be_zero: ClassVar[Sequence[str]] = (*Run.may_be_zero, "dropout", "infinite_from", "unscored", "rows_that_fit")
-
-    dropout: float = option(0.0, "of the residuals")
-    infinite_from: int = option(0, "the first step whose loss is infinite, or 0")
-    infinite_steps: int = option(1, "how many of them there are")
-    unscored: int = option(0, "a step whose labels are all ignored, or 0")
-    rows_that_fit: int = option(0, "larger micro-batches are too much for the memory, or 0")
-    validation_rows: int = option(8, "which the checks share among the processes, four at a time")
+    dropout: float = option(0.0, "Dropout of the residuals.", minimum=0, below=1)
+    infinite_from: int = option(0, "First step whose loss is infinite, or 0.", minimum=0)
+    infinite_steps: int = option(1, "Number of steps whose loss is infinite.")
+    unscored: int = option(0, "Step whose labels are all ignored, or 0.", minimum=0)
+    rows_that_fit: int = option(0, "Rows above which a micro-batch runs out of memory, or 0.", minimum=0)
+    validation_rows: int = option(8, "Rows that the checks share among the processes, four at a time.")
 
 
 TINY = TinyRun(
@@ -106,11 +105,17 @@ def main(arguments: Sequence[str]) -> None:
         rows = FaultyRows(ragged_rows(), run.seed, accelerator.process_index, accelerator.num_processes)
         rows.unscored = run.unscored
         lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
-
-        def check(step: int) -> dict[str, float]:
-            return validation_loss(accelerator, model, ragged_rows(run.validation_rows), lengths, batch_size=4)
-
-        fit(accelerator, run, folder, objective, build_tokenizer(), rows, [Check(run.eval_steps, check)])
+        check = ValidationLoss(run.eval_steps, accelerator, model, ragged_rows(run.validation_rows), lengths, 4)
+        Trainer(
+            accelerator=accelerator,
+            run=run,
+            plan=TrainingPlan(run.max_steps, run.per_device_train_batch_size, run.gradient_accumulation_steps),
+            folder=folder,
+            objective=objective,
+            tokenizer=build_tokenizer(),
+            batches=rows,
+            checks=[check],
+        ).fit()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from fgpt_hf.model.io import save_model
 from fgpt_hf.model.lora import restore_adapter
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID, PAD_ID, ROLE_TOKENS
-from fgpt_hf.training.finetuning import merge_adapter, open_model, resolve_max_steps, unseen_role_tokens
+from fgpt_hf.training.finetuning import merge_adapter, open_model, unseen_role_tokens
 from fgpt_hf.training.optim import parameter_groups
 from fgpt_hf.training.run_folder import RunFolder
 from tests.support.tiny import random_model, save, tokenizer
@@ -38,16 +38,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(model, tmp_path_factory.mktemp("base"))
 
 
-def test_role_tokens_that_no_text_had_start_from_the_mean_and_others_stay(base: Path) -> None:
+def test_role_tokens_that_no_text_had_start_from_the_mean_and_others_stay(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     kept, _ = open_model(run_from(base, new_token_init="keep"))
-    said: list[str] = []
-    model, _ = open_model(run_from(base), said.append)
+    model, _ = open_model(run_from(base))
     rows, old_rows = (each.model.embed_tokens.weight for each in (model, kept))
     mean = old_rows[:END_OF_TEXT_ID].mean(dim=0)
     assert all(torch.allclose(rows[token], mean) for token in ROLE_IDS)
     others = [token for token in range(len(rows)) if token not in ROLE_IDS]
     assert torch.equal(rows[others], old_rows[others])
-    assert "<|assistant|>, <|system|>, <|end|>: never seen by" in said[0]
+    assert "<|assistant|>, <|system|>, <|end|>: never seen by" in caplog.messages[0]
 
 
 def test_role_tokens_that_a_model_knows_are_left_alone(base: Path, tmp_path: Path) -> None:
@@ -74,20 +76,6 @@ def test_models_that_cannot_be_tuned_are_refused_with_what_would_work(base: Path
         with pytest.raises(ValueError) as error:
             open_model(run_from(folder))
         assert answer in str(error.value) and "\n" not in str(error.value)
-
-
-def test_an_open_length_is_that_of_the_epochs() -> None:
-    run = replace(INSTRUCT_PRESETS["rasbt"], num_train_epochs=2.5, per_device_train_batch_size=4)
-    resolve_max_steps(run, rows=100, processes=2)
-    assert run.max_steps == 32  # 250 rows, 8 a step
-    resolve_max_steps(run, rows=9999, processes=1)
-    assert run.max_steps == 32
-
-
-def test_the_length_of_a_run_whose_micro_batch_is_open_counts_the_rows_of_all_devices_once() -> None:
-    run = replace(INSTRUCT_PRESETS["fgpt-712m"], auto_find_batch_size=True)
-    resolve_max_steps(run, rows=128 * 100, processes=8)
-    assert run.max_steps == 100
 
 
 # adapters

@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_another_number_of_processes(whole: Path, tmp_path: P
     folder = tmp_path / "run"
     succeed(folder, "--per_device_train_batch_size=4", processes=2)
     output = succeed(folder, f"--resume_from_checkpoint={folder}/checkpoints/step_00000003")
-    assert "written by 2 processes and goes on with 1" in output
+    assert "written by 2 processes and continues on 1" in output
     assert losses(folder) == pytest.approx(losses(whole), rel=3e-5)
 
 
@@ -177,7 +177,7 @@ def test_a_signal_lets_the_step_end_saves_and_leaves(tmp_path: Path, number: sig
     wait_for_step(folder, 3)
     os.kill(launched.processes[-1].pid, number)
     assert launched.wait().exit_codes == [0] * processes
-    assert "go on with --resume_from_checkpoint latest" in launched.output
+    assert "continue with --resume_from_checkpoint latest" in launched.output
     (checkpoint,) = checkpoints(folder / "checkpoints")
     assert trajectory(folder)[-1][0] == int(checkpoint.name[5:])
     assert not (folder / "model").exists()
@@ -217,7 +217,7 @@ def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path) -> None:
     output = succeed(tmp_path / "run", "--infinite_from=4", "--infinite_steps=2")
-    assert "step 4 is skipped: its gradient is not finite" in output
+    assert "step 4 is skipped: the gradient is not finite" in output
     assert [line["skipped_steps"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")[1:]] == [
         0,
         0,
@@ -235,14 +235,14 @@ def test_too_many_such_steps_stop_the_run_with_its_checkpoints(tmp_path: Path) -
     flags = ["--infinite_from=5", "--infinite_steps=9", "--max_bad_steps=3"]
     launched = Launched(tmp_path / "run", *flags).wait()
     assert launched.exit_codes == [2]
-    assert "no step of the last 3 could be used" in launched.errors.splitlines()[-1]
+    assert "none of the last 3 steps could be used" in launched.errors.splitlines()[-1]
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000006", "step_00000003"]
     assert not (tmp_path / "run" / "model").exists()
 
 
 def test_a_step_without_a_scored_token_is_skipped_and_said(tmp_path: Path) -> None:
     output = succeed(tmp_path / "run", "--unscored=4")
-    assert "step 4 is skipped: no token of it is scored" in output
+    assert "step 4 is skipped: the batch has no labels" in output
     assert read_json_lines(tmp_path / "run" / "metrics.jsonl")[4]["loss"] == 0
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] - 0.5
 
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path) -> Non
     succeed(folder, "--max_steps=4")
     largest = (folder / "checkpoints" / "step_00000004" / "training.pt").stat().st_size
     launched = Launched(folder, "--resume_from_checkpoint=latest", "--max_steps=8", file_size_limit=largest // 2).wait()
-    assert "no checkpoint of step 6, the earlier ones are whole" in launched.output
+    assert "no checkpoint of step 6, but the earlier ones are complete" in launched.output
     assert launched.exit_codes == [2]
     assert "could not write" in launched.errors.splitlines()[-1]
     assert [integrity_error(path) for path in checkpoints(folder / "checkpoints")] == [None, None]
@@ -308,7 +308,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
 
 
 def test_a_run_that_was_another_is_not_resumed(whole: Path) -> None:
-    assert "seed=1337, which cannot go on with seed=5" in refusal(whole, "--resume_from_checkpoint=latest", "--seed=5")
+    assert "seed=1337, which cannot continue with seed=5" in refusal(
+        whole, "--resume_from_checkpoint=latest", "--seed=5"
+    )
 
 
 def test_nothing_to_resume_from_is_said(tmp_path: Path) -> None:
@@ -359,15 +361,17 @@ def test_when_a_process_dies_torchrun_ends_the_others(tmp_path: Path) -> None:
 def test_a_step_too_large_for_the_memory_is_taken_in_smaller_micro_batches(tmp_path: Path) -> None:
     succeed(tmp_path / "expected", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4")
     output = succeed(tmp_path / "run", "--rows_that_fit=3")
-    assert "out of memory with micro-batches of 8 rows: from here on they have 4, 2 a step" in output
-    assert "out of memory with micro-batches of 4 rows: from here on they have 2, 4 a step" in output
+    assert "out of memory with micro-batches of 8 rows: continuing with 2 micro-batches of 4 rows" in output
+    assert "out of memory with micro-batches of 4 rows: continuing with 4 micro-batches of 2 rows" in output
     assert_equal_runs(tmp_path / "run", tmp_path / "expected")
     record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (2, 4)
 
 
 def test_a_micro_batch_of_an_odd_number_of_rows_is_divided_evenly(tmp_path: Path) -> None:
-    assert "they have 3, 3 a step" in succeed(tmp_path / "run", "--per_device_train_batch_size=9", "--rows_that_fit=4")
+    assert "continuing with 3 micro-batches of 3 rows" in succeed(
+        tmp_path / "run", "--per_device_train_batch_size=9", "--rows_that_fit=4"
+    )
 
 
 def test_several_processes_are_told_which_micro_batch_to_try(tmp_path: Path) -> None:

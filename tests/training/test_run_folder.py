@@ -8,6 +8,7 @@ import pytest
 
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.files import write_manifest
+from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.training.checkpoints import checkpoints, rotate
 from fgpt_hf.training.run_folder import RunFolder
 
@@ -23,16 +24,16 @@ def test_a_damaged_record_of_a_run_is_named(tmp_path: Path, text: str) -> None:
 
 def test_a_record_that_cannot_be_written_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(replace(PRESETS["quickstart"], output_dir=str(tmp_path / "run")))
-    folder.begin()
+    plan = TrainingPlan(max_steps=5, rows=8, micro_batches=2)
+    folder.begin(plan)
     before = folder.record.read_text()
 
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    folder.run.max_steps += 1
     with pytest.raises(OSError):
-        folder.record_run()
+        folder.record_run(plan.with_rows(4))
     assert folder.record.read_text() == before
 
 

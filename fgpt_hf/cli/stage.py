@@ -1,0 +1,84 @@
+"""What the three training commands share, from the start of the processes to the finished model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from fgpt_hf.config.runs import Run
+from fgpt_hf.data.batches import Batches
+from fgpt_hf.evaluation.benchmark import TaskResult
+from fgpt_hf.hub.publish import CheckpointUploader
+from fgpt_hf.losses.objectives import Objective
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.report import draw_figures, summarize_run
+from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
+from fgpt_hf.runtime.plan import TrainingPlan, plan_training
+from fgpt_hf.training.checkpoints import Progress
+from fgpt_hf.training.loop import Check, Trainer
+from fgpt_hf.training.run_folder import RunFolder, record_provenance, record_results
+
+
+class TrainingStage:
+    """A run with its processes, its folder and its uploads to the Hub.
+
+    Attributes:
+        accelerator: The processes, the device and the precision.
+        rank: The number of this process, from 0.
+        processes: The number of processes.
+        folder: Where the run is written.
+
+    Raises:
+        UserError: The processes, the device or the Hub cannot do what the run asks for.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.accelerator = start_accelerator(run)
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.folder = RunFolder(run, self.rank)
+        self._uploader = CheckpointUploader(run, self.folder)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Reserve the run's folder, as `RunFolder.opened` does; end the trackers after a run that ended well."""
+        with self.folder.opened():
+            yield
+        self.accelerator.end_training()
+
+    def plan(self, config: FGPTConfig, epoch_rows: int = 0) -> TrainingPlan:
+        """Decide what the run leaves open, alike on all processes, as `plan_training` does."""
+        return plan_training(self.run, config, shared_machine(self.accelerator), epoch_rows)
+
+    def trainer(
+        self,
+        plan: TrainingPlan,
+        objective: Objective,
+        tokenizer: PreTrainedTokenizerBase,
+        batches: Batches,
+        checks: Sequence[Check],
+    ) -> Trainer:
+        """Return a trainer for this run that also uploads its checkpoints, if the run asks for that."""
+        return Trainer(
+            accelerator=self.accelerator,
+            run=self.run,
+            plan=plan,
+            folder=self.folder,
+            objective=objective,
+            tokenizer=tokenizer,
+            batches=batches,
+            checks=checks,
+            on_checkpoint=self._uploader.push_checkpoint,
+        )
+
+    def finish(
+        self, trainer: Trainer, progress: Progress, origin: Mapping[str, Any], results: Sequence[TaskResult] = ()
+    ) -> None:
+        """Record where the model comes from and its results, print the report, and publish a complete model."""
+        record_provenance(self.folder, self.accelerator, origin, trainer.objective.model.config, progress.tokens)
+        record_results(self.folder, self.accelerator, results)
+        if self.folder.is_writer:
+            draw_figures(self.folder.path)
+            print(summarize_run(self.folder.path))
+        self._uploader.finish(is_complete=progress.step >= trainer.plan.max_steps)

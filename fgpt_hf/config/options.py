@@ -1,0 +1,128 @@
+"""Options: the fields of a run, each with its help, its limits and whether a resumed run may change it."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from fgpt_hf.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The numbers that an option accepts: finite ones, and above zero where no `minimum` says otherwise.
+
+    Attributes:
+        minimum: The smallest number accepted; None stands for any number above zero.
+        below: The number that all accepted ones are less than.
+        maximum: The largest number accepted.
+
+    >>> Limits(minimum=0, below=1).check("dropout", 0.1)
+    >>> Limits(minimum=0, below=1).check("dropout", 1.5)
+    Traceback (most recent call last):
+        ...
+    fgpt_hf.errors.UserError: dropout=1.5 must be zero or more and below 1
+    """
+
+    minimum: float | None = None
+    below: float | None = None
+    maximum: float | None = None
+
+    def check(self, name: str, value: object) -> None:
+        """Raise UserError if `value` is a number that the option called `name` does not accept."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return
+        if not math.isfinite(value):
+            raise UserError(f"{name}={value} must be a finite number")
+        if not self._accepts(value):
+            raise UserError(f"{name}={value} must be {self}")
+
+    def _accepts(self, value: float) -> bool:
+        return (
+            (value > 0 if self.minimum is None else value >= self.minimum)
+            and (self.below is None or value < self.below)
+            and (self.maximum is None or value <= self.maximum)
+        )
+
+    def __str__(self) -> str:
+        words: dict[float | None, str] = {None: "above zero", 0: "zero or more"}
+        lowest = words.get(self.minimum, f"at least {self.minimum}")
+        highest = [f"below {self.below}"] * (self.below is not None)
+        highest += [f"at most {self.maximum}"] * (self.maximum is not None)
+        return " and ".join([lowest, *highest])
+
+
+@dataclass(frozen=True)
+class Option:
+    """All that a field says of itself besides its type and default.
+
+    Attributes:
+        help: A whole sentence for `--help`, which appends the default.
+        unset: The words for a default of None.
+        limits: The numbers that the option accepts.
+        fixed_on_resume: Whether a resumed run must have the recorded value, because weights, data or the optimizer's
+            state depend on it.
+        group: The data class under which `--help` lists the option; None stands for the first one that declares it.
+    """
+
+    help: str
+    unset: str
+    limits: Limits
+    fixed_on_resume: bool
+    group: type[Any] | None
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unset: str = "none",
+    minimum: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+    fixed_on_resume: bool = False,
+    group: type[Any] | None = None,
+) -> Any:
+    """Declare a field of an options class; `Option` and `Limits` explain the arguments.
+
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Sampling:
+    ...     temperature: float = option(0.8, "Divide the logits by this number.", minimum=0)
+    >>> Sampling().temperature
+    0.8
+    """
+    described = Option(help, unset, Limits(minimum, below, maximum), fixed_on_resume, group)
+    return field(default=default, metadata={Option: described})
+
+
+def described_fields(kind: "type[DataclassInstance] | DataclassInstance") -> Iterator[tuple[Field[Any], Option]]:
+    """Yield the fields of a data class that `option` declared, each with what it says of itself."""
+    for each in fields(kind):
+        if Option in each.metadata:
+            yield each, each.metadata[Option]
+
+
+def check_limits(options: "DataclassInstance") -> None:
+    """Raise UserError for the first field whose value is outside its limits."""
+    for each, described in described_fields(options):
+        described.limits.check(each.name, getattr(options, each.name))
+
+
+def group_of(kind: type[Any], name: str, described: Option) -> type[Any]:
+    """Return the data class under which `--help` lists a field of `kind`: see `Option.group`."""
+    declaring = [base for base in kind.__mro__ if name in vars(base)]  # where a data class keeps the default
+    return described.group or declaring[-1]
+
+
+def group_title(group: type[Any]) -> str:
+    """Return the words of a class name.
+
+    >>> group_title(type("LoRAOptions", (), {}))
+    'LoRA options'
+    """
+    first, *others = re.sub(r"(?<=[A-Za-z])(?=[A-Z][a-z])", " ", group.__name__).split()
+    return " ".join([first, *map(str.lower, others)])
