@@ -1,13 +1,22 @@
-"""Patience with a network: what may pass by itself, and how long to wait for it."""
+"""Retry transient network errors with exponential backoff: one policy for data sets and the Hub.
 
+An error is transient if the same call may succeed later: a connection that broke, a timeout, the statuses 408, 412 (the
+branch moved on while a commit was made), 429 and 500 or more, or a file that ended early. The waits double from half a
+second: a request of `REQUEST` attempts gives up after 16 seconds of waiting, a stream of `STREAM` attempts after two
+minutes. Everything else, such as a missing file, a refused token or a full disk, is raised at once.
+"""
+
+import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
 import pyarrow
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
 from fgpt_hf.errors import UserError
 
@@ -15,69 +24,117 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-FIRST_WAIT_SECONDS = 0.5  # doubled with every failure in a row
-MOST_FAILURES = 9  # in a row: four minutes
-MOST_DAMAGED = 3  # a file that ends early is now and then the network's fault, but mostly its own
-PASSING_STATUS = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
-MOST_FAILURES_AT_FIRST = 6  # of a name that may be wrong, or without any network: a quarter of a minute
-LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, OfflineModeIsEnabled)
+READ_ERRORS = (OSError, HTTPError, pyarrow.ArrowInvalid)  # of files here, of connections, of files cut short
+FIRST_WAIT_SECONDS = 0.5
+MAX_ATTEMPTS_IF_DAMAGED = 3  # a file that ends early is sometimes the network's fault, but mostly its own
+TRANSIENT_STATUSES = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.TOO_MANY_REQUESTS}
+LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, OfflineModeIsEnabled)
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
+@dataclass(frozen=True)
 class RetryPolicy:
-    """Counts the failures in a row of reading one thing over a network, and waits longer after each."""
+    """How many calls in a row may fail before the last error is raised."""
 
-    def __init__(self, what: str, most_failures: int = MOST_FAILURES) -> None:
-        self.what, self.most_failures, self.failures = what, most_failures, 0
+    attempts: int
+
+    def seconds_before(self, attempt: int) -> float:
+        """Return how long to wait before an attempt, counted from 1.
+
+        Example:
+            >>> [RetryPolicy(4).seconds_before(attempt) for attempt in (2, 3, 4)]
+            [0.5, 1.0, 2.0]
+        """
+        return FIRST_WAIT_SECONDS * 2.0 ** (attempt - 2)
+
+
+ONCE = RetryPolicy(1)
+REQUEST = RetryPolicy(6)  # the name may be wrong, or the machine offline: nobody wants to wait long for that answer
+STREAM = RetryPolicy(9)  # hours of work are behind it
+
+
+class Attempts:
+    """The attempts at one thing: counts the failures in a row, and waits longer after each."""
+
+    def __init__(self, what: str, policy: RetryPolicy) -> None:
+        self.what, self.policy, self.failures = what, policy, 0
 
     def succeeded(self) -> None:
+        """Forget earlier failures."""
         self.failures = 0
 
-    def wait(self, error: Exception) -> None:
-        """Wait for the error to pass.
-
-        Raises:
-            UserError: it will not pass by itself, or there were too many in a row.
-        """
+    def failed(self, error: Exception) -> None:
+        """Wait before the next attempt, or raise the error if it is not transient or the policy allows no more."""
         self.failures += 1
-        most_failures = min(self.most_failures, MOST_DAMAGED) if _is_damage(error) else self.most_failures
-        if not is_transient(error) or self.failures >= most_failures:
-            raise unreadable(self.what, error) from error
-        seconds = FIRST_WAIT_SECONDS * 2 ** (self.failures - 1)
+        attempts = min(self.policy.attempts, MAX_ATTEMPTS_IF_DAMAGED) if _is_damage(error) else self.policy.attempts
+        if not is_transient(error) or self.failures >= attempts:
+            raise error
+        seconds = self.policy.seconds_before(self.failures + 1)
         logger.warning("%s: %s; trying again in %g s", self.what, _first_line(error), seconds)
         time.sleep(seconds)
 
 
-def retry(what: str, call: Callable[[], Result]) -> Result:
-    """What `call` returns, tried again after errors that may pass; others are raised as they are."""
-    patience = RetryPolicy(what, MOST_FAILURES_AT_FIRST)
+def retry(what: str, call: Callable[[], Result], policy: RetryPolicy = REQUEST) -> Result:
+    """Return the result of `call`, which is called again after transient errors.
+
+    Args:
+        what: the name of what is read or written, for the warnings.
+
+    Raises:
+        Exception: an error that is not transient, or that of the last attempt, unchanged.
+
+    Example:
+        >>> retry("the number", lambda: 42)
+        42
+    """
+    attempts = Attempts(what, policy)
     while True:
         try:
             return call()
         except Exception as error:
-            if not is_transient(error):
-                raise
-            patience.wait(error)
+            attempts.failed(error)
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later: the network's or the server's trouble, or an answer cut short."""
+    """Return whether the same call may succeed later.
+
+    Example:
+        >>> is_transient(ConnectionResetError()), is_transient(FileNotFoundError())
+        (True, False)
+    """
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return status in PASSING_STATUS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    if isinstance(error, LASTING_ERRORS):
-        return False
-    return isinstance(error, (OSError, HTTPError, pyarrow.ArrowInvalid))
+        return status in TRANSIENT_STATUSES or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, READ_ERRORS) and not isinstance(error, LASTING_ERRORS) and not _is_disk_error(error)
 
 
-def unreadable(what: str, error: Exception) -> UserError:
-    """The error to raise when `what` cannot be read, now or ever."""
-    damage = "; it may be damaged or cut short" if _is_damage(error) else ""
-    return UserError(f"{what} cannot be read{damage}: {_first_line(error)}")
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Convert errors of reading `what` to a UserError that names it; an error of a full disk stays what it is.
+
+    Example:
+        >>> with reading("shard 3"):
+        ...     raise ConnectionError("the line is down")
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: shard 3 cannot be read: the line is down
+    """
+    try:
+        yield
+    except READ_ERRORS as error:
+        if _is_disk_error(error):
+            raise
+        damage = "; it may be damaged or cut short" if _is_damage(error) else ""
+        raise UserError(f"{what} cannot be read{damage}: {_first_line(error)}") from error
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether it is about what was read rather than about reading it: pyarrow has two errors for that."""
+    """Return whether the content is at fault rather than the reading of it: pyarrow has two errors for that."""
     return isinstance(error, pyarrow.ArrowInvalid) or (type(error) is OSError and error.errno is None)
+
+
+def _is_disk_error(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def _first_line(error: Exception) -> str:

@@ -23,8 +23,8 @@ from fgpt_hf.data.shards import PREPARED, PreparedRows, is_prepared, load_prepar
 from fgpt_hf.data.sources import FILE_FORMATS
 from fgpt_hf.data.stream import SPLITS, TRAIN, VALIDATION, TokenizerPool, epoch_start, training_buffers, validation_rows
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import atomic_file
-from fgpt_hf.retries import retry
+from fgpt_hf.files import atomic_file, read_json
+from fgpt_hf.retries import reading, retry
 from fgpt_hf.workers import InBackground
 
 STREAMING_WORKERS = 2
@@ -63,10 +63,11 @@ def _prepared(run: BaseRun) -> tuple[dict[str, PreparedRows], dict[str, Any]] | 
     is_local = name in CORPORA or Path(name).exists() or Path(name).suffix in FILE_FORMATS
     if is_local or name in HUB_NAMES or not _is_prepared_on_hub(run):
         return None
-    path = hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
-    recipe = json.loads(Path(path).read_text(encoding="utf-8"))
-    require_fitting(name, recipe, row_length)
-    rows = retry(name, lambda: load_dataset(name, revision=run.dataset_revision))
+    with reading(name):
+        path = retry(name, lambda: hf_hub_download(name, PREPARED, repo_type="dataset", revision=run.dataset_revision))
+        recipe = read_json(Path(path))
+        require_fitting(name, recipe, row_length)
+        rows = retry(name, lambda: load_dataset(name, revision=run.dataset_revision))
     return {split: PreparedRows(rows[split]) for split in SPLITS}, recipe
 
 
@@ -75,7 +76,8 @@ def _is_prepared_on_hub(run: BaseRun) -> bool:
         return HfApi().file_exists(run.dataset_name, PREPARED, repo_type="dataset", revision=run.dataset_revision)
 
     try:
-        return retry(run.dataset_name, ask)
+        with reading(run.dataset_name):
+            return retry(run.dataset_name, ask)
     except HFValidationError:
         return False
 

@@ -11,7 +11,7 @@ from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, 
 from huggingface_hub.errors import HFValidationError
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.retries import retry
+from fgpt_hf.retries import reading, retry
 
 FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = {".gz", ".xz", ".bz2", ".zst"}
@@ -79,7 +79,8 @@ def open_rows(
     split = "train" if name in (*names.on_hub, *names.files) else split
     builder = find_builder(names, name, configuration, revision)
     try:
-        retry(name, builder.download_and_prepare)
+        with reading(name):
+            retry(name, builder.download_and_prepare)
     except DatasetGenerationError as error:
         raise UserError(f"{name} cannot be read, it may be damaged: {error.__cause__ or error}") from error
     splits = list(builder.info.splits or ())
@@ -89,11 +90,16 @@ def open_rows(
 
 
 def find_builder(names: DatasetRegistry, name: str, configuration: str | None, revision: str | None) -> DatasetBuilder:
-    """What builds the data set of a name that is not embedded.
+    """Return what builds the data set of a name that is not embedded.
 
     Raises:
-        UserError: there is none of that name or configuration, or this user may not read it.
+        UserError: there is none of that name or configuration, this user may not read it, or the network is down.
     """
+    with reading(name):
+        return _find_builder(names, name, configuration, revision)
+
+
+def _find_builder(names: DatasetRegistry, name: str, configuration: str | None, revision: str | None) -> DatasetBuilder:
     if name in names.files:
         return _from_url(name, names.files[name])
     if not name.strip():

@@ -6,14 +6,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-import pyarrow
-from huggingface_hub.errors import HTTPError
 
 from fgpt_hf.config.runs import TextSource
 from fgpt_hf.data.corpora import Shard, ShardPosition, in_order, is_validation
 from fgpt_hf.data.packing import Ids, PackedRows, pack_documents
 from fgpt_hf.errors import UserError
-from fgpt_hf.retries import MOST_FAILURES, RetryPolicy
+from fgpt_hf.retries import ONCE, READ_ERRORS, STREAM, Attempts, reading
 from fgpt_hf.tokenizer.fast_encoding import encode_documents
 from fgpt_hf.workers import InBackground, process_pool
 
@@ -105,17 +103,18 @@ class _ShardReader:
 
 def _read_blocks(shard: Shard, mark: ShardPosition) -> Iterator[tuple[list[str], ShardPosition]]:
     """A shard's texts from a place on, without empty ones; after a failure it is opened again where it broke off."""
-    patience = RetryPolicy(shard.name, MOST_FAILURES if "://" in shard.name else 1)
-    while True:
-        try:
-            for texts, (part, place) in shard.read(mark):
-                for start, stop in _spans(texts):
-                    mark = (part, place - len(texts) + stop)
-                    yield [text for text in texts[start:stop] if text], mark
-                patience.succeeded()
-            return
-        except (OSError, HTTPError, pyarrow.ArrowInvalid) as error:
-            patience.wait(error)
+    attempts = Attempts(shard.name, STREAM if "://" in shard.name else ONCE)
+    with reading(shard.name):
+        while True:
+            try:
+                for texts, (part, place) in shard.read(mark):
+                    for start, stop in _spans(texts):
+                        mark = (part, place - len(texts) + stop)
+                        yield [text for text in texts[start:stop] if text], mark
+                    attempts.succeeded()
+                return
+            except READ_ERRORS as error:
+                attempts.failed(error)
 
 
 def _spans(texts: Sequence[str | None]) -> Iterator[tuple[int, int]]:
