@@ -1,4 +1,9 @@
-"""Work beside the main thread: processes that end with the one that started them, iterators that run ahead."""
+"""Work beside the main thread: processes that end with their parent, and iterators that are read ahead.
+
+Threads are enough for work that releases Python's lock (reading, tiktoken) and start at once. A spawned process takes
+about a second to start and import what it needs, less than half of that without torch, and is worth it for minutes of
+work in Python itself.
+"""
 
 from __future__ import annotations
 
@@ -7,72 +12,79 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
 from multiprocessing import get_context, parent_process
-from queue import Full, Queue
-from threading import Event, Thread
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
 from types import ModuleType
-from typing import NoReturn, TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
 def process_pool(workers: int, initializer: Callable[[], object] | None = None) -> ProcessPoolExecutor:
-    """Return a pool of processes, all of them starting.
+    """Return a pool of processes that start at once and end with this process, even if it is killed.
 
     They are spawned, because a forked child of a process that already runs torch's threads may hang.
     """
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(initializer,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(initializer,))
     with _hidden_main():
         for _ in range(workers):
             pool.submit(int)  # starts one, as none is idle yet
     return pool
 
 
-class InBackground(Iterator[Item]):
-    """The same items, made by a thread that runs up to `ahead` of them ahead; its errors are raised here.
+class BackgroundIterator(Iterator[Item], Generic[Item]):
+    """The items of a generator, made by a thread that is up to `ahead` items ahead of the caller.
 
-    The thread begins at once, and stops when nobody holds this any more.
+    The thread starts at once, and ends when this iterator is closed or garbage-collected. Errors of the generator are
+    raised here, after the items before them.
+
+    Example:
+        >>> squares = BackgroundIterator((n * n for n in range(4)), ahead=2)
+        >>> list(squares)
+        [0, 1, 4, 9]
     """
 
     def __init__(self, items: Generator[Item, None, None], ahead: int) -> None:
-        self._ready: Queue[Callable[[], Item]] = Queue(ahead)
-        self._abandoned = Event()
-        Thread(target=_make, args=(items, self._ready, self._abandoned), daemon=True).start()
+        self._made: SimpleQueue[Item | _End] = SimpleQueue()
+        self._room, self._closed = Semaphore(ahead), Event()
+        self._end: _End | None = None
+        Thread(target=_make, args=(items, self._made, self._room, self._closed), daemon=True).start()
 
     def __next__(self) -> Item:
-        return self._ready.get()()
+        made = self._end or self._made.get()
+        self._room.release()
+        if isinstance(made, _End):
+            self._end = made
+            raise made.error
+        return made
+
+    def close(self) -> None:
+        """Let the thread end after the item that it is making."""
+        self._end = self._end or _End(StopIteration())
+        self._closed.set()
+        self._room.release()
 
     def __del__(self) -> None:
-        self._abandoned.set()
+        self.close()
 
 
-def _make(items: Generator[Item, None, None], ready: Queue[Callable[[], Item]], abandoned: Event) -> None:
-    """Put each item, and then the error or the end, as a call that returns or raises it."""
+class _End:
+    """The error that ended a generator, StopIteration included."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _make(items: Generator[Item, None, None], made: SimpleQueue[Item | _End], room: Semaphore, closed: Event) -> None:
+    """Put each item into `made` when there is room for it, and then the end. Holds no reference to the iterator."""
     with closing(items):
-        last = False
-        while not (last or abandoned.is_set()):
+        while room.acquire() and not closed.is_set():
             try:
-                result: Callable[[], Item] = partial(_return, next(items))
+                made.put(next(items))
             except BaseException as error:
-                last, result = True, partial(_raise, error)
-            _put(result, ready, abandoned)
-
-
-def _put(result: Callable[[], Item], ready: Queue[Callable[[], Item]], abandoned: Event) -> None:
-    while not abandoned.is_set():
-        try:
-            return ready.put(result, timeout=0.1)
-        except Full:
-            continue
-
-
-def _return(item: Item) -> Item:
-    return item
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error
+                made.put(_End(error))
+                return
 
 
 @contextmanager
@@ -86,14 +98,14 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _begin(initializer: Callable[[], object] | None) -> None:
+def _start_worker(initializer: Callable[[], object] | None) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     if initializer:
         initializer()
 
 
 def _end_with_parent() -> None:
-    """Leave when the parent is gone, however it went: a worker that waits for work would wait for ever."""
+    """End this process when its parent is gone, even if killed: a worker that waits for work would wait for ever."""
     parent = parent_process()
     if parent is not None:
         parent.join()

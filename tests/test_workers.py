@@ -1,4 +1,4 @@
-"""Work beside the main thread ends with what started it, and tells of its errors."""
+"""Work beside the main thread ends with what started it, and its errors are raised in the main thread."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from fgpt_hf.workers import InBackground
+from fgpt_hf.workers import BackgroundIterator
 
 POOL = """
 import time
@@ -45,7 +45,9 @@ def test_workers_end_when_the_process_that_started_them_is_killed() -> None:
 
 
 def test_items_come_in_order_and_then_the_end() -> None:
-    assert list(InBackground((n * n for n in range(100)), ahead=3)) == [n * n for n in range(100)]
+    ahead = BackgroundIterator((n * n for n in range(100)), ahead=3)
+    assert list(ahead) == [n * n for n in range(100)]
+    assert list(ahead) == []
 
 
 def test_only_so_many_items_are_made_ahead() -> None:
@@ -56,11 +58,11 @@ def test_only_so_many_items_are_made_ahead() -> None:
             made.append(n)
             yield n
 
-    ahead = InBackground(items(), ahead=3)
+    ahead = BackgroundIterator(items(), ahead=3)
     assert next(ahead) == 0
-    assert until(lambda: len(made) == 5)  # one taken, three ready, one in the hand
+    assert until(lambda: len(made) == 4)  # one taken, three ready
     time.sleep(0.1)
-    assert len(made) == 5
+    assert len(made) == 4
 
 
 def test_an_error_is_raised_where_the_items_are_used() -> None:
@@ -68,13 +70,14 @@ def test_an_error_is_raised_where_the_items_are_used() -> None:
         yield 1
         raise ValueError("no more")
 
-    ahead = InBackground(items(), ahead=1)
+    ahead = BackgroundIterator(items(), ahead=1)
     assert next(ahead) == 1
-    with pytest.raises(ValueError, match="no more"):
-        next(ahead)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no more"):
+            next(ahead)
 
 
-def test_the_thread_ends_when_nobody_wants_its_items() -> None:
+def test_the_thread_ends_when_its_iterator_is_garbage_collected() -> None:
     closed = threading.Event()
 
     def items() -> Iterator[int]:
@@ -84,8 +87,15 @@ def test_the_thread_ends_when_nobody_wants_its_items() -> None:
         finally:
             closed.set()
 
-    ahead = InBackground(items(), ahead=1)
+    ahead = BackgroundIterator(items(), ahead=1)
     next(ahead)
     del ahead
     gc.collect()
     assert closed.wait(30)
+
+
+def test_a_closed_iterator_has_ended() -> None:
+    ahead = BackgroundIterator((n for n in range(100)), ahead=2)
+    assert next(ahead) == 0
+    ahead.close()
+    assert list(ahead) == []
