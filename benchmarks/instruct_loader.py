@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from fgpt_hf import FGPTForCausalLM
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PRESETS
 from fgpt_hf.data.batches import IGNORED, ShuffledRows
-from fgpt_hf.data.conversations import RowIssues, load_conversations
+from fgpt_hf.data.conversations import load_conversations
 from fgpt_hf.data.instruct import chat_batch, encode_chats, pack_chats
+from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.runtime.hardware import keep_freed_memory, supports_bf16
@@ -40,9 +41,9 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     run = replace(INSTRUCT_PRESETS["quickstart"], dataset_name=options.dataset_name)
-    flaws = RowIssues()
-    told = load_conversations(run, flaws)
-    chats = list(encode_chats(build_tokenizer(LENGTH), told, flaws, LENGTH, run).values())
+    issues = RowIssues()
+    conversations = load_conversations(run, issues)
+    chats = [chat for _, chat in encode_chats(build_tokenizer(LENGTH), conversations, issues, LENGTH, run)]
     rows = pack_chats(chats, LENGTH)
     print(f"{len(chats):,} conversations in {rows}")
     packed = ShuffledRows(rows, seed=0, collate=chat_batch)

@@ -25,7 +25,8 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from fgpt_hf.config.runs import TextSource
 from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.pydocs import load_pydocs
-from fgpt_hf.data.stream import SPLITS, TokenizerPool, epoch_start
+from fgpt_hf.data.splits import SPLITS
+from fgpt_hf.data.stream import EpochPosition, TokenizerPool
 from fgpt_hf.tokenizer import fast_encoding
 
 ROUNDS = 5
@@ -41,14 +42,14 @@ def main() -> None:
     texts = list(load_pydocs()["text"]) * TIMES
     with (
         get_context("spawn").Pool(WORKERS, initializer=_start_peer) as peer,
-        closing(TokenizerPool(source, WORKERS, in_processes=True)) as tokenising,
+        closing(TokenizerPool(source, WORKERS, in_processes=True)) as pool,
     ):
         peer.map(_encode, texts[:WORKERS], chunksize=1)
-        list(tokenising.pool.map(abs, range(WORKERS)))
+        list(pool.executor.map(abs, range(WORKERS)))
         rates: dict[str, list[Rate]] = {"peer": [], "fgpt": []}
         for _ in range(ROUNDS):  # in turn, so that a busy machine is busy for both
             rates["peer"].append(_rate(lambda file: _write_with_peer(peer, texts, file)))
-            rates["fgpt"].append(_rate(lambda file: _write_rows(tokenising, source, file)))
+            rates["fgpt"].append(_rate(lambda file: _write_rows(pool, source, file)))
     for name, found in rates.items():
         print(f"{name}: rounds of {', '.join(f'{rate.per_second / 1e6:.2f}' for rate in found)} million tokens/s")
     pairs = list(zip(rates["fgpt"], rates["peer"], strict=True))
@@ -89,13 +90,13 @@ def _write_with_peer(pool: Pool, texts: list[str], path: Path) -> int:
     return tokens
 
 
-def _write_rows(tokenising: TokenizerPool, source: TextSource, path: Path) -> int:
+def _write_rows(pool: TokenizerPool, source: TextSource, path: Path) -> int:
     tokens = 0
     with path.open("wb") as file:
-        for window in tokenising.windows([*open_corpus(source)] * TIMES, epoch_start()):
+        for buffer in pool.packed_buffers([*open_corpus(source)] * TIMES, EpochPosition()):
             for split in SPLITS:
-                file.write(window.rows[split].ids.tobytes())
-                tokens += window.rows[split].tokens
+                file.write(buffer.rows[split].ids.tobytes())
+                tokens += buffer.rows[split].tokens
     return tokens
 
 

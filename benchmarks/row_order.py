@@ -7,16 +7,15 @@ their modules, so that neighbours are about the same thing, as the pages of a cr
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.runs import Run
-from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows
-from fgpt_hf.data.corpora import is_validation
+from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition
 from fgpt_hf.data.packing import Ids, pack_documents
 from fgpt_hf.data.pydocs import load_pydocs
+from fgpt_hf.data.splits import is_validation
 from fgpt_hf.evaluation.checks import ValidationLoss, bytes_of_tokens
 from fgpt_hf.files import read_json_lines
 from fgpt_hf.losses.objectives import LanguageModelObjective
@@ -60,11 +59,11 @@ def rows_in_order(texts: list[str]) -> Ids:
 
 
 def in_order(rows: Ids) -> Batches:
-    def stretches(place: dict[str, Any]) -> Iterator[RowChunk]:
+    def chunks_from(position: StreamPosition) -> Iterator[RowChunk]:
         while True:
-            yield RowChunk(rows, place)
+            yield RowChunk(rows, position)
 
-    return StreamedRows(stretches, {})
+    return StreamedRows(chunks_from, StreamPosition("pydocs"))
 
 
 def validation_loss_after(batches: Batches, validation_rows: Ids) -> float:

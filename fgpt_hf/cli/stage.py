@@ -1,13 +1,13 @@
 """What the three training commands share, from the start of the processes to the finished model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
+from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.hub.publish import CheckpointUploader
 from fgpt_hf.losses.objectives import Objective
@@ -73,10 +73,10 @@ class TrainingStage:
         )
 
     def finish(
-        self, trainer: Trainer, progress: Progress, origin: Mapping[str, Any], results: Sequence[TaskResult] = ()
+        self, trainer: Trainer, progress: Progress, data: DataProvenance, results: Sequence[TaskResult] = ()
     ) -> None:
         """Record where the model comes from and its results, print the report, and publish a complete model."""
-        record_provenance(self.folder, self.accelerator, origin, trainer.objective.model.config, progress.tokens)
+        record_provenance(self.folder, self.accelerator, data, trainer.objective.model.config, progress.tokens)
         record_results(self.folder, self.accelerator, results)
         if self.folder.is_writer:
             draw_figures(self.folder.path)

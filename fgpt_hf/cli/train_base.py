@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         model = new_model(run)
 
         # Data
-        data = load_pretraining_data(run, accelerator.print)
+        data = load_pretraining_data(run)
         logger.info("%s", data.description)
         batches = data.batches(stage.rank, stage.processes)
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         progress = trainer.fit()
 
         # Report and Hub
-        stage.finish(trainer, progress, data.origin, benchmarks.latest)
+        stage.finish(trainer, progress, data.provenance, benchmarks.latest)
 
 
 def new_model(run: BaseRun) -> FGPTForCausalLM:

@@ -58,4 +58,4 @@ def main(arguments: Sequence[str]) -> None:
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, progress, data.origin, benchmarks.latest)
+        stage.finish(trainer, progress, data.provenance, benchmarks.latest)

@@ -49,4 +49,4 @@ def main(arguments: Sequence[str]) -> None:
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, progress, data.origin)
+        stage.finish(trainer, progress, data.provenance)

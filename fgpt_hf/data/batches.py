@@ -1,12 +1,15 @@
-"""From rows of token ids to the tensors of a step: rows in an order, an order with a position.
+"""Turn rows into the batches of a step: rows in an order, and a position in that order that can be saved.
 
 Rows are numbered along the whole run. A call of `take(n)` on all of P processes draws the next n·P numbers, n for each
 in order of rank: so the rows of a step are the same however they are divided into micro-batches and processes.
+`ShuffledRows` needs all rows at hand, on a disk or in memory, and shuffles each epoch anew. `StreamedRows` takes rows
+as they come, and each process makes all of them to use its share.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fgpt_hf.data.packing import Ids
+from fgpt_hf.data.stream import EpochPosition
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
 
@@ -21,49 +25,64 @@ IGNORED = -100  # the label of a token that is not scored, as in torch and trans
 
 
 class Batches(Protocol):
-    """All that the training loop knows of data: this process's next rows, and where in the data it stands."""
+    """The training loop's view of data: this process's next rows, and the position in the data."""
 
     def take(self, count: int) -> dict[str, Tensor]:
-        """The next `count` rows of this process: tensors `(count, T)` by name."""
+        """Return the next `count` rows of this process: tensors `(count, T)` by name."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, the same on every process."""
+        """Return the position, the same on every process, in values that JSON can hold."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a position, on any number of processes."""
+        """Continue from a position, on any number of processes.
+
+        Raises:
+            UserError: the data has changed since.
+        """
 
 
-class Rows(Protocol):
+SomeRows = TypeVar("SomeRows", covariant=True)
+
+
+class Rows(Protocol[SomeRows]):
     """Rows in memory or on a disk."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, numbers: Sequence[int]) -> Any:
-        """The rows of these numbers: ids, `(len(numbers), T)`, or whatever `collate` is to make a batch of."""
+    def __getitem__(self, indices: Sequence[int], /) -> SomeRows:
+        """Return the rows at these indices: ids, `(len(indices), T)`, or whatever `collate` makes a batch of."""
 
 
-class ShuffledRows:
-    """Rows in a new random order each epoch, of which every process takes its own part, as `collate` makes it."""
+class ShuffledRows(Generic[SomeRows]):
+    """Rows in a new random order each epoch, of which every process takes its own share.
+
+    Example:
+        >>> batches = ShuffledRows(np.arange(8, dtype=np.uint16).reshape(4, 2), seed=0)
+        >>> batches.take(3)["input_ids"].shape
+        torch.Size([3, 2])
+        >>> batches.state_dict()
+        {'position': 3, 'rows': 4}
+    """
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows[SomeRows],
         seed: int,
         rank: int = 0,
         processes: int = 1,
-        collate: Callable[[Any], dict[str, Tensor]] | None = None,
+        collate: Callable[[SomeRows], dict[str, Tensor]] | None = None,
     ) -> None:
         if not len(rows):
-            raise UserError("the corpus gives no training rows: it holds no documents outside the held-out share")
+            raise UserError("there are no training rows: the corpus holds no documents outside the validation fraction")
         self.rows, self.seed, self.rank, self.processes = rows, seed, rank, processes
-        self.collate = collate or as_batch
+        self.collate: Callable[[Any], dict[str, Tensor]] = collate or as_batch
         self.position = 0
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def take(self, count: int) -> dict[str, Tensor]:
         first = self.position + self.rank * count
         self.position += count * self.processes
-        return self.collate(self.rows[[self._row(number) for number in range(first, first + count)]])
+        return self.collate(self.rows[[self._row_index(number) for number in range(first, first + count)]])
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, "rows": len(self.rows)}
@@ -72,77 +91,102 @@ class ShuffledRows:
         if state["rows"] != len(self.rows):
             raise UserError(
                 f"the corpus has {len(self.rows)} rows and had {state['rows']} when the checkpoint was written: its "
-                "documents have changed, so the run cannot go on exactly"
+                "documents have changed, so the run cannot be resumed exactly"
             )
         self.position = state["position"]
 
-    def _row(self, number: int) -> int:
-        epoch, place = divmod(number, len(self.rows))
-        return int(self._order(epoch)[place])
+    def _row_index(self, number: int) -> int:
+        epoch, offset = divmod(number, len(self.rows))
+        return int(self._order(epoch)[offset])
 
     def _order_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
 
 
+@dataclass(frozen=True)
+class StreamPosition:
+    """A position in a stream of epochs: which version of the corpus it is in, the epoch, and where in that."""
+
+    corpus: str
+    epoch: int = 0
+    start: EpochPosition = EpochPosition()
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "StreamPosition":
+        """Return the position whose `dataclasses.asdict` this was."""
+        return cls(fields["corpus"], fields["epoch"], EpochPosition.from_json(fields["start"]))
+
+
 class RowChunk(NamedTuple):
-    """Some rows in the order in which they are to be taken, and the place that leads to them again."""
+    """Some rows, `(N, T)`, in the order in which they are taken, and the position where they begin."""
 
     rows: Ids
-    place: dict[str, Any]
+    position: StreamPosition
 
 
 class StreamedRows:
-    """Rows that come in stretches, of which every process takes its own part.
+    """Rows that come in chunks, of which every process takes its own share.
 
-    Every process makes all of the rows: how many a stretch holds is known only when it is made, and the number of a row
-    must not depend on who makes it. A worker makes over a million tokens a second, which several GPUs do not use up;
-    where it matters, prepared rows cost nothing.
+    Every process makes all of the rows: the size of a chunk is known only when it is made, and the number of a row must
+    not depend on who makes it. A tokenizing process makes over a million tokens a second, which several GPUs do not use
+    up; where it does limit the speed, prepare the rows first.
+
+    Args:
+        chunks_from: returns the chunks from a position on, without end.
+        start: the first position.
     """
 
     def __init__(
         self,
-        stretches_from: Callable[[dict[str, Any]], Iterator[RowChunk]],
-        place: dict[str, Any],
+        chunks_from: Callable[[StreamPosition], Iterator[RowChunk]],
+        start: StreamPosition,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.stretches_from, self.rank, self.processes = stretches_from, rank, processes
-        self._stretch, self._row = _nothing_at(place), 0
-        self._stretches = stretches_from(place)
+        self.chunks_from, self.rank, self.processes = chunks_from, rank, processes
+        self._chunk, self._row, self._chunks = _before(start), 0, chunks_from(start)
 
     def take(self, count: int) -> dict[str, Tensor]:
         missing = count * self.processes
         taken: list[Ids] = []
         while missing:
-            while self._row >= len(self._stretch.rows):
-                self._row -= len(self._stretch.rows)
-                self._stretch = next(self._stretches)
-            taken.append(self._stretch.rows[self._row : self._row + missing])
+            while self._row >= len(self._chunk.rows):
+                self._row -= len(self._chunk.rows)
+                self._chunk = next(self._chunks)
+            taken.append(self._chunk.rows[self._row : self._row + missing])
             self._row += len(taken[-1])
             missing -= len(taken[-1])
         return as_batch(np.concatenate(taken)[self.rank * count : (self.rank + 1) * count])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"place": self._stretch.place, "row": self._row}
+        return {"position": asdict(self._chunk.position), "row": self._row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stretch, self._row = _nothing_at(state["place"]), state["row"]
-        self._stretches = self.stretches_from(state["place"])
+        position = StreamPosition.from_json(state["position"])
+        self._chunk, self._row, self._chunks = _before(position), state["row"], self.chunks_from(position)
+
+
+def _before(position: StreamPosition) -> RowChunk:
+    """Return an empty chunk in front of the one at a position."""
+    return RowChunk(np.empty((0, 0), dtype=np.uint16), position)
 
 
 def as_batch(ids: Ids) -> dict[str, Tensor]:
-    """Rows, `(B, T)`, as `input_ids`, `position_ids` that restart with each document, and `labels` without padding."""
+    """Return packed rows, `(B, T)`, as `input_ids`, `position_ids` and `labels`, each `(B, T)`.
+
+    Positions restart with each document, and padding has no label.
+
+    Example:
+        >>> batch = as_batch(np.array([[END_OF_TEXT_ID, 5, 6, END_OF_TEXT_ID, 7, PAD_ID]], dtype=np.uint16))
+        >>> batch["position_ids"].tolist(), batch["labels"].tolist()
+        ([[0, 1, 2, 0, 1, 0]], [[50256, 5, 6, 50256, 7, -100]])
+    """
     input_ids = torch.from_numpy(ids.astype(np.int64))
-    starts = (input_ids == END_OF_TEXT_ID) | (input_ids == PAD_ID)
-    places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-    start_of_document = torch.where(starts, places, 0).cummax(dim=1).values
+    is_start = (input_ids == END_OF_TEXT_ID) | (input_ids == PAD_ID)
+    offsets = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    start_of_document = torch.where(is_start, offsets, 0).cummax(dim=1).values
     return {
         "input_ids": input_ids,
-        "position_ids": places - start_of_document,
+        "position_ids": offsets - start_of_document,
         "labels": input_ids.masked_fill(input_ids == PAD_ID, IGNORED),
     }
-
-
-def _nothing_at(place: dict[str, Any]) -> RowChunk:
-    """The empty stretch before the one that a place leads to."""
-    return RowChunk(np.empty((0, 0), dtype=np.uint16), place)

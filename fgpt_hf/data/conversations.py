@@ -1,172 +1,127 @@
-"""Which conversations: names become rows, rows become messages, and a hash says which of them are held out."""
+"""Read conversations: rows in any usual column layout become lists of messages.
 
-import math
+Three layouts are known: `messages`, as most chat data sets have it; `prompt` and `completion`, each text or messages,
+as TRL has it; and `instruction`, `input` and `output`, as Alpaca has it. Of a tree of replies (OpenAssistant) the best
+ranked ones are followed. Roles are not checked here: the chat template refuses a wrong order.
+"""
+
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-import numpy as np
 from datasets import Dataset
 
-from fgpt_hf.config.runs import BadRows, LongRows, TuningRun
-from fgpt_hf.data.corpora import document_hash
-from fgpt_hf.data.pydocs_derived import load_pydocs_chat
-from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, open_rows, parse_mixture
+from fgpt_hf.config.runs import TuningRun
+from fgpt_hf.data.mixtures import MixtureRow, Row, RowIssues, RowReader, read_mixture
+from fgpt_hf.data.sources import CONVERSATIONS
+from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
 
-Message = dict[str, Any]
-
-NAMES = DatasetRegistry(
-    "conversations",
-    embedded={"pydocs-chat": load_pydocs_chat},
-    on_hub={
-        "smol-smoltalk": ("HuggingFaceTB/smol-smoltalk", None),
-        "alpaca-cleaned": ("yahma/alpaca-cleaned", None),
-        "oasst1": ("OpenAssistant/oasst1", None),
-    },
-    files={
-        "rasbt-instruct": "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/"
-        "instruction-data.json"
-    },
-)
-SHOWN = 5  # rows that are named for each thing that is wrong with some
+Message: TypeAlias = dict[str, Any]  # role and content
 
 
-class Conversation(NamedTuple):
-    """What was said, where it is from, its place in [0, 1) by which it is held out, and how often an epoch has it."""
+@dataclass(frozen=True, kw_only=True)
+class Conversation(MixtureRow):
+    """The messages of a row, one of them at least the assistant's."""
 
     messages: list[Message]
-    origin: str
-    place: float
-    times: float = 1.0
 
 
-class RowIssues:
-    """The rows that are not as they should be, by what was done with them and why."""
-
-    def __init__(self) -> None:
-        self.origins: dict[tuple[str, str], list[str]] = defaultdict(list)
-
-    def note(self, origin: str, reason: str, treatment: BadRows | LongRows) -> None:
-        """Raises UserError where such rows are to be refused."""
-        if treatment == "refuse":
-            raise UserError(f"{origin}: {reason}")
-        self.origins[{"skip": "left out", "cut": "cut"}[treatment], reason].append(origin)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.origins.values()))
-
-    def __str__(self) -> str:
-        """A line for each reason, which counts its rows and names the first ones."""
-        return "\n".join(
-            f"{len(origins):,} {done}, {reason}: {', '.join(origins[:SHOWN])}{', …' if len(origins) > SHOWN else ''}"
-            for (done, reason), origins in self.origins.items()
-        )
-
-
-def load_conversations(run: TuningRun, flaws: RowIssues) -> list[Conversation]:
-    """The conversations of `run.dataset_name`, which may be a mixture; rows that are none go to `flaws`.
+def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
+    """Return the conversations of `run.dataset_name`, which may be a mixture; malformed rows are added to `issues`.
 
     Raises:
-        UserError: a name that cannot be opened, or whose columns hold no conversations; a row that is to be refused.
+        UserError: a data set cannot be opened, or its columns hold no conversations; a malformed row is refused.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from fgpt_hf.config.runs import InstructRun
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "chats.json")
+        >>> _ = path.write_text(json.dumps([{"prompt": "2 + 2?", "completion": "4"}]))
+        >>> (conversation,) = load_conversations(InstructRun(dataset_name=str(path)), RowIssues())
+        >>> conversation.messages
+        [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return [
-        conversation
-        for share in parse_mixture(run.dataset_name)
-        for conversation in _conversations(share, _open(share, run), flaws, run.bad_rows)
-    ]
+
+    def open_reader(name: str, rows: Dataset) -> tuple[Dataset, RowReader[Conversation]]:
+        rows = TREES[name](rows) if name in TREES else rows
+        messages_of = _layout(name, rows.column_names)
+
+        def read(row: Row, row_id: str, repeats: float) -> Conversation:
+            messages = _checked(messages_of(row))
+            fraction = hash_fraction_of(row, messages)
+            return Conversation(messages=messages, row_id=row_id, hash_fraction=fraction, repeats=repeats)
+
+        return rows, read
+
+    return read_mixture(run, CONVERSATIONS, open_reader, issues)
 
 
-def rows_of(share: MixtureEntry, count: int) -> Sequence[int]:
-    """The numbers of a data set's rows that a mixture takes: all, or a random choice that is always the same."""
-    if share.most is None or share.most >= count:
-        return range(count)
-    return np.sort(np.random.default_rng(0).permutation(count)[: share.most]).tolist()
+# What rows of conversations and of pairs have in common
 
 
-def times_an_epoch(origin: str, times: float) -> int:
-    """How often an epoch has a row: of 2.5 times, three for half of the rows and two for the others."""
-    whole = math.floor(times)
-    return whole + (document_hash(origin) < times - whole)
-
-
-def instruction(row: Mapping[str, Any]) -> Message:
-    """The original's prompt: the instruction, then a new line and the input where there is one."""
+def instruction_message(row: Row) -> Message:
+    """Return Alpaca's prompt: the instruction, then a line end and the input if there is one."""
     given = row.get("input") or ""
-    return {"role": "user", "content": filled(row, "instruction") + (f"\n{given}" if given.strip() else "")}
+    return {"role": "user", "content": filled_column(row, "instruction") + (f"\n{given}" if given.strip() else "")}
 
 
-def filled(row: Mapping[str, Any], name: str) -> Any:
-    """What a row has under a name; UserError where that is nothing."""
-    if not (row[name].strip() if isinstance(row[name], str) else row[name]):
-        raise UserError(f"{name!r} is missing or empty")
-    return row[name]
+def filled_column(row: Row, column: str) -> Any:
+    """Return the value in a column; UserError if it is missing or empty."""
+    if not (row[column].strip() if isinstance(row[column], str) else row[column]):
+        raise UserError(f"{column!r} is missing or empty")
+    return row[column]
 
 
-def said(row: Mapping[str, Any], name: str, role: str) -> list[Message]:
-    """The messages that a row has under a name, of which text alone is one; UserError where it has none."""
-    content = filled(row, name)
+def messages_in(row: Row, column: str, role: str) -> list[Message]:
+    """Return the messages in a column, where text alone is one message of `role`; UserError if there is none."""
+    content = filled_column(row, column)
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not (isinstance(content, list) and all(isinstance(message, dict) for message in content)):
-        raise UserError(f"{name!r} is neither text nor messages with role and content")
+        raise UserError(f"{column!r} is neither text nor messages with role and content")
     return content
 
 
-def place_of(row: Mapping[str, Any], messages: Sequence[Message]) -> float:
-    """A hash of all that is said, or of the document that the row was made of, so that both are held out together."""
-    if isinstance(place := row.get("document_hash"), float):
-        return place
+def hash_fraction_of(row: Row, messages: Sequence[Message]) -> float:
+    """Return the hash of the document that a row was made of, if it has that, or else of all messages."""
+    if isinstance(fraction := row.get("document_hash"), float):
+        return fraction
     return document_hash("\n".join(f"{message.get('role')}\n{message['content']}" for message in messages))
 
 
-def _open(share: MixtureEntry, run: TuningRun) -> Dataset:
-    rows = open_rows(NAMES, share.name, run.dataset_train_split, run.dataset_config_name, run.dataset_revision)
-    return TREES[share.name](rows) if share.name in TREES else rows
+# Layouts
 
 
-def _conversations(share: MixtureEntry, rows: Dataset, flaws: RowIssues, treatment: BadRows) -> Iterator[Conversation]:
-    read = _reader(share.name, rows.column_names)
-    numbers = rows_of(share, len(rows))
-    for number, row in zip(numbers, rows.select(numbers), strict=True):
-        origin = f"row {number} of {share.name}"
-        try:
-            messages = _checked(read(row))
-        except ValueError as error:
-            flaws.note(origin, str(error), treatment)
-            continue
-        yield Conversation(messages, origin, place_of(row, messages), share.times)
-
-
-def _reader(name: str, columns: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """How a row of such columns becomes messages."""
-    for needed, read in FORMS.items():
+def _layout(name: str, columns: Sequence[str]) -> Callable[[Row], list[Message]]:
+    """Return the function that turns a row with these columns into messages."""
+    for needed, messages_of in LAYOUTS.items():
         if set(needed) <= set(columns):
-            return read
+            return messages_of
     raise UserError(
         f"{name} has the columns {', '.join(columns)}; conversations are in a column messages, in prompt and "
         "completion, or in instruction, input and output"
     )
 
 
-def _from_messages(row: Mapping[str, Any]) -> list[Message]:
-    """The messages as they are, without a system message that says nothing."""
-    messages = said(row, "messages", "user") if row["messages"] else []
+def _from_messages(row: Row) -> list[Message]:
+    """Return the messages, without a system message that is empty."""
+    messages = messages_in(row, "messages", "user") if row["messages"] else []
     if messages and messages[0].get("role") == "system" and not messages[0].get("content"):
         return messages[1:]
     return messages
 
 
-def _from_completion(row: Mapping[str, Any]) -> list[Message]:
-    """A prompt and its completion, each text or messages, as in TRL."""
-    return [*said(row, "prompt", "user"), *said(row, "completion", "assistant")]
+def _from_completion(row: Row) -> list[Message]:
+    return [*messages_in(row, "prompt", "user"), *messages_in(row, "completion", "assistant")]
 
 
-def _from_instruction(row: Mapping[str, Any]) -> list[Message]:
-    return [instruction(row), {"role": "assistant", "content": filled(row, "output")}]
+def _from_instruction(row: Row) -> list[Message]:
+    return [instruction_message(row), {"role": "assistant", "content": filled_column(row, "output")}]
 
 
-FORMS: Mapping[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]] = {
+LAYOUTS: Mapping[tuple[str, ...], Callable[[Row], list[Message]]] = {
     ("messages",): _from_messages,
     ("prompt", "completion"): _from_completion,
     ("instruction", "output"): _from_instruction,
@@ -174,7 +129,7 @@ FORMS: Mapping[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]] = 
 
 
 def _checked(messages: list[Message]) -> list[Message]:
-    """Raise UserError where a message is empty or none is the assistant's; roles are the chat template's affair."""
+    """Return the messages; UserError if one is empty or none is the assistant's."""
     for number, message in enumerate(messages, start=1):
         content = message.get("content")
         if not (content.strip() if isinstance(content, str) else content):
@@ -185,8 +140,8 @@ def _checked(messages: list[Message]) -> list[Message]:
 
 
 def best_paths(rows: Dataset) -> Dataset:
-    """A conversation for each tree of `OpenAssistant/oasst1`: from its prompt on, always the reply ranked best."""
-    replies: dict[str | None, list[Mapping[str, Any]]] = defaultdict(list)
+    """Return a conversation for each tree of `OpenAssistant/oasst1`: its prompt, and always the best ranked reply."""
+    replies: dict[str | None, list[Row]] = defaultdict(list)
     for row in rows:
         if not row["deleted"]:
             replies[row["parent_id"]].append(row)

@@ -1,7 +1,11 @@
-"""Which text: a name becomes shards of documents, and a hash of each document says whether it is held out."""
+"""Open a corpus as shards of documents, each of which can be read from any position on.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import blake2b
+A shard is one data file of a data set on the Hub or on this machine. Nothing is downloaded beyond what is read: parquet
+files are read by row group, so any position in them is found within one group of documents; other formats are read up
+to the position. An embedded corpus is one shard in memory, in a random order that is always the same.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -13,33 +17,32 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.config.runs import TextSource
-from fgpt_hf.data.pydocs import load_pydocs
-from fgpt_hf.data.sources import DatasetRegistry, find_builder
+from fgpt_hf.data.sources import CORPORA, find_builder
 from fgpt_hf.errors import UserError
-
-CORPORA: Mapping[str, Callable[[], Dataset]] = {"pydocs": load_pydocs}
-
-HUB_NAMES = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT")}
-
-NAMES = DatasetRegistry("corpus", embedded=CORPORA, on_hub=HUB_NAMES)
 
 DOCUMENTS_AT_ONCE = 1000
 
-ShardPosition: TypeAlias = tuple[
-    int, int
-]  # a place in a shard: a part of it, and documents of that part that come before
+
+class ShardPosition(NamedTuple):
+    """A position in a shard: one of its parts, and the number of documents in that part before it."""
+
+    part: int = 0
+    documents: int = 0
+
+
+Texts: TypeAlias = tuple[Sequence[str | None], ShardPosition]  # of one part of a shard, and the position after them
 
 
 class Shard(Protocol):
-    """Documents in an order. `name` says which ones: it differs where they do."""
+    """Documents in a fixed order. Shards with other documents have other names."""
 
     @property
     def name(self) -> str: ...
 
-    def read(self, mark: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
-        """Texts of one part, from a place on, a thousand at most at once, each time with the place after them.
+    def read(self, start: ShardPosition) -> Iterator[Texts]:
+        """Yield the texts from a position on, at most a thousand at once.
 
-        Where one reading pauses does not depend on where it began.
+        Where the texts are divided does not depend on `start`.
 
         Raises:
             UserError: the shard has no such column, or the column holds no text.
@@ -47,74 +50,83 @@ class Shard(Protocol):
 
 
 class ParquetShard(NamedTuple):
-    """A parquet file anywhere that fsspec reaches; its parts are row groups, so no place in it is far."""
+    """A parquet file anywhere that fsspec reaches. Its parts are row groups, so every position is found quickly."""
 
     name: str
     url: str
     column: str
 
-    def read(self, mark: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
-        first, skipped = mark
+    def read(self, start: ShardPosition) -> Iterator[Texts]:
+        first, skipped = start
         with fsspec.open(self.url) as file, ParquetFile(file) as parquet:
             _require_text(self, parquet.schema_arrow)
             if skipped and skipped >= parquet.metadata.row_group(first).num_rows:
                 first, skipped = first + 1, 0
             for part in range(first, parquet.num_row_groups):
-                place = 0
+                stop = 0
                 for batch in parquet.iter_batches(DOCUMENTS_AT_ONCE, row_groups=[part], columns=[self.column]):
-                    texts = batch.column(0).to_pylist()[max(0, skipped - place) :]
-                    place += len(batch)
+                    texts = batch.column(0).to_pylist()[max(0, skipped - stop) :]
+                    stop += len(batch)
                     if texts:
-                        yield texts, (part, place)
+                        yield texts, ShardPosition(part, stop)
                 skipped = 0
 
 
 class StreamedShard(NamedTuple):
-    """A file of any other format that `datasets` reads. To find a place in it, it is read up to there."""
+    """A file in another format that `datasets` reads. It has one part, and is read up to the position wanted."""
 
     name: str
     stream: IterableDataset
     column: str
 
-    def read(self, mark: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
-        place = 0
+    def read(self, start: ShardPosition) -> Iterator[Texts]:
+        stop = 0
         for table in self.stream.with_format("arrow").iter(DOCUMENTS_AT_ONCE):
             _require_text(self, table.schema)
-            texts = table.column(self.column).to_pylist()[max(0, mark[1] - place) :]
-            place += len(table)
+            texts = table.column(self.column).to_pylist()[max(0, start.documents - stop) :]
+            stop += len(table)
             if texts:
-                yield texts, (0, place)
+                yield texts, ShardPosition(0, stop)
 
 
 class DatasetShard(NamedTuple):
-    """A data set on this machine, in a random order that is always the same."""
+    """A data set on this machine, in a random order that is always the same. It has one part."""
 
     name: str
     dataset: Dataset
     column: str
 
-    def read(self, mark: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
+    def read(self, start: ShardPosition) -> Iterator[Texts]:
         _require_text(self, self.dataset.features.arrow_schema)
         texts = self.dataset.select_columns([self.column]).shuffle(seed=0)
-        start = mark[1]
-        while start < len(texts):
-            stop = min(start - start % DOCUMENTS_AT_ONCE + DOCUMENTS_AT_ONCE, len(texts))
-            yield texts[start:stop][self.column], (0, stop)
-            start = stop
+        begin = start.documents
+        while begin < len(texts):
+            stop = min(begin - begin % DOCUMENTS_AT_ONCE + DOCUMENTS_AT_ONCE, len(texts))
+            yield texts[begin:stop][self.column], ShardPosition(0, stop)
+            begin = stop
 
 
 def open_corpus(source: TextSource) -> Sequence[Shard]:
-    """The shards of `source.dataset_name`, in the order of their names, on whatever machine.
+    """Return the shards of `source.dataset_name` in the order of their names, the same on every machine.
 
     Raises:
-        UserError: there is no such corpus or configuration, or this user may not read it, or it has no `train` split.
+        UserError: there is no such corpus or configuration, this user may not read it, it has no split `train`, or the
+            network is down.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "poems.txt")
+        >>> _ = path.write_text("Roses are red\\n\\nViolets are blue")
+        >>> (shard,) = open_corpus(TextSource(dataset_name=str(path)))
+        >>> list(shard.read(ShardPosition()))
+        [(['Roses are red', 'Violets are blue'], ShardPosition(part=0, documents=2))]
     """
     name, column = source.dataset_name, source.text_column_name
-    if name in CORPORA:
-        dataset = CORPORA[name]()
+    if name in CORPORA.embedded:
+        dataset = CORPORA.embedded[name]()
         versions = {Path(file["filename"]).parent.name for file in dataset.cache_files}
         return [DatasetShard(" ".join([name, *sorted(versions)]), dataset, column)]
-    builder = find_builder(NAMES, name, source.dataset_config_name, source.dataset_revision)
+    builder = find_builder(CORPORA, name, source.dataset_config_name, source.dataset_revision)
     files = _train_files(builder, name)
     if isinstance(builder, Parquet):
         return in_order([ParquetShard(_version(file), file, column) for file in files])
@@ -125,30 +137,19 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
 
 
 def in_order(shards: Sequence[Shard]) -> Sequence[Shard]:
-    """The shards in the order of their names, however they were listed."""
+    """Return the shards in the order of their names."""
     return sorted(shards, key=lambda shard: shard.name)
-
-
-def is_validation(text: str, validation_fraction: float) -> bool:
-    """Whether a document is never trained on: the same on any machine, in any order and process."""
-    return document_hash(text) < validation_fraction
-
-
-def document_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48
 
 
 def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
     files = builder.config.data_files
     if not isinstance(files, DataFilesDict) or "train" not in files:
         raise UserError(f"{name!r} has no split 'train', only {', '.join(map(str, files or ())) or 'none at all'}")
-    return files["train"]
+    return list(files["train"])
 
 
 def _version(file: str) -> str:
-    """A file's name and, unless it is the name of a commit's file, how large it is and when it was written."""
+    """Return a file's URL, which on the Hub names its commit, or its path with its size and time of writing."""
     if not (path := Path(file)).is_file():
         return file
     return f"{file} ({path.stat().st_size} bytes, {path.stat().st_mtime_ns})"

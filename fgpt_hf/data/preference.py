@@ -1,8 +1,13 @@
-"""Preference pairs become rows: encoded, cut, padded to each other."""
+"""Load what a preference run trains on: pairs of replies, tokenized, cut, and padded to each other in a batch.
+
+A batch is as wide as its longest reply with its prompt, and the prompt is read twice, once for each reply. Pairs are
+not packed: the loss needs a sum over each reply, and a step has few rows. Where most of a batch would be padding, lower
+`max_length`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,163 +18,178 @@ from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows
-from fgpt_hf.data.conversations import Message, RowIssues, times_an_epoch
+from fgpt_hf.data.conversations import Message
+from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.preference_pairs import Pair, load_pairs
+from fgpt_hf.data.sources import DataProvenance
+from fgpt_hf.data.splits import TRAIN, VALIDATION, SplitSize
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.fast_encoding import Encoded, encode_conversations
 
 
 class TokenizedReply(NamedTuple):
-    """The ids of a conversation up to the end of its last reply, and where in them the reply begins."""
+    """A conversation up to the end of its last reply.
+
+    Attributes:
+        ids: its tokens.
+        start: where in them the reply begins.
+    """
 
     ids: Ids
     start: int
 
 
+class TokenizedPair(NamedTuple):
+    """The chosen and the rejected reply to one prompt."""
+
+    chosen: TokenizedReply
+    rejected: TokenizedReply
+
+
 @dataclass(frozen=True)
 class PairRows:
-    """Pairs of replies, each as long as it is.
+    """Pairs of replies.
 
     Attributes:
-        pairs: chosen and rejected.
-        reference: `(N, 2)`, their log-probabilities before training; zero where the loss has no reference.
+        pairs: the replies, each as long as it is.
+        reference: log-probabilities of chosen and rejected before training, `(N, 2)`; zero if the loss uses none.
     """
 
-    pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]
+    pairs: Sequence[TokenizedPair]
     reference: npt.NDArray[np.float32]
 
     @classmethod
-    def unreferenced(cls, pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]) -> "PairRows":
+    def without_reference(cls, pairs: Sequence[TokenizedPair]) -> "PairRows":
+        """Return rows whose reference is zero."""
         return cls(pairs, np.zeros((len(pairs), 2), dtype=np.float32))
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, numbers: Sequence[int]) -> "PairRows":
-        return PairRows([self.pairs[number] for number in numbers], self.reference[list(numbers)])
+    def __getitem__(self, indices: Sequence[int]) -> "PairRows":
+        return PairRows([self.pairs[index] for index in indices], self.reference[list(indices)])
 
 
-class PreferenceData(NamedTuple):
-    """What a preference run works with.
+@dataclass(frozen=True)
+class PreferenceData:
+    """What a preference run reads.
 
     Attributes:
-        rows: pairs to learn.
-        times: how often an epoch has each of them.
-        validation: pairs that are not learnt.
-        prompts: what some of those reply to.
-        description: a line on the data, and one for each thing that is wrong with some of its rows.
-        origin: what a card says of the data, as `provenance.record_provenance` takes it.
+        rows: the pairs to train on.
+        repeats: how often an epoch has each of them.
+        validation: the pairs that are held out.
+        prompts: the prompts of some of those.
+        description: a line on the data, and one for each issue with some of its rows.
+        provenance: what is known of the data, for a model card.
     """
 
     rows: PairRows
-    times: Sequence[int]
+    repeats: Sequence[int]
     validation: PairRows
     prompts: Sequence[list[Message]]
     description: str
-    origin: dict[str, Any]
+    provenance: DataProvenance
 
     @property
-    def all_pairs(self) -> Sequence[tuple[TokenizedReply, TokenizedReply]]:
-        """The pairs to learn, then the held-out ones."""
+    def all_pairs(self) -> Sequence[TokenizedPair]:
+        """The pairs to train on, then the held-out ones."""
         return [*self.rows.pairs, *self.validation.pairs]
 
     def with_reference(self, reference: npt.NDArray[np.float32]) -> "PreferenceData":
-        """The same, with the log-probabilities of `all_pairs`."""
+        """Return the same data with the log-probabilities of `all_pairs`, `(N, 2)`."""
         rows, validation = np.split(reference, [len(self.rows)])
-        return self._replace(
-            rows=replace(self.rows, reference=rows), validation=replace(self.validation, reference=validation)
+        return replace(
+            self, rows=replace(self.rows, reference=rows), validation=replace(self.validation, reference=validation)
         )
 
     @property
     def epoch(self) -> PairRows:
-        """The pairs to learn, as often as an epoch has them."""
-        return self.rows[[number for number, times in enumerate(self.times) for _ in range(times)]]
+        """The pairs to train on, as often as an epoch has them."""
+        return self.rows[[index for index, repeats in enumerate(self.repeats) for _ in range(repeats)]]
 
     def batches(self, seed: int, rank: int, processes: int) -> Batches:
+        """Return the batches of a process."""
         return ShuffledRows(self.epoch, seed, rank, processes, pair_batch)
 
     def validation_batches(self, size: int) -> list[dict[str, Tensor]]:
-        numbers = range(len(self.validation))
-        return [pair_batch(self.validation[numbers[start : start + size]]) for start in numbers[::size]]
+        """Return the held-out pairs in batches of `size`."""
+        indices = range(len(self.validation))
+        return [pair_batch(self.validation[indices[start : start + size]]) for start in indices[::size]]
 
 
 def load_preference_data(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase, context: int) -> PreferenceData:
-    """The pairs of `run.dataset_name`, each side of at most `run.max_length` tokens, or of the whole `context`.
+    """Return the pairs of `run.dataset_name`, each side of at most `run.max_length` tokens, or of the whole `context`.
 
     Raises:
-        UserError: the data cannot be opened, a row of it is to be refused, a split is empty, or `max_length` is more
-            than the context.
+        UserError: the data cannot be opened, a row of it is refused, a split is empty, or `max_length` is more than
+            the context.
     """
     length = run.sequence_length(context)
-    flaws = RowIssues()
-    read = encode_pairs(tokenizer, load_pairs(run, flaws), length, run, flaws)
-    train = [item for item in read if item[0].place >= run.validation_fraction]
-    validation = sorted(
-        (item for item in read if item[0].place < run.validation_fraction), key=lambda item: item[0].place
-    )
-    if not train or not validation:
-        raise UserError(
-            f"{run.dataset_name} with validation_fraction={run.validation_fraction} gives {len(train)} pairs to learn "
-            f"and {len(validation)} to hold out, and both are needed{f' ({flaws})' if len(flaws) else ''}"
-        )
-    sizes = {"train": train, "validation": validation}
-    data = {
-        name: {"documents": len(part), "tokens": sum(len(reply.ids) for _, pair in part for reply in pair)}
-        for name, part in sizes.items()
-    }
+    issues = RowIssues()
+    encoded = encode_pairs(tokenizer, load_pairs(run, issues), length, run, issues)
+    train, validation = split_rows(encoded, run, "pairs", issues)
+    validation.sort(key=lambda item: item[0].hash_fraction)
     description = f"{run.dataset_name}: {len(train):,} pairs to learn, {len(validation):,} held out"
     return PreferenceData(
-        PairRows.unreferenced([replies for _, replies in train]),
-        [times_an_epoch(pair.origin, pair.times) for pair, _ in train],
-        PairRows.unreferenced([replies for _, replies in validation[: run.max_eval_rows]]),
+        PairRows.without_reference([tokenized for _, tokenized in train]),
+        [pair.times_an_epoch for pair, _ in train],
+        PairRows.without_reference([tokenized for _, tokenized in validation[: run.max_eval_rows]]),
         [list(pair.prompt) for pair, _ in validation[: run.validation_prompts]],
-        "\n".join(filter(None, [description, str(flaws)])),
-        {"data": data},
+        "\n".join(filter(None, [description, str(issues)])),
+        DataProvenance({TRAIN: _size(train), VALIDATION: _size(validation)}),
     )
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], length: int, run: PreferenceRun, flaws: RowIssues
-) -> list[tuple[Pair, tuple[TokenizedReply, TokenizedReply]]]:
-    """The pairs with their ids, no longer than `length`.
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], length: int, run: PreferenceRun, issues: RowIssues
+) -> list[tuple[Pair, TokenizedPair]]:
+    """Return the pairs with their ids, cut to `length`.
 
-    What cannot be learnt from, and what is cut, goes to `flaws`; UserError where the run refuses it.
+    Pairs that cannot be trained on, and those that are cut, are added to `issues`.
+
+    Raises:
+        UserError: the run refuses such pairs.
     """
-    encoded = iter(encode_conversations(tokenizer, [said for pair in pairs for said in pair.conversations]))
-    read = []
+    encoded = iter(encode_conversations(tokenizer, [chat for pair in pairs for chat in pair.conversations]))
+    found = []
     for pair, *sides in zip(pairs, encoded, encoded, strict=True):
         try:
-            replies = _replies(sides, length)
+            tokenized = _tokenized_pair(sides, length)
         except ValueError as error:
-            flaws.note(pair.origin, str(error), run.bad_rows)
+            issues.add(pair.row_id, str(error), run.bad_rows)
             continue
         if any(isinstance(side, Encoded) and len(side.ids) > length for side in sides):
-            flaws.note(pair.origin, f"it is longer than {length} tokens", run.long_rows)
+            issues.add(pair.row_id, f"it is longer than {length} tokens", run.long_rows)
             if run.long_rows == "skip":
                 continue
-        read.append((pair, replies))
-    return read
+        found.append((pair, tokenized))
+    return found
 
 
 def last_reply(chat: Encoded) -> TokenizedReply:
-    """A conversation up to the end of its last reply.
+    """Return a conversation up to the end of its last reply.
 
     Raises:
-        UserError: the template marks none.
+        UserError: the template marks no reply.
+
+    Example:
+        >>> is_reply = np.array([False, True, False, False, True, True, False])
+        >>> last_reply(Encoded(np.arange(7, dtype=np.uint16), is_reply)).start
+        4
     """
-    places = np.flatnonzero(chat.replies)
-    if not len(places):
+    reply_tokens = np.flatnonzero(chat.replies)
+    if not len(reply_tokens):
         raise UserError(
             "the chat template does not mark what the assistant says: it needs {% generation %} around the replies"
         )
-    end = int(places[-1]) + 1
+    end = int(reply_tokens[-1]) + 1
     others = np.flatnonzero(~chat.replies[:end])
     return TokenizedReply(chat.ids[:end], int(others[-1]) + 1)
 
 
 def pair_batch(rows: PairRows) -> dict[str, Tensor]:
-    """Rows as `input_ids` and `labels`, `(B, 2, T)`, padded behind to the longest reply, and `reference`, `(B, 2)`."""
+    """Return rows as `input_ids` and `labels`, `(B, 2, T)`, padded behind, and `reference`, `(B, 2)`."""
     replies = [reply for pair in rows.pairs for reply in pair]
     ids = [torch.from_numpy(reply.ids.astype(np.int64)) for reply in replies]
     labels = [
@@ -177,14 +197,14 @@ def pair_batch(rows: PairRows) -> dict[str, Tensor]:
         for tokens, reply in zip(ids, replies, strict=True)
     ]
     return {
-        "input_ids": pad_sequence(ids, batch_first=True).unflatten(0, (len(rows), 2)),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED).unflatten(0, (len(rows), 2)),
+        "input_ids": pad_sequence(ids, batch_first=True).view(len(rows), 2, -1),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED).view(len(rows), 2, -1),
         "reference": torch.from_numpy(rows.reference),
     }
 
 
-def _replies(sides: Sequence[Encoded | ValueError], length: int) -> tuple[TokenizedReply, TokenizedReply]:
-    """Chosen and rejected, cut to `length`; UserError where they cannot be told apart in what is left."""
+def _tokenized_pair(sides: Sequence[Encoded | ValueError], length: int) -> TokenizedPair:
+    """Return chosen and rejected, cut to `length`; UserError if they do not differ in what is left."""
     for side in sides:
         if isinstance(side, ValueError):
             raise side
@@ -193,4 +213,9 @@ def _replies(sides: Sequence[Encoded | ValueError], length: int) -> tuple[Tokeni
         raise UserError(f"its prompt alone is longer than {length} tokens")
     if np.array_equal(chosen.ids[:length], rejected.ids[:length]):
         raise UserError("its replies are equal as far as they are read")
-    return TokenizedReply(chosen.ids[:length], chosen.start), TokenizedReply(rejected.ids[:length], rejected.start)
+    return TokenizedPair(*(reply._replace(ids=reply.ids[:length]) for reply in (chosen, rejected)))
+
+
+def _size(pairs: Sequence[tuple[Pair, TokenizedPair]]) -> SplitSize:
+    tokens = sum(len(reply.ids) for _, pair in pairs for reply in pair)
+    return SplitSize(documents=len(pairs), tokens=tokens)

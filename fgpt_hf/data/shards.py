@@ -1,11 +1,12 @@
-"""A folder of prepared rows: token ids that map into memory, and the data set on the Hub that is made of it.
+"""Prepared rows on a disk: a folder of shards that map into memory, and the data set on the Hub made of it.
 
-It holds `prepared.json`, which says what the rows are made of and how, and `shard-00000/` and so on, each with
-`train.arrow`, `validation.arrow` and `shard.json`. A shard is whole or not there; the next one begins where it ends.
+The folder holds `prepared.json`, which says what the rows were made of, and `shard-00000/` and so on, each with
+`train.arrow`, `validation.arrow` and `shard.json`. A token takes 2 bytes. A shard is complete or absent, and records
+where in the corpus it ends, so that the next one can begin there.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 import pyarrow
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
-from fgpt_hf.data.packing import Ids, compare_packings
-from fgpt_hf.data.stream import SPLITS, TRAIN, PackedBuffer, Position
+from fgpt_hf.data.packing import Ids
+from fgpt_hf.data.splits import SPLITS, TRAIN, Sizes, SplitSize
+from fgpt_hf.data.stream import EpochPosition, PackedBuffer
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_json
 from fgpt_hf.retries import retry
@@ -25,28 +28,85 @@ PREPARED = "prepared.json"
 COLUMN = "input_ids"
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardRecord:
-    """What a shard holds, by split, and where in the corpus it ends: None at the end of the corpus."""
+    """A shard's sizes, and where in the corpus it ends: None at the end of the corpus. Written as `shard.json`."""
 
-    end: Position | None = None
-    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    padding: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    compare_packings: dict[str, list[int]] = field(default_factory=dict)  # of the corpus's first window, by packing
+    sizes: Sizes
+    end: EpochPosition | None
 
-    def add(self, window: PackedBuffer, row_length: int) -> None:
-        for split in SPLITS:
-            self.rows[split] += len(window.rows[split].ids)
-            self.documents[split] += len(window.lengths[split])
-            self.tokens[split] += window.rows[split].tokens
-            self.padding[split] += window.rows[split].padding
-        self.end = window.end
-        if window.begin["window"] == 0:
-            self.accounts = {
-                name: list(account) for name, account in compare_packings(window.lengths[TRAIN], row_length).items()
-            }
+    @classmethod
+    def read(cls, path: Path) -> "ShardRecord":
+        """Return the record in a file; UserError if it is damaged."""
+        fields = read_json(path)
+        try:
+            end = None if fields["end"] is None else EpochPosition.from_json(fields["end"])
+            return cls(_sizes_from_json(fields["sizes"]), end)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _wrong_fields(path, error) from error
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that prepared rows follow from.
+
+    Attributes:
+        format: the version of this project's way of making rows.
+        tokenizer: the fingerprint of the tokenizer.
+        shards: a hash of the names of the corpus's shards, which change with their content.
+    """
+
+    format: int
+    tokenizer: str
+    row_length: int
+    validation_fraction: float
+    dataset_name: str
+    dataset_config_name: str | None
+    text_column_name: str
+    shards: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `prepared.json`: the recipe, and the sizes once the preparation has finished."""
+
+    recipe: Recipe
+    sizes: Sizes | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.sizes is not None
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Return the manifest in a file; UserError if it is damaged."""
+        fields = read_json(path)
+        try:
+            sizes = _sizes_from_json(fields.pop("sizes")) if fields.pop("finished") else None
+            return cls(Recipe(**fields), sizes)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _wrong_fields(path, error) from error
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values as they stand in the file."""
+        sizes = {} if self.sizes is None else {"sizes": {split: asdict(size) for split, size in self.sizes.items()}}
+        return {**asdict(self.recipe), "finished": self.is_finished, **sizes}
+
+    def __str__(self) -> str:
+        assert self.sizes is not None
+        train, length = self.sizes[TRAIN], self.recipe.row_length
+        return f"{train.documents:,} documents of {self.recipe.dataset_name}, {describe_rows(train, length)}"
+
+
+def describe_rows(size: SplitSize, row_length: int) -> str:
+    """Return a phrase on the rows of a split.
+
+    Example:
+        >>> describe_rows(SplitSize(documents=3, tokens=990, rows=10, padding=7), row_length=100)
+        '990 tokens in 10 rows of 100: none lost, 0.70% padding'
+    """
+    padding = size.padding / max(1, size.rows * row_length)
+    return f"{size.tokens:,} tokens in {size.rows:,} rows of {row_length}: none lost, {padding:.2%} padding"
 
 
 class PreparedRows:
@@ -58,91 +118,107 @@ class PreparedRows:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, numbers: Sequence[int]) -> Ids:
-        return np.asarray(self.dataset[numbers][COLUMN], dtype=np.uint16)
+    def __getitem__(self, indices: Sequence[int]) -> Ids:
+        return np.asarray(self.dataset[indices][COLUMN], dtype=np.uint16)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Finished rows by split, and what they were made of."""
+
+    rows: Mapping[str, PreparedRows]
+    manifest: Manifest
 
 
 def is_prepared(folder: Path) -> bool:
+    """Return whether a folder holds prepared rows, finished or not."""
     return (folder / PREPARED).is_file()
 
 
-def summary(recipe: dict[str, Any]) -> str:
-    """What finished rows hold, from what `prepared.json` says of them."""
-    train, length = recipe["sizes"][TRAIN], recipe["row_length"]
-    share = train["padding"] / (train["rows"] * length)
-    return (
-        f"{train['documents']:,} documents of {recipe['dataset_name']}, {train['tokens']:,} tokens in "
-        f"{train['rows']:,} rows of {length}: none lost, {share:.2%} padding"
-    )
-
-
-def origin(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What finished rows were made of: `source`, the text, and `data`, its documents, tokens and rows by split."""
-    source = {name: recipe[name] for name in ("dataset_name", "dataset_config_name", "validation_fraction")}
-    return {"source": source, "data": recipe["sizes"]}
-
-
-def load_prepared(folder: Path, row_length: int) -> tuple[dict[str, PreparedRows], dict[str, Any]]:
-    """The rows of a prepared folder by split, and the content of its `prepared.json`.
+def load_prepared(folder: Path, row_length: int) -> PreparedData:
+    """Return the rows of a prepared folder.
 
     Raises:
-        UserError: they are of another tokenizer or length; a shard is damaged; the preparation is not finished.
+        UserError: they are of another tokenizer or length, a shard is damaged, or the preparation is not finished.
     """
-    recipe = read_json(folder / PREPARED)
-    require_fitting(str(folder), recipe, row_length)
-    records = whole_shards(folder)
-    if not recipe["finished"]:
-        tokens = total_tokens(records, "tokens", TRAIN)
+    manifest = Manifest.read(folder / PREPARED)
+    require_fitting(str(folder), manifest, row_length)
+    records = complete_shards(folder)
+    if not manifest.is_finished:
+        tokens = total_size(records)[TRAIN].tokens
         raise UserError(
             f"the preparation of {folder} is not finished: run `fgpt prepare` again to go on, or keep the {tokens:,} "
             f"tokens that are there with --max_train_tokens {tokens}"
         )
-    return {split: PreparedRows(_split(folder, len(records), split)) for split in SPLITS}, recipe
+    return PreparedData({split: PreparedRows(_open_split(folder, len(records), split)) for split in SPLITS}, manifest)
 
 
-def require_fitting(name: str, recipe: dict[str, Any], row_length: int) -> None:
+def require_fitting(name: str, manifest: Manifest, row_length: int) -> None:
     """Raise UserError if rows are of another tokenizer or length than a run."""
-    if recipe["tokenizer"] != tokenizer_fingerprint():
+    found = manifest.recipe
+    if found.tokenizer != tokenizer_fingerprint():
         raise UserError(f"{name} was prepared with another tokenizer than GPT-2's with FGPT's control tokens")
-    if recipe["row_length"] != row_length:
+    if found.row_length != row_length:
         raise UserError(
-            f"{name} holds rows of {recipe['row_length']} tokens and max_position_embeddings={row_length}: give "
-            f"--max_position_embeddings {recipe['row_length']}, or prepare the documents for {row_length}"
+            f"{name} holds rows of {found.row_length} tokens and max_position_embeddings={row_length}: give "
+            f"--max_position_embeddings {found.row_length}, or prepare the documents for {row_length}"
         )
 
 
 def push_dataset(folder: Path, repo_id: str) -> None:
-    """Make the rows of a folder a data set on the Hub, as `train_base.py --dataset_name REPO_ID` takes it.
+    """Upload the rows of a folder as a data set, which `train_base.py --dataset_name REPO_ID` reads.
 
     Raises:
-        OSError: the Hub refuses it, or cannot be reached.
+        UserError: the Hub refuses it, or cannot be reached.
     """
-    count = len(whole_shards(folder))
-    rows = DatasetDict({split: _split(folder, count, split) for split in SPLITS})
-    retry(repo_id, lambda: rows.push_to_hub(repo_id))
-    recipe = (folder / PREPARED).read_bytes()
-    retry(
-        repo_id,
-        lambda: HfApi().upload_file(
-            path_or_fileobj=recipe, path_in_repo=PREPARED, repo_id=repo_id, repo_type="dataset"
-        ),
-    )
+    count = len(complete_shards(folder))
+    rows = DatasetDict({split: _open_split(folder, count, split) for split in SPLITS})
+    manifest = (folder / PREPARED).read_bytes()
+
+    def upload_manifest() -> object:
+        return HfApi().upload_file(
+            path_or_fileobj=manifest, path_in_repo=PREPARED, repo_id=repo_id, repo_type="dataset"
+        )
+
+    try:
+        retry(repo_id, lambda: rows.push_to_hub(repo_id))
+        retry(repo_id, upload_manifest)
+    except (HfHubHTTPError, ConnectionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{repo_id} could not be written to: {reason}. The rows are complete in {folder}") from error
 
 
-def whole_shards(folder: Path) -> list[ShardRecord]:
-    """The shards from the first one on, up to one that is missing or to the end of the corpus."""
+def complete_shards(folder: Path) -> list[ShardRecord]:
+    """Return the shards from the first one on, up to one that is missing or to the end of the corpus."""
     records: list[ShardRecord] = []
     while (path := folder / shard_name(len(records)) / "shard.json").is_file():
-        records.append(ShardRecord(**read_json(path)))
+        records.append(ShardRecord.read(path))
         if records[-1].end is None:
             break
     return records
 
 
-def _split(folder: Path, count: int, split: str) -> Dataset:
-    paths = [folder / shard_name(number) / f"{split}.arrow" for number in range(count)]
+def total_size(records: Sequence[ShardRecord]) -> dict[str, SplitSize]:
+    """Return the sizes of several shards together."""
+    return {split: sum((record.sizes[split] for record in records), SplitSize()) for split in SPLITS}
+
+
+def buffer_sizes(buffer: PackedBuffer) -> dict[str, SplitSize]:
+    """Return the sizes of a buffer's splits."""
+    return {
+        split: SplitSize(buffer.documents[split], rows.tokens, len(rows.ids), rows.padding)
+        for split, rows in buffer.rows.items()
+    }
+
+
+def shard_name(index: int) -> str:
+    """Return the name of a shard's folder."""
+    return f"shard-{index:05d}"
+
+
+def _open_split(folder: Path, count: int, split: str) -> Dataset:
     datasets = []
-    for path in paths:
+    for path in (folder / shard_name(index) / f"{split}.arrow" for index in range(count)):
         try:
             datasets.append(Dataset.from_file(str(path)))
         except (OSError, pyarrow.ArrowInvalid) as error:
@@ -150,9 +226,9 @@ def _split(folder: Path, count: int, split: str) -> Dataset:
     return concatenate_datasets(datasets)
 
 
-def total_tokens(records: Sequence[ShardRecord], name: str, split: str) -> int:
-    return sum(getattr(record, name)[split] for record in records)
+def _sizes_from_json(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, SplitSize]:
+    return {split: SplitSize(**sizes[split]) for split in SPLITS}
 
 
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}"
+def _wrong_fields(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged, or was written by another version of fgpt_hf: {error}")

@@ -1,123 +1,229 @@
-"""A name becomes a `datasets` data set: a short name of this project, a data set on the Hub, or a file."""
+"""Open the data set of a name: one of this project's short names, a data set on the Hub, or a file.
+
+A mixture is several names with limits, `pydocs-chat:2000,rasbt-instruct*3`: at most 2,000 rows of the first, and every
+row of the second three times an epoch. The rows of a data set opened here are downloaded to this machine; for a corpus
+that does not fit on its disk, `corpora.open_corpus` streams documents.
+"""
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetBuilder, load_dataset_builder
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError
 
+from fgpt_hf.data.pydocs import load_pydocs
+from fgpt_hf.data.pydocs_derived import load_pydocs_chat, load_pydocs_preference
+from fgpt_hf.data.splits import Sizes
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading, retry
 
 FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = {".gz", ".xz", ".bz2", ".zst"}
+RASCHKA = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07"
+
+
+class HubDataset(NamedTuple):
+    """A data set on the Hub, and its configuration if it has several."""
+
+    repo_id: str
+    configuration: str | None = None
 
 
 class DatasetRegistry(NamedTuple):
-    """What is known of one kind of data by a short name: built here, on the Hub with a configuration, or behind a URL.
+    """The short names of one kind of data.
 
     Attributes:
-        kind: what an error calls it: "corpus".
+        kind: the kind in an error message, such as "corpus".
+        embedded: data sets that are built on this machine, without a network.
+        on_hub: data sets on the Hub.
+        files: files behind a URL.
     """
 
     kind: str
     embedded: Mapping[str, Callable[[], Dataset]] = {}
-    on_hub: Mapping[str, tuple[str, str | None]] = {}
+    on_hub: Mapping[str, HubDataset] = {}
     files: Mapping[str, str] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """All short names."""
+        return [*self.embedded, *self.on_hub, *self.files]
+
+
+CORPORA = DatasetRegistry(
+    "corpus",
+    embedded={"pydocs": load_pydocs},
+    on_hub={"fineweb-edu": HubDataset("HuggingFaceFW/fineweb-edu", "sample-10BT")},
+)
+CONVERSATIONS = DatasetRegistry(
+    "conversations",
+    embedded={"pydocs-chat": load_pydocs_chat},
+    on_hub={
+        "smol-smoltalk": HubDataset("HuggingFaceTB/smol-smoltalk"),
+        "alpaca-cleaned": HubDataset("yahma/alpaca-cleaned"),
+        "oasst1": HubDataset("OpenAssistant/oasst1"),
+    },
+    files={"rasbt-instruct": f"{RASCHKA}/01_main-chapter-code/instruction-data.json"},
+)
+PREFERENCES = DatasetRegistry(
+    "preference data",
+    embedded={"pydocs-preference": load_pydocs_preference},
+    files={"rasbt-preference": f"{RASCHKA}/04_preference-tuning-with-dpo/instruction-data-with-preference.json"},
+)
+
+
+@dataclass(frozen=True)
+class DataProvenance:
+    """What is known of a run's data, for its model card.
+
+    Attributes:
+        sizes: the documents, conversations or pairs of each split, and their tokens.
+        source: fields of a run that describe the text, if the run itself only names rows made of it.
+    """
+
+    sizes: Sizes = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return `data` and `source` as `provenance.json` holds them, without what is not known."""
+        content = {"data": {split: asdict(size) for split, size in self.sizes.items()}, "source": dict(self.source)}
+        return {name: value for name, value in content.items() if value}
+
+
+def on_hub(name: str) -> HubDataset | None:
+    """Return the data set on the Hub that a name stands for, or None if it is built here, or is a file or folder.
+
+    Example:
+        >>> on_hub("fineweb-edu")
+        HubDataset(repo_id='HuggingFaceFW/fineweb-edu', configuration='sample-10BT')
+        >>> on_hub("somebody/lines")
+        HubDataset(repo_id='somebody/lines', configuration=None)
+        >>> on_hub("pydocs"), on_hub("data/lines.jsonl"), on_hub("rasbt-instruct")
+        (None, None, None)
+    """
+    for registry in (CORPORA, CONVERSATIONS, PREFERENCES):
+        if name in registry.on_hub:
+            return registry.on_hub[name]
+        if name in registry.names:
+            return None
+    return None if is_local(name) else HubDataset(name)
+
+
+def is_local(name: str) -> bool:
+    """Return whether a name has the form of a file's or a folder's on this machine, or is that of one."""
+    path = Path(name)
+    return path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[:1] in tuple("./~") or path.exists()
 
 
 class MixtureEntry(NamedTuple):
-    """One data set of a mixture: at most `most` of its rows, each `times` an epoch."""
+    """One data set of a mixture: at most `max_rows` of its rows, each `repeats` times an epoch on average."""
 
     name: str
-    most: int | None = None
-    times: float = 1.0
+    max_rows: int | None = None
+    repeats: float = 1.0
 
 
 def parse_mixture(text: str) -> list[MixtureEntry]:
-    """The data sets that `NAME[:MOST][*TIMES],…` names: `pydocs-chat:2000,rasbt-instruct*3`.
+    """Return the data sets of a mixture `NAME[:MAX_ROWS][*REPEATS],…`.
 
     Raises:
-        UserError: a name is empty or twice there, or a number is not above zero.
+        UserError: a name is empty or occurs twice, or a number is not above zero.
+
+    Example:
+        >>> parse_mixture("pydocs-chat:2000,rasbt-instruct*3")[1]
+        MixtureEntry(name='rasbt-instruct', max_rows=None, repeats=3.0)
     """
-    shares = [_share(entry.strip(), text) for entry in text.split(",")]
-    names = [share.name for share in shares]
+    entries = [_parse_entry(entry.strip(), text) for entry in text.split(",")]
+    names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"dataset_name={text}: {twice} is there twice; give it once, as {twice}*2 to have it twice")
-    return shares
+    return entries
 
 
-def _share(entry: str, text: str) -> MixtureEntry:
-    found = re.fullmatch(r"(?P<name>[^*]+?)(:(?P<most>\d+))?(\*(?P<times>\d+(\.\d+)?))?", entry)
-    most, times = (int(found["most"]) if found["most"] else None, float(found["times"] or 1)) if found else (0, 0.0)
-    if found is None or most == 0 or times == 0:
-        raise UserError(
-            f"dataset_name={text}: {entry!r} is not NAME, NAME:MOST, NAME*TIMES or NAME:MOST*TIMES with numbers above "
-            "zero, such as pydocs-chat:2000 or rasbt-instruct*3"
-        )
-    return MixtureEntry(found["name"], most, times)
+def _parse_entry(entry: str, text: str) -> MixtureEntry:
+    match = re.fullmatch(r"(?P<name>[^*]+?)(:(?P<rows>\d+))?(\*(?P<repeats>\d+(\.\d+)?))?", entry)
+    if match:
+        max_rows, repeats = int(match["rows"]) if match["rows"] else None, float(match["repeats"] or 1)
+        if max_rows != 0 and repeats != 0:
+            return MixtureEntry(match["name"], max_rows, repeats)
+    raise UserError(
+        f"dataset_name={text}: {entry!r} is not NAME, NAME:ROWS, NAME*TIMES or NAME:ROWS*TIMES with numbers above "
+        "zero, such as pydocs-chat:2000 or rasbt-instruct*3"
+    )
 
 
-def open_rows(
-    names: DatasetRegistry,
+def load_rows(
+    registry: DatasetRegistry,
     name: str,
     split: str = "train",
     configuration: str | None = None,
     revision: str | None = None,
 ) -> Dataset:
-    """The rows of one data set, on this machine. `split` is that of a data set which has no short name.
+    """Return the rows of one data set, downloaded if need be.
+
+    Args:
+        split: the split of a data set that has no short name.
+        configuration, revision: those of a data set on the Hub.
 
     Raises:
-        UserError: there is none of that name, configuration or split, this user may not read it, or it is damaged.
+        UserError: there is no data set of that name, configuration or split, this user may not read it, it is damaged,
+            or the network is down.
     """
-    if name in names.embedded:
-        return names.embedded[name]()
-    split = "train" if name in (*names.on_hub, *names.files) else split
-    builder = find_builder(names, name, configuration, revision)
+    if name in registry.embedded:
+        return registry.embedded[name]()
+    split = "train" if name in registry.names else split
+    builder = find_builder(registry, name, configuration, revision)
     try:
         with reading(name):
             retry(name, builder.download_and_prepare)
-    except DatasetGenerationError as error:
+    except DatasetsError as error:
         raise UserError(f"{name} cannot be read, it may be damaged: {error.__cause__ or error}") from error
     splits = list(builder.info.splits or ())
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(splits)}: give one as dataset_train_split")
-    return builder.as_dataset(split=split)  # type: ignore[return-value]
+    return builder.as_dataset(split=split)
 
 
-def find_builder(names: DatasetRegistry, name: str, configuration: str | None, revision: str | None) -> DatasetBuilder:
-    """Return what builds the data set of a name that is not embedded.
+def find_builder(
+    registry: DatasetRegistry, name: str, configuration: str | None, revision: str | None
+) -> DatasetBuilder:
+    """Return the builder of a data set that is not embedded.
 
     Raises:
-        UserError: there is none of that name or configuration, this user may not read it, or the network is down.
+        UserError: there is no data set of that name or configuration, this user may not read it, or the network is
+            down.
     """
-    with reading(name):
-        return _find_builder(names, name, configuration, revision)
-
-
-def _find_builder(names: DatasetRegistry, name: str, configuration: str | None, revision: str | None) -> DatasetBuilder:
-    if name in names.files:
-        return _from_url(name, names.files[name])
     if not name.strip():
-        raise UserError(_unknown(names, name))
-    path = Path(name)
+        raise _unknown_name(registry, name)
+    with reading(name):
+        if name in registry.files:
+            return _builder_of_url(name, registry.files[name])
+        if (file_format := _file_format(Path(name))) is not None:
+            return _builder_of_file(Path(name), file_format)
+        return _builder_on_hub(registry, name, configuration, revision)
+
+
+def _file_format(path: Path) -> str | None:
+    """Return the format of a file by its name, or None if the name is not a file's."""
     suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
-    if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir():
-        if not path.is_file():
-            raise UserError(f"dataset_name={path}: there is no such file")
-        if not path.stat().st_size:
-            raise UserError(f"dataset_name={path}: the file is empty")
-        file_format = FILE_FORMATS[suffixes[-1]]
-        paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
-        return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)
-    return _from_hub(names, name, configuration, revision)
+    return None if path.is_dir() or not suffixes else FILE_FORMATS.get(suffixes[-1])
 
 
-def _from_url(name: str, url: str) -> DatasetBuilder:
+def _builder_of_file(path: Path, file_format: str) -> DatasetBuilder:
+    if not path.is_file():
+        raise UserError(f"dataset_name={path}: there is no such file")
+    if not path.stat().st_size:
+        raise UserError(f"dataset_name={path}: the file is empty")
+    paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
+    return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)
+
+
+def _builder_of_url(name: str, url: str) -> DatasetBuilder:
     try:
         return retry(name, lambda: load_dataset_builder(FILE_FORMATS[Path(url).suffix], data_files=url))
     except FileNotFoundError as error:
@@ -126,8 +232,10 @@ def _from_url(name: str, url: str) -> DatasetBuilder:
         ) from error
 
 
-def _from_hub(names: DatasetRegistry, given: str, configuration: str | None, revision: str | None) -> DatasetBuilder:
-    name, known_configuration = names.on_hub.get(given, (given, None))
+def _builder_on_hub(
+    registry: DatasetRegistry, given: str, configuration: str | None, revision: str | None
+) -> DatasetBuilder:
+    name, known_configuration = registry.on_hub.get(given, HubDataset(given))
     configuration = configuration or known_configuration
     try:
         return retry(name, lambda: load_dataset_builder(name, configuration, revision=revision))
@@ -137,18 +245,19 @@ def _from_hub(names: DatasetRegistry, given: str, configuration: str | None, rev
                 f"{name} is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with "
                 "`hf auth login`, or set HF_TOKEN"
             ) from error
-        raise UserError(_unknown(names, given)) from error
+        raise _unknown_name(registry, given) from error
     except HFValidationError as error:
-        raise UserError(_unknown(names, given)) from error
+        raise _unknown_name(registry, given) from error
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise UserError(f"{given!r} holds no data files in a format that `datasets` reads") from error
-    except ValueError as error:  # what `datasets` says of a configuration names those that exist
+    except RuntimeError as error:  # a data set that is a script
+        raise UserError(f"{given!r} cannot be read: {error}") from error
+    except ValueError as error:  # the message of `datasets` lists the configurations that exist
         raise UserError(f"dataset_name={given}, dataset_config_name={configuration}: {error}") from error
 
 
-def _unknown(names: DatasetRegistry, name: str) -> str:
-    known = ", ".join([*names.embedded, *names.on_hub, *names.files])
-    return (
-        f"no {names.kind} {name!r}, or none that you may read: give one of {known}, the id of a data set on the Hub, a "
-        f"folder of data files, or a file ending in {', '.join(FILE_FORMATS)}"
+def _unknown_name(registry: DatasetRegistry, name: str) -> UserError:
+    return UserError(
+        f"no {registry.kind} {name!r}, or none that you may read: give one of {', '.join(registry.names)}, the id of a "
+        f"data set on the Hub, a folder of data files, or a file ending in {', '.join(FILE_FORMATS)}"
     )

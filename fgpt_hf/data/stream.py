@@ -1,116 +1,245 @@
-"""Windows of documents become rows of tokens, in processes beside the one that asks for them."""
+"""Turn a stream of documents into packed rows: read several shards at once, tokenize on all cores, pack, shuffle.
+
+Documents come in buffers of 8 blocks, from 8 shards at once where there are so many; a block has at most 1,000
+documents or 8 million characters. Each buffer is packed on its own, and no token is lost. The rows follow from the
+seed, not from the workers, the machine or the number of processes, and reading can be resumed at any buffer. Shards are
+shuffled within an epoch and rows within a buffer; documents of one shard that are far apart stay so. For a full shuffle
+prepare the rows first (`fgpt prepare`), at the price of disk space, 2 bytes a token.
+"""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fgpt_hf.config.runs import TextSource
-from fgpt_hf.data.corpora import Shard, ShardPosition, in_order, is_validation
+from fgpt_hf.data.corpora import Shard, ShardPosition, in_order
 from fgpt_hf.data.packing import Ids, PackedRows, pack_documents
-from fgpt_hf.errors import UserError
+from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION, empty_split_error, encode_splits
 from fgpt_hf.retries import ONCE, READ_ERRORS, STREAM, Attempts, reading
-from fgpt_hf.tokenizer.fast_encoding import encode_documents
-from fgpt_hf.workers import InBackground, process_pool
+from fgpt_hf.workers import BackgroundIterator, process_pool
 
-SHARDS_AT_ONCE = 8  # shards that are read at once, each by a thread of its own
-BLOCKS = 8  # that make a window
+SHARDS_AT_ONCE = 8  # each read by a thread of its own
+BLOCKS_PER_BUFFER = 8
 BLOCK_CHARACTERS = 8_000_000  # a block ends here, or after the documents that a shard gives at once
+TEXTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
 
 
-class Position(TypedDict):
-    """Where in an epoch a window begins.
+class OpenShard(NamedTuple):
+    """A shard that is being read: its number in the epoch's order, and the position up to which it was used."""
 
-    `opened` counts the shards that were begun. `lanes` holds, for those not ended and in the order of their turns,
-    which shard of the epoch it is, the part of it, and the documents of that part that come before.
+    number: int
+    part: int = 0
+    documents: int = 0
+
+
+@dataclass(frozen=True)
+class EpochPosition:
+    """Where in an epoch a buffer begins.
+
+    Attributes:
+        buffer: the number of buffers before it.
+        opened: the number of shards that were opened.
+        shards: those that have not ended, in the order of their turns.
     """
 
-    window: int
-    opened: int
-    lanes: list[list[int]]
+    buffer: int = 0
+    opened: int = 0
+    shards: tuple[OpenShard, ...] = ()
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "EpochPosition":
+        """Return the position whose `dataclasses.asdict` this was before it was written as JSON."""
+        shards = tuple(OpenShard(*shard) for shard in fields["shards"])
+        return cls(fields["buffer"], fields["opened"], shards)
 
 
 class DocumentBuffer(NamedTuple):
     """Documents in blocks, and where in the epoch they begin and end."""
 
-    blocks: list[list[str]]
-    begin: Position
-    end: Position
+    blocks: Sequence[Sequence[str]]
+    begin: EpochPosition
+    end: EpochPosition
 
 
-def epoch_start() -> Position:
-    return Position(window=0, opened=0, lanes=[])
+class PackedBuffer(NamedTuple):
+    """The rows of a buffer in random order and its number of documents, by split, and where it begins and ends."""
+
+    rows: Mapping[str, PackedRows]
+    documents: Mapping[str, int]
+    begin: EpochPosition
+    end: EpochPosition
+
+
+class TokenizerPool:
+    """Workers that turn documents into rows of `source.max_position_embeddings` tokens.
+
+    Workers are threads: tiktoken works without Python's lock, and threads start at once. Hashing and handing over take
+    the lock, so where there are many workers, or a training loop wants the lock, `in_processes` is faster.
+
+    Example:
+        >>> from contextlib import closing
+        >>> from fgpt_hf.data.corpora import open_corpus
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "poems.txt")
+        >>> _ = path.write_text("Roses are red\\n\\nViolets are blue")
+        >>> source = TextSource(dataset_name=str(path), max_position_embeddings=16)
+        >>> with closing(TokenizerPool(source, workers=1)) as pool:
+        ...     (buffer,) = pool.packed_buffers(open_corpus(source), EpochPosition())
+        >>> buffer.rows["train"].ids.shape
+        (1, 16)
+    """
+
+    def __init__(self, source: TextSource, workers: int, in_processes: bool = False) -> None:
+        self.row_length, self.validation_fraction = source.max_position_embeddings, source.validation_fraction
+        self.workers = workers
+        self.executor: Executor = process_pool(workers) if in_processes else ThreadPoolExecutor(workers)
+
+    def close(self) -> None:
+        """End the workers without waiting for them."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+    def packed_buffers(
+        self,
+        shards: Sequence[Shard],
+        start: EpochPosition,
+        splits: Sequence[str] = SPLITS,
+        seeds: Sequence[int] = (0, 0),
+    ) -> Generator[PackedBuffer, None, None]:
+        """Yield the buffers of an epoch from `start` on, with the rows of `splits` in an order that `seeds` decide.
+
+        Raises:
+            UserError: a shard cannot be read, even after waiting, or holds no text in that column.
+        """
+        submitted = self._submit(read_buffers(shards, start), splits)
+        for buffer, tasks in BackgroundIterator(submitted, ahead=2 + self.workers // BLOCKS_PER_BUFFER):
+            documents = {split: [ids for task in tasks for ids in task.result()[split]] for split in splits}
+            rows = {
+                split: _shuffled(
+                    pack_documents(documents[split], self.row_length),
+                    [*seeds, buffer.begin.buffer, SPLITS.index(split)],
+                )
+                for split in splits
+            }
+            counts = {split: len(documents[split]) for split in splits}
+            yield PackedBuffer(rows, counts, buffer.begin, buffer.end)
+
+    def _submit(
+        self, buffers: Iterable[DocumentBuffer], splits: Sequence[str]
+    ) -> Generator[tuple[DocumentBuffer, list["Future[dict[str, list[Ids]]]"]], None, None]:
+        for buffer in buffers:
+            tasks = [
+                self.executor.submit(
+                    encode_splits, block[start : start + TEXTS_PER_TASK], self.validation_fraction, splits
+                )
+                for block in buffer.blocks
+                for start in range(0, len(block), TEXTS_PER_TASK)
+            ]
+            yield buffer._replace(blocks=[]), tasks
+
+
+def training_buffers(
+    pool: TokenizerPool, shards: Sequence[Shard], seed: int, epoch: int, start: EpochPosition
+) -> Iterator[tuple[int, PackedBuffer]]:
+    """Yield the buffers to train on, each with its epoch, without end: every epoch has an order of its own.
+
+    Raises:
+        UserError: an epoch gives no rows, or a shard cannot be read.
+    """
+    while True:
+        rows = 0
+        ordered = shard_order(shards, seed, epoch)
+        for buffer in pool.packed_buffers(ordered, start, (TRAIN,), (seed, epoch)):
+            if len(buffer.rows[TRAIN].ids):
+                rows += len(buffer.rows[TRAIN].ids)
+                yield epoch, buffer
+        if rows == 0 and start == EpochPosition():
+            raise empty_split_error(pool.validation_fraction, TRAIN)
+        epoch, start = epoch + 1, EpochPosition()
+
+
+def validation_rows(pool: TokenizerPool, shards: Sequence[Shard], count: int) -> Ids:
+    """Return the first `count` held-out rows of the shards in the order of their names, or all if there are fewer.
+
+    Raises:
+        UserError: no document is held out, or a shard cannot be read.
+    """
+    rows: list[Ids] = []
+    for buffer in pool.packed_buffers(in_order(shards), EpochPosition(), (VALIDATION,)):
+        rows.append(buffer.rows[VALIDATION].ids)
+        if sum(map(len, rows)) >= count:
+            break
+    if not sum(map(len, rows)):
+        raise empty_split_error(pool.validation_fraction, VALIDATION)
+    return np.concatenate(rows)[:count]
 
 
 def shard_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
-    """The shards in the random order of an epoch."""
+    """Return the shards in the random order of an epoch."""
     return [shards[index] for index in np.random.default_rng([seed, epoch]).permutation(len(shards))]
 
 
-def read_buffers(shards: Sequence[Shard], start: Position) -> Iterator[DocumentBuffer]:
-    """The windows of an epoch from `start` to the end, with the next blocks being read meanwhile.
+def read_buffers(shards: Sequence[Shard], start: EpochPosition) -> Iterator[DocumentBuffer]:
+    """Yield the documents of an epoch from `start` on, taking turns between the open shards, a block from each.
+
+    The next block of every open shard is read meanwhile. The order does not depend on which is read first.
 
     Raises:
         UserError: a shard cannot be read, even after waiting, or holds no text in that column.
     """
-    threads = ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard")
-    try:
-        turns = deque(_ShardReader(threads, shards, place, (part, skip)) for place, part, skip in start["lanes"])
-        position, opened = start, start["opened"]
-        while True:
-            blocks: list[list[str]] = []
-            while len(blocks) < BLOCKS:
-                while len(turns) < SHARDS_AT_ONCE and opened < len(shards):
-                    turns.append(_ShardReader(threads, shards, opened, (0, 0)))
-                    opened += 1
-                if not turns:
-                    break
-                lane = turns.popleft()
-                if (block := lane.next_block()) is not None:
-                    blocks.append(block)
-                    turns.append(lane)
-            if not blocks:
-                return
-            begin, lanes = position, [[lane.place, *lane.mark] for lane in turns]
-            position = Position(window=begin["window"] + 1, opened=opened, lanes=lanes)
-            yield DocumentBuffer(blocks, begin, position)
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+    turns = deque(_ShardReader(shards, shard) for shard in start.shards)
+    position = start
+    while True:
+        blocks: list[list[str]] = []
+        opened = position.opened
+        while len(blocks) < BLOCKS_PER_BUFFER:
+            while len(turns) < SHARDS_AT_ONCE and opened < len(shards):
+                turns.append(_ShardReader(shards, OpenShard(opened)))
+                opened += 1
+            if not turns:
+                break
+            reader = turns.popleft()
+            if (block := next(reader, None)) is not None:
+                blocks.append(block)
+                turns.append(reader)
+        if not blocks:
+            return
+        begin, open_shards = position, tuple(reader.shard for reader in turns)
+        position = EpochPosition(begin.buffer + 1, opened, open_shards)
+        yield DocumentBuffer(blocks, begin, position)
 
 
-class _ShardReader:
-    """A shard that is being read, one block ahead."""
+class _ShardReader(Iterator[list[str]]):
+    """The blocks of a shard, read one block ahead; `shard` says up to where they were taken."""
 
-    def __init__(self, threads: ThreadPoolExecutor, shards: Sequence[Shard], place: int, mark: ShardPosition) -> None:
-        self.threads, self.place, self.mark = threads, place, mark
-        self._blocks = _read_blocks(shards[place], mark)
-        self._ahead = self._read_ahead()
+    def __init__(self, shards: Sequence[Shard], shard: OpenShard) -> None:
+        self.shard = shard
+        blocks = _read_blocks(shards[shard.number], ShardPosition(shard.part, shard.documents))
+        self._blocks = BackgroundIterator(blocks, ahead=1)
 
-    def next_block(self) -> list[str] | None:
-        """The next texts, or None if the shard has ended; `mark` is then the place after them."""
-        block = self._ahead.result()
-        if block is None:
-            return None
-        texts, self.mark = block
-        self._ahead = self._read_ahead()
+    def __next__(self) -> list[str]:
+        texts, position = next(self._blocks)
+        self.shard = OpenShard(self.shard.number, *position)
         return texts
 
-    def _read_ahead(self) -> Future[Any]:
-        return self.threads.submit(next, self._blocks, None)
+
+_Block: TypeAlias = tuple[list[str], ShardPosition]  # and the position after it
 
 
-def _read_blocks(shard: Shard, mark: ShardPosition) -> Iterator[tuple[list[str], ShardPosition]]:
-    """A shard's texts from a place on, without empty ones; after a failure it is opened again where it broke off."""
+def _read_blocks(shard: Shard, position: ShardPosition) -> Generator[_Block, None, None]:
+    """Yield a shard's texts from a position on, without empty ones; resume where the reading failed."""
     attempts = Attempts(shard.name, STREAM if "://" in shard.name else ONCE)
     with reading(shard.name):
         while True:
             try:
-                for texts, (part, place) in shard.read(mark):
-                    for start, stop in _spans(texts):
-                        mark = (part, place - len(texts) + stop)
-                        yield [text for text in texts[start:stop] if text], mark
+                for texts, (part, stop) in shard.read(position):
+                    first = stop - len(texts)
+                    for begin, end in _spans(texts):
+                        position = ShardPosition(part, first + end)
+                        yield [text for text in texts[begin:end] if text], position
                     attempts.succeeded()
                 return
             except READ_ERRORS as error:
@@ -118,7 +247,7 @@ def _read_blocks(shard: Shard, mark: ShardPosition) -> Iterator[tuple[list[str],
 
 
 def _spans(texts: Sequence[str | None]) -> Iterator[tuple[int, int]]:
-    """Start and stop of parts with `BLOCK_CHARACTERS` each, and less than one text more."""
+    """Yield start and stop of parts of `BLOCK_CHARACTERS` each, and less than one text more."""
     start = characters = 0
     for stop, text in enumerate(texts, start=1):
         characters += len(text or "")
@@ -127,117 +256,5 @@ def _spans(texts: Sequence[str | None]) -> Iterator[tuple[int, int]]:
             start, characters = stop, 0
 
 
-TEXTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
-TRAIN, VALIDATION = SPLITS = ("train", "validation")  # as they are called on the Hub
-
-
-class PackedBuffer(NamedTuple):
-    """The rows of a window by split, in random order, the lengths of its documents, and where it begins and ends."""
-
-    rows: dict[str, PackedRows]
-    lengths: dict[str, list[int]]
-    begin: Position
-    end: Position
-
-
-class TokenizerPool:
-    """How documents become rows: which of them are held out, how long a row is, and who does it.
-
-    Workers are threads: tiktoken works outside Python's lock, and threads start at once. Hashing and handing over take
-    the lock, so where there are many workers, or the lock is wanted by a training loop, they are processes.
-    """
-
-    def __init__(self, source: TextSource, workers: int, in_processes: bool = False) -> None:
-        self.row_length, self.validation_fraction = source.max_position_embeddings, source.validation_fraction
-        self.workers = workers
-        self.pool: Executor = process_pool(workers) if in_processes else ThreadPoolExecutor(workers)
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
-
-    def windows(
-        self, shards: Sequence[Shard], start: Position, splits: Sequence[str] = SPLITS, seeds: Sequence[int] = (0, 0)
-    ) -> Generator[PackedBuffer, None, None]:
-        """The windows of an epoch from `start` on; the order of their rows follows from `seeds`."""
-        submitted = self._submitted(read_buffers(shards, start), splits)
-        for window, tasks in InBackground(submitted, ahead=1 + self.workers // BLOCKS):
-            documents = {split: [ids for task in tasks for ids in task.result()[split]] for split in splits}
-            rows = {
-                split: _shuffled_rows(
-                    pack_documents(documents[split], self.row_length),
-                    [*seeds, window.begin["window"], SPLITS.index(split)],
-                )
-                for split in splits
-            }
-            lengths = {split: [len(ids) for ids in documents[split]] for split in splits}
-            yield PackedBuffer(rows, lengths, window.begin, window.end)
-
-    def _submitted(
-        self, windows: Iterable[DocumentBuffer], splits: Sequence[str]
-    ) -> Generator[tuple[DocumentBuffer, list[Future[dict[str, list[Ids]]]]], None, None]:
-        for window in windows:
-            tasks = [
-                self.pool.submit(encode_texts, block[start : start + TEXTS_PER_TASK], self.validation_fraction, splits)
-                for block in window.blocks
-                for start in range(0, len(block), TEXTS_PER_TASK)
-            ]
-            yield window._replace(blocks=[]), tasks
-
-
-def encode_texts(texts: Sequence[str], validation_fraction: float, splits: Sequence[str]) -> dict[str, list[Ids]]:
-    """The ids of the documents that belong to each of `splits`."""
-    chosen: dict[str, list[str]] = {split: [] for split in splits}
-    for text in texts:
-        split = VALIDATION if is_validation(text, validation_fraction) else TRAIN
-        if split in chosen:
-            chosen[split].append(text)
-    return {split: encode_documents(members, threads=1) for split, members in chosen.items()}
-
-
-def training_buffers(
-    tokenising: TokenizerPool, shards: Sequence[Shard], seed: int, epoch: int, start: Position
-) -> Iterator[tuple[int, PackedBuffer]]:
-    """Each window of rows to train on, with its epoch, without end: every epoch has an order of its own.
-
-    Raises:
-        UserError: an epoch gives no rows.
-    """
-    while True:
-        rows = 0
-        ordered = shard_order(shards, seed, epoch)
-        for window in tokenising.windows(ordered, start, (TRAIN,), (seed, epoch)):
-            if len(window.rows[TRAIN].ids):
-                rows += len(window.rows[TRAIN].ids)
-                yield epoch, window
-        if rows == 0 and start == epoch_start():
-            raise no_rows(tokenising.validation_fraction, TRAIN)
-        epoch, start = epoch + 1, epoch_start()
-
-
-def validation_rows(tokenising: TokenizerPool, shards: Sequence[Shard], count: int) -> Ids:
-    """The first `count` held-out rows of the shards in the order of their names, or all of them if there are fewer.
-
-    Raises:
-        UserError: there is none.
-    """
-    rows: list[Ids] = []
-    for window in tokenising.windows(in_order(shards), epoch_start(), (VALIDATION,)):
-        rows.append(window.rows[VALIDATION].ids)
-        if sum(map(len, rows)) >= count:
-            break
-    if not sum(map(len, rows)):
-        raise no_rows(tokenising.validation_fraction, VALIDATION)
-    return np.concatenate(rows)[:count]
-
-
-def no_rows(validation_fraction: float, split: str) -> UserError:
-    """The error to raise when a split is empty."""
-    purpose = "train on" if split == TRAIN else "hold out"
-    return UserError(
-        f"no document to {purpose}: validation_fraction={validation_fraction} leaves none, so choose another share, or "
-        "the corpus holds no text"
-    )
-
-
-def _shuffled_rows(rows: PackedRows, seeds: Sequence[int]) -> PackedRows:
+def _shuffled(rows: PackedRows, seeds: Sequence[int]) -> PackedRows:
     return rows._replace(ids=rows.ids[np.random.default_rng(seeds).permutation(len(rows.ids))])

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from fgpt_hf.data.corpora import document_hash
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import VALIDATION_FRACTION, load_pydocs_choice
+from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
 

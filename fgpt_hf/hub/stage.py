@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
-from fgpt_hf.data.conversations import NAMES as CONVERSATIONS
-from fgpt_hf.data.corpora import NAMES as CORPORA
-from fgpt_hf.data.preference_pairs import NAMES as PAIRS
-from fgpt_hf.data.sources import COMPRESSIONS, FILE_FORMATS, parse_mixture
+from fgpt_hf.data.sources import COMPRESSIONS, CONVERSATIONS, CORPORA, FILE_FORMATS, PREFERENCES, parse_mixture
 
 # At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
 _FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
-_REGISTRIES = (CORPORA, CONVERSATIONS, PAIRS)
+_REGISTRIES = (CORPORA, CONVERSATIONS, PREFERENCES)
 METHODS = {"sigmoid": "DPO", "ipo": "IPO", "simpo": "SimPO"}
 
 

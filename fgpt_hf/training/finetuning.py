@@ -18,7 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.preference import TokenizedReply
+from fgpt_hf.data.preference import TokenizedPair
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
@@ -100,7 +100,7 @@ def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokeni
 
 
 def reference_log_probabilities(
-    accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]
+    accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[TokenizedPair]
 ) -> npt.NDArray[np.float32]:
     """Return the log-probabilities of the replies, `(N, 2)`, in nats, from the cache or newly computed.
 
@@ -124,9 +124,7 @@ def reference_log_probabilities(
     return log_probabilities
 
 
-def _fingerprint(
-    accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[tuple[TokenizedReply, TokenizedReply]]
-) -> str:
+def _fingerprint(accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[TokenizedPair]) -> str:
     """Return a hash of all that the log-probabilities depend on: every weight, every id, and the precision."""
     digest = hashlib.sha256(f"{model.config.to_json_string()}{accelerator.mixed_precision}".encode())
     for name, weight in model.state_dict().items():

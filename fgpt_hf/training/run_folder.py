@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from fgpt_hf.config.runs import Run, TextSource, TuningRun
-from fgpt_hf.data.sources import parse_mixture
+from fgpt_hf.data.sources import DataProvenance, parse_mixture
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.evaluation.results import package_versions, results_record, write_results
@@ -135,21 +135,18 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def record_provenance(
-    folder: RunFolder, accelerator: Accelerator, origin: Mapping[str, Any], config: FGPTConfig, tokens: int
+    folder: RunFolder, accelerator: Accelerator, data: DataProvenance, config: FGPTConfig, tokens: int
 ) -> None:
-    """Write `provenance.json` into the run's folder: device, processes, versions, the code's commit, and `origin`.
+    """Write `provenance.json` into the run's folder: data, device, processes, versions and the code's commit.
 
     `training_flops` are the operations that training on so many `tokens` took, by `estimate.flops_per_token`.
     `started_from` is the record of the run before, where the run starts from a model of this machine.
     `local` are the model and the data that the run names and that lie on this machine, so on no Hub.
-
-    `origin` is what is known of the data: `source`, fields of the run that describe the text where the run itself names
-    rows made of it, and `data`, which maps a split to how many `documents` and `tokens` it has.
     """
     if not folder.is_writer:
         return
     provenance = {
-        **origin,
+        **data.as_json(),
         "training_flops": flops_per_token(folder.run, config) * tokens,
         "started_from": _run_before(folder.run),
         "local": [name for name in _named(folder.run) if Path(name).exists()],

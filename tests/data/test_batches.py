@@ -1,30 +1,29 @@
 """The rows of a step are the same however they are divided, and a position leads back to exactly where it was."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fgpt_hf.data.batches import IGNORED, Batches, RowChunk, ShuffledRows, StreamedRows, as_batch
+from fgpt_hf.data.batches import IGNORED, Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition, as_batch
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
 
-LENGTHS = (5, 0, 1, 17, 8, 3)  # of the stretches of an endless stream
+LENGTHS = (5, 0, 1, 17, 8, 3)  # of the chunks of an endless stream
 
 
-def stretches_from(place: dict[str, Any]) -> Iterator[RowChunk]:
-    number = place["number"]
+def chunks_from(position: StreamPosition) -> Iterator[RowChunk]:
+    number = position.epoch
     while True:
         first = sum(LENGTHS) * (number // len(LENGTHS)) + sum(LENGTHS[: number % len(LENGTHS)])
         numbers = np.arange(first, first + LENGTHS[number % len(LENGTHS)], dtype=np.uint16)
-        yield RowChunk(np.stack([numbers, numbers], axis=1), {"number": number})
+        yield RowChunk(np.stack([numbers, numbers], axis=1), StreamPosition("", number))
         number += 1
 
 
 def make(kind: str, rank: int = 0, processes: int = 1) -> Batches:
     if kind == "streamed":
-        return StreamedRows(stretches_from, {"number": 0}, rank, processes)
+        return StreamedRows(chunks_from, StreamPosition(""), rank, processes)
     return ShuffledRows(np.arange(23, dtype=np.uint16).repeat(2).reshape(23, 2), 7, rank, processes)
 
 

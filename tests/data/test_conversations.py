@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from fgpt_hf.config.presets import INSTRUCT_PRESETS
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.data.conversations import Conversation, RowIssues, best_paths, load_conversations
+from fgpt_hf.data.conversations import Conversation, best_paths, load_conversations
+from fgpt_hf.data.mixtures import RowIssues
 
 Row = dict[str, Any]
 
@@ -31,8 +32,8 @@ def run_on(names: object, **fields: Any) -> InstructRun:
 
 
 def load(names: object, **fields: Any) -> tuple[list[Conversation], RowIssues]:
-    flaws = RowIssues()
-    return load_conversations(run_on(names, **fields), flaws), flaws
+    issues = RowIssues()
+    return load_conversations(run_on(names, **fields), issues), issues
 
 
 FORMS: dict[str, Row] = {
@@ -46,8 +47,8 @@ FORMS: dict[str, Row] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_row_gives_the_same_messages(tmp_path: Path, form: str) -> None:
-    (found,), flaws = load(write(tmp_path, [FORMS[form]]))
-    assert found.messages == say("2 + 2?\nTell me.", "4") and not len(flaws)
+    (found,), issues = load(write(tmp_path, [FORMS[form]]))
+    assert found.messages == say("2 + 2?\nTell me.", "4") and not len(issues)
 
 
 def test_an_empty_system_message_says_nothing_and_a_real_one_stays(tmp_path: Path) -> None:
@@ -69,9 +70,9 @@ BAD: dict[str, Row] = {
 def test_a_row_that_is_no_conversation_is_counted_and_named_or_refused(tmp_path: Path, reason: str) -> None:
     good = {name: "fine" for name in BAD[reason]} if "messages" not in BAD[reason] else {"messages": say("a", "b")}
     path = write(tmp_path, [good, BAD[reason], good, BAD[reason]])
-    found, flaws = load(path)
-    assert [conversation.origin for conversation in found] == [f"row {n} of {path}" for n in (0, 2)]
-    assert str(flaws) == f"2 left out, {reason}: row 1 of {path}, row 3 of {path}"
+    found, issues = load(path)
+    assert [conversation.row_id for conversation in found] == [f"row {n} of {path}" for n in (0, 2)]
+    assert str(issues) == f"2 left out, {reason}: row 1 of {path}, row 3 of {path}"
     with pytest.raises(ValueError, match=f"row 1 of .*: {reason}"):
         load(path, bad_rows="refuse")
 
@@ -85,18 +86,18 @@ def test_a_mixture_takes_a_random_choice_that_is_always_the_same(tmp_path: Path)
     many = write(tmp_path, [{"prompt": f"a{n}", "completion": "b"} for n in range(200)])
     few = write(tmp_path, [{"messages": say("c", "d")}], "few.json")
     found, _ = load(f"{many}:50,{few}*3")
-    assert len(found) == 51 and [c.times for c in found] == [1.0] * 50 + [3.0]
+    assert len(found) == 51 and [c.repeats for c in found] == [1.0] * 50 + [3.0]
     assert found == load(f"{many}:50,{few}*3")[0]
     numbers = [int(c.messages[0]["content"][1:]) for c in found[:50]]
     assert numbers == sorted(numbers) and numbers[-1] > 100
 
 
-def test_the_same_conversation_has_the_same_place_wherever_it_stands(tmp_path: Path) -> None:
+def test_the_same_conversation_has_the_same_hash_wherever_it_stands(tmp_path: Path) -> None:
     rows = [{"prompt": f"a{n}", "completion": "b"} for n in range(50)]
     there, _ = load(write(tmp_path, rows))
     here, _ = load(write(tmp_path, rows[::-1], "turned.json"))
-    assert [c.place for c in there] == [c.place for c in here][::-1]
-    assert len({c.place for c in there}) == 50 and all(0 <= c.place < 1 for c in there)
+    assert [c.hash_fraction for c in there] == [c.hash_fraction for c in here][::-1]
+    assert len({c.hash_fraction for c in there}) == 50 and all(0 <= c.hash_fraction < 1 for c in there)
 
 
 def test_of_a_tree_the_best_replies_are_followed() -> None:
@@ -119,5 +120,5 @@ def test_of_a_tree_the_best_replies_are_followed() -> None:
 
 @pytest.mark.parametrize("row", [{"messages": "hello"}, {"messages": [5]}, {"prompt": 5, "completion": "x"}])
 def test_a_row_of_another_type_is_left_out_and_named(row: Row, tmp_path: Path) -> None:
-    conversations, flaws = load(write(tmp_path, [row]))
-    assert not conversations and "row 0 of" in str(flaws)
+    conversations, issues = load(write(tmp_path, [row]))
+    assert not conversations and "row 0 of" in str(issues)

@@ -13,19 +13,24 @@ from datasets import Dataset
 
 from fgpt_hf.config.runs import TextSource
 from fgpt_hf.data import corpora
-from fgpt_hf.data.corpora import Shard, document_hash, is_validation, open_corpus
+from fgpt_hf.data.corpora import Shard, ShardPosition, open_corpus
+from fgpt_hf.data.sources import CORPORA
+from fgpt_hf.data.splits import document_hash, is_validation
 from tests.support.fineweb import CARD, documents, write_shard, write_shards
 from tests.support.loopback_hub import LoopbackHub, hub_environment
 
 ROOT = Path(__file__).parents[2]
 
 
+BEGINNING = ShardPosition()
+
+
 def source(name: object, **settings: object) -> TextSource:
     return TextSource(dataset_name=str(name), **settings)
 
 
-def read(shard: Shard, mark: tuple[int, int] = (0, 0)) -> list[str | None]:
-    return [text for texts, _ in shard.read(mark) for text in texts]
+def read(shard: Shard, start: ShardPosition = BEGINNING) -> list[str | None]:
+    return [text for texts, _ in shard.read(start) for text in texts]
 
 
 def read_all(name: object, **settings: object) -> list[str | None]:
@@ -59,17 +64,17 @@ def test_another_column_can_hold_the_text(tmp_path: Path) -> None:
 
 def test_a_known_corpus_comes_in_a_random_order_that_is_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = documents(50)
-    monkeypatch.setitem(corpora.CORPORA, "poems", lambda: Dataset.from_dict({"text": texts}))
+    monkeypatch.setitem(CORPORA.embedded, "poems", lambda: Dataset.from_dict({"text": texts}))
     monkeypatch.setattr(corpora, "DOCUMENTS_AT_ONCE", 20)
     assert read_all("poems") == read_all("poems") != texts
     assert sorted(read_all("poems")) == sorted(texts)
     (shard,) = open_corpus(source("poems"))
-    assert [mark for _, mark in shard.read((0, 7))] == [(0, 20), (0, 40), (0, 50)]
-    assert read(shard, (0, 7)) == read(shard)[7:]
+    assert [position for _, position in shard.read(ShardPosition(0, 7))] == [(0, 20), (0, 40), (0, 50)]
+    assert read(shard, ShardPosition(0, 7)) == read(shard)[7:]
 
 
 @pytest.mark.parametrize("row_group_size", [7, 1000, 5000])
-def test_reading_goes_on_at_any_mark(tmp_path: Path, row_group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_goes_on_at_any_position(tmp_path: Path, row_group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "DOCUMENTS_AT_ONCE", 10)
     texts = documents(53, most_words=5)
     write_shard(tmp_path / "a.parquet", texts, row_group_size)
@@ -77,12 +82,12 @@ def test_reading_goes_on_at_any_mark(tmp_path: Path, row_group_size: int, monkey
     for name in ("a.parquet", "a.jsonl"):
         (shard,) = open_corpus(source(tmp_path / name))
         seen = 0
-        for batch, mark in shard.read((0, 0)):
+        for batch, position in shard.read(ShardPosition()):
             seen += len(batch)
-            assert read(shard, mark) == texts[seen:]
+            assert read(shard, position) == texts[seen:]
         assert seen == len(texts)
     (shard,) = open_corpus(source(tmp_path / "a.parquet"))
-    assert read(shard, (0, 3)) == texts[3:]  # inside what is read at once
+    assert read(shard, ShardPosition(0, 3)) == texts[3:]  # inside what is read at once
 
 
 def test_a_file_that_changes_changes_its_shard_s_name(tmp_path: Path) -> None:
@@ -101,7 +106,7 @@ def test_the_hash_of_a_document_is_the_same_for_ever() -> None:
     assert 0 <= document_hash("\ud800") < 1  # a lone surrogate
 
 
-def test_the_validation_share_is_a_share_of_the_documents() -> None:
+def test_the_validation_fraction_is_a_fraction_of_the_documents() -> None:
     texts = documents(20_000, most_words=4)
     validation = {text for text in texts if is_validation(text, 0.05)}
     assert len(validation) == pytest.approx(1000, abs=150)
@@ -150,13 +155,13 @@ def test_a_folder_without_a_train_split_is_refused(tmp_path: Path) -> None:
 
 MESSAGES = """
 import json, sys
-from fgpt_hf.data.corpora import open_corpus
+from fgpt_hf.data.corpora import ShardPosition, open_corpus
 from fgpt_hf.config.runs import TextSource
 
 def message(settings):
     try:
         shards = open_corpus(TextSource(**settings))
-        return [text for shard in shards for texts, _ in shard.read((0, 0)) for text in texts]
+        return [text for shard in shards for texts, _ in shard.read(ShardPosition()) for text in texts]
     except ValueError as error:
         return str(error)
 

@@ -39,8 +39,8 @@ def opened(folder: Path, conversations: Sequence[Any], **fields: Any) -> Instruc
     return load_instruct_data(run_on(path, **settings), tokenizer(), CONTEXT)
 
 
-def learnt_text(data: InstructData) -> str:
-    return "".join(tokenizer().decode(rows.ids[rows.learnt]) for rows in (data.rows, data.validation))
+def scored_text(data: InstructData) -> str:
+    return "".join(tokenizer().decode(rows.ids[rows.loss_mask]) for rows in (data.rows, data.validation))
 
 
 def test_every_conversation_is_whole_in_one_row_and_padding_is_rare() -> None:
@@ -52,7 +52,7 @@ def test_every_conversation_is_whole_in_one_row_and_padding_is_rare() -> None:
         found += [part[part != PAD_ID].tolist() for part in np.split(ids, np.flatnonzero(begins))[1:]]
     assert sorted(found) == sorted(chat.ids.tolist() for chat in encoded)
     assert (rows.ids == PAD_ID).mean() < 0.03
-    assert rows.learnt.sum() == sum(chat.replies.sum() for chat in encoded)
+    assert rows.loss_mask.sum() == sum(chat.replies.sum() for chat in encoded)
 
 
 def test_packed_and_unpacked_conversations_give_equal_losses_and_gradients() -> None:
@@ -79,16 +79,16 @@ def test_packed_and_unpacked_conversations_give_equal_losses_and_gradients() -> 
 
 def test_only_replies_and_their_ends_are_learnt(tmp_path: Path) -> None:
     data = opened(tmp_path, [say(f"ask{n}", f"reply{n}", "again", "reply", system="be kind") for n in range(40)])
-    learnt = learnt_text(data)
-    assert learnt.count("<|end|>") == learnt.count("reply") > 0
-    assert not any(word in learnt for word in ("ask", "again", "kind", "<|user|>", "<|assistant|>", "\n"))
+    scored = scored_text(data)
+    assert scored.count("<|end|>") == scored.count("reply") > 0
+    assert not any(word in scored for word in ("ask", "again", "kind", "<|user|>", "<|assistant|>", "\n"))
 
 
 def test_everything_is_learnt_on_request_but_no_first_token_from_its_neighbour(tmp_path: Path) -> None:
     data = opened(tmp_path, [say(f"ask{n}", f"reply{n}") for n in range(100)], assistant_only_loss=False)
-    not_learnt = data.rows.ids[~data.rows.learnt]
-    assert set(tokenizer().decode(not_learnt).replace("<|pad|>", "").split("<|user|>")) == {""}
-    assert (data.rows.positions[data.rows.learnt] > 0).all()
+    not_scored = data.rows.ids[~data.rows.loss_mask]
+    assert set(tokenizer().decode(not_scored).replace("<|pad|>", "").split("<|user|>")) == {""}
+    assert (data.rows.positions[data.rows.loss_mask] > 0).all()
 
 
 def test_long_conversations_are_cut_left_out_or_refused_and_named(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_long_conversations_are_cut_left_out_or_refused_and_named(tmp_path: Path
     assert f"1 cut, it is longer than {CONTEXT} tokens: row 3 of" in cut.description
     assert f"1 left out, its prompt alone is longer than {CONTEXT} tokens: row 7 of" in cut.description
     assert f"1 left out, it is longer than {CONTEXT} tokens: row 3 of" in skipped.description
-    assert "word" in learnt_text(cut) and "word" not in learnt_text(skipped)
-    assert learnt_text(cut).count("<|end|>") == learnt_text(cut).count("fine")  # the reply that was cut has no end
+    assert "word" in scored_text(cut) and "word" not in scored_text(skipped)
+    assert scored_text(cut).count("<|end|>") == scored_text(cut).count("fine")  # the reply that was cut has no end
     with pytest.raises(ValueError, match="row 3 of .* is longer than"):
         opened(tmp_path, rows, long_rows="refuse")
     with pytest.raises(ValueError, match="row 7 of .* its prompt alone"):
@@ -113,7 +113,7 @@ def test_roles_in_a_wrong_order_are_named_as_the_template_names_them(tmp_path: P
     assert "1 left out, not a conversation: message 1 has the role 'assistant'" in opened(tmp_path, rows).description
 
 
-def test_validation_conversations_are_not_learnt_and_their_prompts_are_asked(tmp_path: Path) -> None:
+def test_validation_conversations_are_not_scored_and_their_prompts_are_asked(tmp_path: Path) -> None:
     data = opened(tmp_path, [say(f"ask {n} !", f"reply {n} !") for n in range(200)], validation_prompts=3)
     told = tokenizer().decode(data.rows.ids.flatten())
     validation = tokenizer().decode(data.validation.ids.flatten())
@@ -122,7 +122,7 @@ def test_validation_conversations_are_not_learnt_and_their_prompts_are_asked(tmp
     assert len(data.prompts) == 3
     for (message,) in data.prompts:
         assert message["role"] == "user" and message["content"] in validation
-    assert data.origin["data"]["validation"]["documents"] == validation.count("ask")
+    assert data.provenance.sizes["validation"].documents == validation.count("ask")
 
 
 def test_a_weight_says_how_often_an_epoch_has_a_conversation(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_weight_says_how_often_an_epoch_has_a_conversation(tmp_path: Path) -> 
         load_instruct_data(run_on(f"{path}{times}", validation_fraction=0.1), tokenizer(), CONTEXT)
         for times in ("", "*2.5")
     )
-    assert often.rows.learnt.sum() == pytest.approx(2.5 * once.rows.learnt.sum(), rel=0.05)
+    assert often.rows.loss_mask.sum() == pytest.approx(2.5 * once.rows.loss_mask.sum(), rel=0.05)
     assert len(often.validation) == len(once.validation)
 
 

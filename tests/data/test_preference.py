@@ -6,7 +6,7 @@ import pytest
 
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.batches import IGNORED
-from fgpt_hf.data.conversations import RowIssues
+from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.data.preference import PairRows, encode_pairs, pair_batch
 from fgpt_hf.data.preference_pairs import Pair
 from fgpt_hf.tokenizer.tokenizer import END_OF_TURN_ID
@@ -18,13 +18,13 @@ EARLIER = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content"
 
 
 def encode(*pairs: Pair, length: int = 64, **fields: Any) -> tuple[PairRows, RowIssues]:
-    flaws = RowIssues()
-    read = encode_pairs(tokenizer(), pairs, length, PreferenceRun(**fields), flaws)
-    return PairRows.unreferenced([replies for _, replies in read]), flaws
+    issues = RowIssues()
+    read = encode_pairs(tokenizer(), pairs, length, PreferenceRun(**fields), issues)
+    return PairRows.without_reference([replies for _, replies in read]), issues
 
 
 def pair(*prompt: dict[str, str], chosen: str = "It is 4.", rejected: str = "It is 5, I think.") -> Pair:
-    return Pair(prompt, chosen, rejected, "row 7", 0.5)
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, row_id="row 7", hash_fraction=0.5)
 
 
 @pytest.mark.parametrize("prompt", [[USER], [SYSTEM, USER], [*EARLIER, USER], [SYSTEM, *EARLIER, USER]])
@@ -53,25 +53,25 @@ def test_a_batch_is_as_wide_as_its_longest_reply_and_nothing_is_scored_behind_a_
 
 def test_long_pairs_are_cut_left_out_or_refused_and_told_in_any_case() -> None:
     long = pair(USER, rejected="word " * 90)
-    rows, flaws = encode(long)
+    rows, issues = encode(long)
     assert [len(reply.ids) for reply in rows.pairs[0]] == [len(encode(pair(USER))[0].pairs[0][0].ids), 64]
-    assert str(flaws) == "1 cut, it is longer than 64 tokens: row 7"
-    rows, flaws = encode(long, long_rows="skip")
-    assert not len(rows) and str(flaws) == "1 left out, it is longer than 64 tokens: row 7"
+    assert str(issues) == "1 cut, it is longer than 64 tokens: row 7"
+    rows, issues = encode(long, long_rows="skip")
+    assert not len(rows) and str(issues) == "1 left out, it is longer than 64 tokens: row 7"
     with pytest.raises(ValueError, match="row 7: it is longer than 64 tokens"):
         encode(long, long_rows="refuse")
 
 
 def test_pairs_that_are_equal_once_cut_have_nothing_to_prefer() -> None:
-    rows, flaws = encode(pair(USER, chosen="word " * 90, rejected="word " * 90 + "more"))
-    assert not len(rows) and "as far as they are read" in str(flaws)
+    rows, issues = encode(pair(USER, chosen="word " * 90, rejected="word " * 90 + "more"))
+    assert not len(rows) and "as far as they are read" in str(issues)
 
 
 def test_a_prompt_longer_than_the_context_and_roles_in_a_wrong_order_are_left_out() -> None:
-    rows, flaws = encode(pair(USER | {"content": "word " * 90}), pair(USER, USER), pair(USER))
+    rows, issues = encode(pair(USER | {"content": "word " * 90}), pair(USER, USER), pair(USER))
     assert len(rows) == 1
-    assert "its prompt alone is longer than 64 tokens: row 7" in str(flaws)
-    assert "has the role 'user' where 'assistant' must be" in str(flaws)
+    assert "its prompt alone is longer than 64 tokens: row 7" in str(issues)
+    assert "has the role 'user' where 'assistant' must be" in str(issues)
 
 
 def test_text_that_spells_a_control_token_ends_no_reply() -> None:

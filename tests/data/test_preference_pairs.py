@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fgpt_hf.config.runs import PreferenceRun
-from fgpt_hf.data.conversations import RowIssues
+from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.data.preference_pairs import Pair, load_pairs
 
 PROMPT = {"role": "user", "content": "Say hello.\nIn French"}
@@ -45,21 +45,21 @@ def run(folder: Path, rows: list[dict[str, Any]], **fields: Any) -> PreferenceRu
 
 
 def load(folder: Path, rows: list[dict[str, Any]], **fields: Any) -> tuple[list[Pair], RowIssues]:
-    flaws = RowIssues()
-    return load_pairs(run(folder, rows, **fields), flaws), flaws
+    issues = RowIssues()
+    return load_pairs(run(folder, rows, **fields), issues), issues
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_pair(form: str, tmp_path: Path) -> None:
-    (pair,), flaws = load(tmp_path, [FORMS[form]])
+    (pair,), issues = load(tmp_path, [FORMS[form]])
     assert (list(pair.prompt), pair.chosen, pair.rejected) == ([PROMPT], "Salut", "Hi")
     assert pair.conversations[1] == [PROMPT, {"role": "assistant", "content": "Hi"}]
-    assert not len(flaws)
+    assert not len(issues)
 
 
 def test_pairs_of_one_prompt_are_validation_together(tmp_path: Path) -> None:
     pairs, _ = load(tmp_path, [FORMS["text"], FORMS["text"] | {"chosen": "Bonjour"}])
-    assert pairs[0].place == pairs[1].place
+    assert pairs[0].hash_fraction == pairs[1].hash_fraction
 
 
 BAD = {
@@ -71,10 +71,10 @@ BAD = {
 
 
 def test_bad_rows_are_counted_named_and_left_out(tmp_path: Path) -> None:
-    pairs, flaws = load(tmp_path, [*BAD.values(), FORMS["text"]])
-    assert len(pairs) == 1 and len(flaws) == len(BAD)
+    pairs, issues = load(tmp_path, [*BAD.values(), FORMS["text"]])
+    assert len(pairs) == 1 and len(issues) == len(BAD)
     for number, reason in enumerate(BAD):
-        assert f"1 left out, {reason}: row {number} of {tmp_path / 'pairs.json'}" in str(flaws)
+        assert f"1 left out, {reason}: row {number} of {tmp_path / 'pairs.json'}" in str(issues)
 
 
 @pytest.mark.parametrize("reason", BAD)
@@ -87,10 +87,10 @@ def test_replies_to_different_messages_and_replies_of_the_user_are_no_pairs(tmp_
     said = FORMS["without a prompt"]
     other = {"chosen": said["chosen"], "rejected": [PROMPT | {"content": "else"}, *said["rejected"][1:]]}
     users = {name: [PROMPT, PROMPT | {"content": name}] for name in ("chosen", "rejected")}
-    pairs, flaws = load(tmp_path, [said, other, users])
+    pairs, issues = load(tmp_path, [said, other, users])
     assert len(pairs) == 1
-    assert "'chosen' and 'rejected' are not replies to the same messages: row 1" in str(flaws)
-    assert "'chosen' does not end in a reply of the assistant: row 2" in str(flaws)
+    assert "'chosen' and 'rejected' are not replies to the same messages: row 1" in str(issues)
+    assert "'chosen' does not end in a reply of the assistant: row 2" in str(issues)
 
 
 @pytest.mark.parametrize("row", [{"chosen": "b", "rejected": "c"}, {"instruction": "a", "output": "b"}])
@@ -107,6 +107,6 @@ def test_an_unknown_name_is_answered_with_the_known_ones(monkeypatch: pytest.Mon
 
 def test_replies_that_are_numbers_are_left_out_and_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": 1, "rejected": 2}\n')
-    flaws = RowIssues()
-    assert not load_pairs(PreferenceRun(dataset_name=str(tmp_path / "rows.jsonl")), flaws)
-    assert "'chosen' is neither text nor messages with role and content: row 0" in str(flaws)
+    issues = RowIssues()
+    assert not load_pairs(PreferenceRun(dataset_name=str(tmp_path / "rows.jsonl")), issues)
+    assert "'chosen' is neither text nor messages with role and content: row 0" in str(issues)

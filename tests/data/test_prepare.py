@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 
 from fgpt_hf.config.runs import Preparation, TextSource
-from fgpt_hf.data import prepare as preparation
+from fgpt_hf.data import prepare as prepare_module
 from fgpt_hf.data.prepare import packing_report, prepare, prepare_documents
-from fgpt_hf.data.shards import load_prepared, origin, summary
-from fgpt_hf.data.stream import TRAIN, VALIDATION
+from fgpt_hf.data.shards import load_prepared, total_size
+from fgpt_hf.data.splits import TRAIN, VALIDATION
 from tests.support.fineweb import documents, write_shard, write_shards
 
 PREPARE = """
 import sys
 from fgpt_hf.data import prepare, stream
 from fgpt_hf.cli.main import main
-prepare.SHARD_TOKENS, stream.BLOCKS = 2000, 2
+prepare.SHARD_TOKENS, stream.BLOCKS_PER_BUFFER = 2000, 2
 sys.argv[0] = "fgpt"
 main()
 """
@@ -46,8 +46,8 @@ def source(tmp_path: Path) -> TextSource:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "SHARD_TOKENS", 2000)
-    monkeypatch.setattr("fgpt_hf.data.stream.BLOCKS", 2)
+    monkeypatch.setattr(prepare_module, "SHARD_TOKENS", 2000)
+    monkeypatch.setattr("fgpt_hf.data.stream.BLOCKS_PER_BUFFER", 2)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -59,28 +59,24 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def silent(_: str) -> None:
-    """Say nothing."""
-
-
 def rows(folder: Path, split: str, row_length: int = 64) -> np.ndarray:
-    prepared = load_prepared(folder, row_length)[0][split]
+    prepared = load_prepared(folder, row_length).rows[split]
     return prepared[list(range(len(prepared)))]
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_rows_come_back_as_they_were_made(source: TextSource, tmp_path: Path) -> None:
-    records = prepare(source, tmp_path / "rows", say=silent)
+    records = prepare(source, tmp_path / "rows")
     assert len(records) > 5
     for split in (TRAIN, VALIDATION):
         found = rows(tmp_path / "rows", split)
-        assert found.dtype == np.uint16 and found.shape == (sum(record.rows[split] for record in records), 64)
-        assert sum(record.documents[split] for record in records) > 30
-    assert sum(record.documents[split] for record in records for split in (TRAIN, VALIDATION)) == 600
-    found, recipe = load_prepared(tmp_path / "rows", 64)
-    first = found[TRAIN]
-    assert f"in {len(first):,} rows of 64: none lost" in summary(recipe)
-    assert sum(size["documents"] for size in origin(recipe)["data"].values()) == 600
+        assert found.dtype == np.uint16 and found.shape == (sum(record.sizes[split].rows for record in records), 64)
+        assert sum(record.sizes[split].documents for record in records) > 30
+    assert sum(record.sizes[split].documents for record in records for split in (TRAIN, VALIDATION)) == 600
+    found = load_prepared(tmp_path / "rows", 64)
+    first = found.rows[TRAIN]
+    assert f"in {len(first):,} rows of 64: none lost" in str(found.manifest)
+    assert found.manifest.sizes == total_size(records)
     assert np.array_equal(first[[5, 0, 5]], rows(tmp_path / "rows", TRAIN)[[5, 0, 5]])
 
 
@@ -88,9 +84,9 @@ def test_rows_come_back_as_they_were_made(source: TextSource, tmp_path: Path) ->
 def test_a_preparation_goes_on_after_any_shard(
     source: TextSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = len(prepare(source, tmp_path / "undisturbed", say=silent))
+    count = len(prepare(source, tmp_path / "undisturbed"))
     expected = contents(tmp_path / "undisturbed")
-    write = preparation._write_shard
+    write = prepare_module._write_shard
     for survivors in range(count):
         shutil.rmtree(tmp_path / "rows", ignore_errors=True)
         written = iter(range(survivors))
@@ -101,12 +97,12 @@ def test_a_preparation_goes_on_after_any_shard(
                 raise KeyboardInterrupt
             return record
 
-        monkeypatch.setattr(preparation, "_write_shard", write_some)
+        monkeypatch.setattr(prepare_module, "_write_shard", write_some)
         with suppress(KeyboardInterrupt):
-            prepare(source, tmp_path / "rows", say=silent)
+            prepare(source, tmp_path / "rows")
         assert len(list((tmp_path / "rows").glob("shard-*"))) == survivors
-        monkeypatch.setattr(preparation, "_write_shard", write)
-        prepare(source, tmp_path / "rows", say=silent)
+        monkeypatch.setattr(prepare_module, "_write_shard", write)
+        prepare(source, tmp_path / "rows")
         assert contents(tmp_path / "rows") == expected
 
 
@@ -126,20 +122,20 @@ def test_killed_at_random_moments_it_still_writes_every_token_once(source: TextS
         process.send_signal(signal.SIGKILL)
         process.communicate()
     subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    prepare(source, tmp_path / "undisturbed", say=silent)
+    prepare(source, tmp_path / "undisturbed")
     assert contents(tmp_path / "rows") == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_no_space_leaves_whole_shards_that_can_be_trained_on_or_continued(source: TextSource, tmp_path: Path) -> None:
-    undisturbed = prepare(source, tmp_path / "undisturbed", say=silent)
+    undisturbed = prepare(source, tmp_path / "undisturbed")
     largest = max(path.stat().st_size for path in (tmp_path / "undisturbed").rglob("train.arrow"))
     folder = tmp_path / "rows"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, limits[1]))
     try:
-        with pytest.raises(OSError, match="free some space and run the same command again"):
-            prepare(source, folder, say=silent)
+        with pytest.raises(ValueError, match="free some space and run the same command again"):
+            prepare(source, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with pytest.raises(ValueError, match="not finished.*--max_train_tokens"):
@@ -147,21 +143,21 @@ def test_no_space_leaves_whole_shards_that_can_be_trained_on_or_continued(source
     kept = len(list(folder.glob("shard-*")))
     assert not list(folder.glob("*.partial"))
     if kept:
-        tokens = sum(record.tokens[TRAIN] for record in undisturbed[:kept])
-        prepare(source, folder, tokens, say=silent)
-        assert len(rows(folder, TRAIN)) == sum(record.rows[TRAIN] for record in undisturbed[:kept])
-    prepare(source, folder, say=silent)
+        tokens = sum(record.sizes[TRAIN].tokens for record in undisturbed[:kept])
+        prepare(source, folder, tokens)
+        assert len(rows(folder, TRAIN)) == sum(record.sizes[TRAIN].rows for record in undisturbed[:kept])
+    prepare(source, folder)
     assert contents(folder) == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_a_part_of_the_documents_can_be_prepared_and_more_of_them_later(source: TextSource, tmp_path: Path) -> None:
-    whole = prepare(source, tmp_path / "whole", say=silent)
-    some = prepare(source, tmp_path / "rows", 5000, say=silent)
-    assert 5000 <= sum(record.tokens[TRAIN] for record in some) < 8000
+    whole = prepare(source, tmp_path / "whole")
+    some = prepare(source, tmp_path / "rows", 5000)
+    assert 5000 <= sum(record.sizes[TRAIN].tokens for record in some) < 8000
     part = rows(tmp_path / "rows", TRAIN)
     assert np.array_equal(part, rows(tmp_path / "whole", TRAIN)[: len(part)])
-    prepare(source, tmp_path / "rows", say=silent)
+    prepare(source, tmp_path / "rows")
     for split in (TRAIN, VALIDATION):
         assert np.array_equal(rows(tmp_path / "rows", split), rows(tmp_path / "whole", split))
     assert len(whole) > 2
@@ -170,17 +166,20 @@ def test_a_part_of_the_documents_can_be_prepared_and_more_of_them_later(source: 
 def test_a_finished_preparation_is_not_done_again(
     source: TextSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = prepare(source, tmp_path / "rows", say=silent)
-    monkeypatch.delattr(preparation, "TokenizerPool")
-    assert prepare(source, tmp_path / "rows", say=silent) == first
+    first = prepare(source, tmp_path / "rows")
+    monkeypatch.delattr(prepare_module, "TokenizerPool")
+    assert prepare(source, tmp_path / "rows") == first
 
 
-def test_the_report_says_what_each_packing_keeps_loses_and_pads(source: TextSource, tmp_path: Path) -> None:
-    said = packing_report(prepare(source, tmp_path / "rows", say=silent))
-    assert "train: " in said and "validation: " in said
-    for packing in ("long documents cut", "long documents truncated", "cropped to the row", "one stream cut anywhere"):
-        assert f"{packing} " in said
-    assert said.count("keeps") == said.count("loses") == said.count("pads") == 6
+def test_the_report_says_how_many_documents_each_split_has_and_how_they_fill_their_rows(
+    source: TextSource, tmp_path: Path
+) -> None:
+    records = prepare(source, tmp_path / "rows")
+    train, validation = packing_report(records, source.max_position_embeddings).split("\n")
+    size = total_size(records)[TRAIN]
+    assert train.startswith(f"train: {size.documents:,} documents, {size.tokens:,} tokens in {size.rows:,} rows of 64")
+    assert validation.startswith("validation: ")
+    assert train.endswith(f"none lost, {size.padding / (size.rows * 64):.2%} padding")
 
 
 def test_the_command_prepares_and_says_how_to_train(source: TextSource, tmp_path: Path) -> None:
@@ -194,21 +193,21 @@ def test_the_command_prepares_and_says_how_to_train(source: TextSource, tmp_path
 
 @pytest.mark.parametrize(("name", "value"), [("validation_fraction", 0.2), ("max_position_embeddings", 32)])
 def test_a_folder_of_other_rows_is_not_continued(source: TextSource, tmp_path: Path, name: str, value: Any) -> None:
-    prepare(source, tmp_path / "rows", say=silent)
+    prepare(source, tmp_path / "rows")
     with pytest.raises(ValueError, match=f"holds rows prepared with .*not .*={value}: choose another output_dir"):
-        prepare(replace(source, **{name: value}), tmp_path / "rows", say=silent)
+        prepare(replace(source, **{name: value}), tmp_path / "rows")
 
 
 def test_a_folder_of_documents_that_have_changed_is_not_continued(source: TextSource, tmp_path: Path) -> None:
-    prepare(source, tmp_path / "rows", say=silent)
+    prepare(source, tmp_path / "rows")
     write_shard(Path(source.dataset_name) / "10BT" / "new.parquet", documents(5))
-    with pytest.raises(ValueError, match="holds rows prepared with shards="):
-        prepare(source, tmp_path / "rows", say=silent)
+    with pytest.raises(ValueError, match="from before its documents changed"):
+        prepare(source, tmp_path / "rows")
 
 
 def test_rows_of_another_length_or_tokenizer_are_refused(source: TextSource, tmp_path: Path) -> None:
     folder = tmp_path / "rows"
-    prepare(source, folder, say=silent)
+    prepare(source, folder)
     with pytest.raises(ValueError, match="rows of 64 tokens and max_position_embeddings=128: give"):
         load_prepared(folder, 128)
     recipe = json.loads((folder / "prepared.json").read_text())
@@ -220,14 +219,14 @@ def test_rows_of_another_length_or_tokenizer_are_refused(source: TextSource, tmp
 @pytest.mark.parametrize("bytes_left", [0, 100, 5000])
 def test_a_truncated_shard_is_named_and_can_be_made_again(source: TextSource, tmp_path: Path, bytes_left: int) -> None:
     folder = tmp_path / "rows"
-    prepare(source, folder, say=silent)
+    prepare(source, folder)
     expected = contents(folder)
     shard = folder / "shard-00000"
     (shard / "train.arrow").write_bytes((shard / "train.arrow").read_bytes()[:bytes_left])
     with pytest.raises(ValueError, match="train.arrow is damaged: delete .*shard-00000 and run"):
         load_prepared(folder, 64)
     shutil.rmtree(shard)
-    prepare(source, folder, say=silent)
+    prepare(source, folder)
     assert contents(folder) == expected
 
 
@@ -235,7 +234,7 @@ def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 3 + '{"text": null}\n')
     source = TextSource(dataset_name=str(tmp_path / "a.jsonl"), preprocessing_num_workers=1)
     with pytest.raises(ValueError, match="holds no text"):
-        prepare(source, tmp_path / "rows", say=silent)
+        prepare(source, tmp_path / "rows")
 
 
 @pytest.mark.parametrize(

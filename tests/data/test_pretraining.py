@@ -41,20 +41,16 @@ def run(tmp_path: Path) -> BaseRun:
     )
 
 
-def silent(_: str) -> None:
-    """Say nothing."""
-
-
 def taken(run: BaseRun, times: int, rank: int = 0, processes: int = 1, count: int = 8) -> list[np.ndarray]:
-    batches = load_pretraining_data(run, silent).batches(rank, processes)
+    batches = load_pretraining_data(run).batches(rank, processes)
     return [batches.take(count)["input_ids"].numpy() for _ in range(times)]
 
 
 def test_both_modes_hold_out_the_same_rows_whatever_the_seed(run: BaseRun) -> None:
-    expected = load_pretraining_data(run, silent).validation
+    expected = load_pretraining_data(run).validation
     assert expected.shape == (12, 64)
     for other in (replace(run, seed=5), replace(run, streaming=False)):
-        assert np.array_equal(load_pretraining_data(other, silent).validation, expected)
+        assert np.array_equal(load_pretraining_data(other).validation, expected)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -63,36 +59,34 @@ def test_a_position_leads_back_and_two_processes_take_what_one_takes(run: BaseRu
     expected = taken(run, times=20)
     halves = [taken(run, 20, rank, 2, count=4) for rank in (0, 1)]
     assert all(np.array_equal(np.concatenate(pair), one) for *pair, one in zip(*halves, expected, strict=True))
-    batches = load_pretraining_data(run, silent).batches(0, 1)
+    batches = load_pretraining_data(run).batches(0, 1)
     for _ in range(13):
         batches.take(8)
-    resumed = load_pretraining_data(run, silent).batches(0, 1)
+    resumed = load_pretraining_data(run).batches(0, 1)
     resumed.load_state_dict(json.loads(json.dumps(batches.state_dict())))
     assert all(np.array_equal(resumed.take(8)["input_ids"].numpy(), rows) for rows in expected[13:])
 
 
 def test_rows_are_made_once_and_then_found(run: BaseRun, monkeypatch: pytest.MonkeyPatch) -> None:
     for streaming in (True, False):
-        first = load_pretraining_data(replace(run, streaming=streaming), silent)
+        first = load_pretraining_data(replace(run, streaming=streaming))
         with monkeypatch.context() as patch:
             patch.delattr(prepare, "prepare")
             patch.delattr(pretraining, "validation_rows")
-            again = load_pretraining_data(replace(run, streaming=streaming), silent)
+            again = load_pretraining_data(replace(run, streaming=streaming))
         assert np.array_equal(again.validation, first.validation)
 
 
 def test_documents_that_have_changed_are_prepared_anew_and_end_a_stream(run: BaseRun) -> None:
-    streamed = load_pretraining_data(run, silent).batches(0, 1)
-    prepared = load_pretraining_data(replace(run, streaming=False), silent).batches(0, 1)
+    streamed = load_pretraining_data(run).batches(0, 1)
+    prepared = load_pretraining_data(replace(run, streaming=False)).batches(0, 1)
     write_shard(Path(run.dataset_name) / "10BT" / "new.parquet", documents(90, seed=9))
     with pytest.raises(ValueError, match="has changed since the checkpoint was written"):
-        batches = load_pretraining_data(run, silent).batches(0, 1)
+        batches = load_pretraining_data(run).batches(0, 1)
         batches.load_state_dict(streamed.state_dict())
         batches.take(1)
     with pytest.raises(ValueError, match="its documents have changed"):
-        load_pretraining_data(replace(run, streaming=False), silent).batches(0, 1).load_state_dict(
-            prepared.state_dict()
-        )
+        load_pretraining_data(replace(run, streaming=False)).batches(0, 1).load_state_dict(prepared.state_dict())
 
 
 # Whole journeys: real clients in child processes, a Hub on this machine.
@@ -214,7 +208,7 @@ def test_rows_prepared_from_the_hub_train_from_their_folder_and_from_the_hub(jou
             "--hub_dataset_id=tester/rows",
         ),
     )
-    assert "one stream cut anywhere" in said and "train on them with --dataset_name tester/rows" in said
+    assert "rows of 64: none lost" in said and "train on them with --dataset_name tester/rows" in said
     for name in ("rows", "tester/rows"):
         journey.go(*training(f"from-{name.replace('/', '-')}", dataset_name=name))
     assert len(journey.metrics("from-rows")) == 25

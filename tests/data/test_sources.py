@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, open_rows, parse_mixture
+from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, load_rows, parse_mixture
 
 NAMES = DatasetRegistry(
     "corpus", embedded={"own": lambda: Dataset.from_dict({"n": [1, 2]})}, files={"far": "http://127.0.0.1:9/far.json"}
@@ -13,7 +13,7 @@ NAMES = DatasetRegistry(
 
 
 @pytest.mark.parametrize(
-    ("text", "shares"),
+    ("text", "entries"),
     [
         ("one", [MixtureEntry("one")]),
         ("one:20, user/two*3", [MixtureEntry("one", 20), MixtureEntry("user/two", None, 3)]),
@@ -21,8 +21,8 @@ NAMES = DatasetRegistry(
         ("C:\\data\\rows.json:7", [MixtureEntry("C:\\data\\rows.json", 7)]),
     ],
 )
-def test_a_mixture_says_how_many_rows_and_how_often(text: str, shares: list[MixtureEntry]) -> None:
-    assert parse_mixture(text) == shares
+def test_a_mixture_says_how_many_rows_and_how_often(text: str, entries: list[MixtureEntry]) -> None:
+    assert parse_mixture(text) == entries
 
 
 @pytest.mark.parametrize("text", ["", "one,", "one:0", "one*0", "one*much", "one*-1"])
@@ -40,7 +40,7 @@ def test_embedded_rows_and_files_are_opened_alike(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"n": 1}, {"n": 2}]')
     (tmp_path / "rows.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
     for name in ("own", str(tmp_path / "rows.json"), str(tmp_path / "rows.jsonl")):
-        assert open_rows(NAMES, name)["n"] == [1, 2]
+        assert load_rows(NAMES, name)["n"] == [1, 2]
 
 
 def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
@@ -57,5 +57,5 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
     }
     for (name, split), answer in answers.items():
         with pytest.raises(ValueError) as error:
-            open_rows(NAMES, name, split)
+            load_rows(NAMES, name, split)
         assert answer in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Windows of documents: all of them once, in an order that nothing but the seed decides, from any place on."""
+"""Buffers of documents: all of them once, in an order that only the seed decides, from any position on."""
 
 import random
 import time
@@ -10,32 +10,32 @@ import pytest
 from fgpt_hf import retries
 from fgpt_hf.data import stream
 from fgpt_hf.data.corpora import ShardPosition
-from fgpt_hf.data.stream import DocumentBuffer, epoch_start, read_buffers, shard_order
+from fgpt_hf.data.stream import DocumentBuffer, EpochPosition, read_buffers, shard_order
 
 BATCH = 4
 
 
 @dataclass
 class ListedShard:
-    """Texts in parts, handed out four at a time; `breaks` are places where reading fails, each once."""
+    """Texts in parts, handed out four at a time; `breaks` are positions where reading fails, each once."""
 
     name: str
     parts: list[list[str | None]]
-    breaks: set[ShardPosition] = field(default_factory=set)
+    breaks: set[tuple[int, int]] = field(default_factory=set)
     error: type[Exception] = ConnectionError
     slow: bool = False
 
-    def read(self, mark: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
-        first, skipped = mark
+    def read(self, start: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
+        first, skipped = start
         for number, part in enumerate(self.parts[first:], start=first):
-            for start in range(0, len(part), BATCH):
-                if (number, start) in self.breaks:
-                    self.breaks.discard((number, start))
+            for begin in range(0, len(part), BATCH):
+                if (number, begin) in self.breaks:
+                    self.breaks.discard((number, begin))
                     raise self.error("the line is down")
                 time.sleep(random.random() / 500 if self.slow else 0)
-                stop = min(start + BATCH, len(part))
+                stop = min(begin + BATCH, len(part))
                 if number > first or stop > skipped:
-                    yield part[max(start, skipped if number == first else 0) : stop], (number, stop)
+                    yield part[max(begin, skipped if number == first else 0) : stop], ShardPosition(number, stop)
 
 
 def make_shards(count: int, seed: int = 0, **settings: object) -> list[ListedShard]:
@@ -55,11 +55,11 @@ def all_texts(shards: Sequence[ListedShard]) -> list[str]:
 
 
 def texts_of(found: Sequence[DocumentBuffer]) -> list[str]:
-    return [text for window in found for block in window.blocks for text in block]
+    return [text for buffer in found for block in buffer.blocks for text in block]
 
 
 def read(shards: Sequence[ListedShard], seed: int = 0, epoch: int = 0) -> list[DocumentBuffer]:
-    return list(read_buffers(shard_order(shards, seed, epoch), epoch_start()))
+    return list(read_buffers(shard_order(shards, seed, epoch), EpochPosition()))
 
 
 @pytest.fixture(autouse=True)
@@ -79,19 +79,19 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert orders[0] != orders[1] and orders[0] != orders[2]
 
 
-def test_a_window_mixes_several_shards() -> None:
+def test_a_buffer_mixes_several_shards() -> None:
     shards = [ListedShard(f"shard {shard}", [[f"{shard}.{n}" for n in range(9)]]) for shard in range(20)]
     begun = {text.split(".")[0] for text in texts_of(read(shards)[:1])}
     assert len(begun) == stream.SHARDS_AT_ONCE
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])
-def test_reading_goes_on_from_the_beginning_and_the_end_of_any_window(count: int) -> None:
+def test_reading_goes_on_from_the_beginning_and_the_end_of_any_buffer(count: int) -> None:
     order = shard_order(make_shards(count), seed=3, epoch=1)
-    found = list(read_buffers(order, epoch_start()))
-    for number, window in enumerate(found):
-        assert list(read_buffers(order, window.begin)) == found[number:]
-        assert list(read_buffers(order, window.end)) == found[number + 1 :]
+    found = list(read_buffers(order, EpochPosition()))
+    for number, buffer in enumerate(found):
+        assert list(read_buffers(order, buffer.begin)) == found[number:]
+        assert list(read_buffers(order, buffer.end)) == found[number + 1 :]
 
 
 def test_the_order_does_not_depend_on_which_shard_answers_first() -> None:
@@ -128,9 +128,9 @@ def test_empty_texts_are_left_out() -> None:
 
 def test_long_texts_make_smaller_blocks_that_can_be_continued_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "BLOCK_CHARACTERS", 20)
-    monkeypatch.setattr(stream, "BLOCKS", 1)
+    monkeypatch.setattr(stream, "BLOCKS_PER_BUFFER", 1)
     order = [ListedShard("shard", [["x" * length for length in (1, 30, 9, 9, 9, 50, 1)]])]
-    found = list(read_buffers(order, epoch_start()))
-    assert [list(map(len, window.blocks[0])) for window in found] == [[1, 30], [9, 9], [9, 50], [1]]
-    for number, window in enumerate(found):
-        assert list(read_buffers(order, window.end)) == found[number + 1 :]
+    found = list(read_buffers(order, EpochPosition()))
+    assert [list(map(len, buffer.blocks[0])) for buffer in found] == [[1, 30], [9, 9], [9, 50], [1]]
+    for number, buffer in enumerate(found):
+        assert list(read_buffers(order, buffer.end)) == found[number + 1 :]

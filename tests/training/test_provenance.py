@@ -9,26 +9,28 @@ import pytest
 from accelerate import Accelerator
 
 from fgpt_hf.config.runs import BaseRun, InstructRun
+from fgpt_hf.data.sources import DataProvenance
+from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.runtime.estimate import flops_per_token, network
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.training import run_folder
 from fgpt_hf.training.run_folder import PROVENANCE, RunFolder, record_provenance
 
-ORIGIN = {"data": {"train": {"documents": 3, "tokens": 70}}}
+DATA = DataProvenance({"train": SplitSize(documents=3, tokens=70)})
 
 
 def recorded(folder: Path, rank: int = 0) -> dict | None:
     folder.mkdir(exist_ok=True)
     run = BaseRun(output_dir=str(folder))
-    record_provenance(RunFolder(run, rank), Accelerator(cpu=True), ORIGIN, network(run), 1000)
+    record_provenance(RunFolder(run, rank), Accelerator(cpu=True), DATA, network(run), 1000)
     file = folder / PROVENANCE
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def test_data_machine_and_software_are_recorded_by_the_first_process_alone(tmp_path: Path) -> None:
     found = recorded(tmp_path / "run")
-    assert found["data"] == ORIGIN["data"] and found["processes"] == 1
+    assert found["data"] == DATA.as_json()["data"] and found["processes"] == 1
     assert found["device"] == device_name(Accelerator(cpu=True).device)
     assert found["versions"]["torch"] == version("torch")
     assert found["training_flops"] == 1000 * flops_per_token(BaseRun(), network(BaseRun()))
@@ -43,10 +45,10 @@ def test_the_run_before_is_recorded_with_the_one_that_starts_from_it(start: str,
     (tmp_path / start).mkdir(parents=True, exist_ok=True)
     (tmp_path / "next").mkdir()
     run = InstructRun(model_name_or_path=str(tmp_path / start), output_dir=str(tmp_path / "next"))
-    record_provenance(RunFolder(run), Accelerator(cpu=True), {}, FGPTConfig(), 0)
+    record_provenance(RunFolder(run), Accelerator(cpu=True), DataProvenance(), FGPTConfig(), 0)
     before = json.loads((tmp_path / "next" / PROVENANCE).read_text())["started_from"]
     assert before["run"]["dataset_name"] == BaseRun().dataset_name
-    assert before["provenance"]["data"] == ORIGIN["data"]
+    assert before["provenance"]["data"] == DATA.as_json()["data"]
     assert before["last"] == {"step": 2, "tokens": 70, "seconds": 1.5}
 
 
@@ -56,7 +58,7 @@ def test_what_lies_on_this_machine_is_recorded_as_such(tmp_path: Path, monkeypat
         Path(name).mkdir(parents=True)
     run = InstructRun(model_name_or_path="runs/base", dataset_name="mine/rows*2,somebody/pairs", output_dir="run")
     Path("run").mkdir()
-    record_provenance(RunFolder(run, 0), Accelerator(cpu=True), {}, FGPTConfig(), 0)
+    record_provenance(RunFolder(run, 0), Accelerator(cpu=True), DataProvenance(), FGPTConfig(), 0)
     assert json.loads((Path("run") / PROVENANCE).read_text())["local"] == ["runs/base", "mine/rows"]
 
 

@@ -1,0 +1,143 @@
+"""Read the rows of a mixture of data sets: conversations or preference pairs, with malformed rows counted and named.
+
+One loop serves both kinds. Each row gets a fraction in [0, 1), by a hash of what it asks or of the document that it was
+made of, which decides whether it is held out: so equal rows are never in both splits, in whatever order they come. All
+rows are in memory at once, some kilobytes each; millions of conversations need tens of gigabytes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from datasets import Dataset
+
+from fgpt_hf.config.runs import BadRows, LongRows, TuningRun
+from fgpt_hf.data.sources import DatasetRegistry, load_rows, parse_mixture
+from fgpt_hf.data.splits import document_hash
+from fgpt_hf.errors import UserError
+
+Row: TypeAlias = Mapping[str, Any]  # a row of a data set, by column
+
+SHOWN = 5  # rows that are named for each issue
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureRow:
+    """A row that was read.
+
+    Attributes:
+        row_id: its name in messages, "row 7 of smol-smoltalk".
+        hash_fraction: a hash in [0, 1); the row is held out if this is below `validation_fraction`.
+        repeats: how often an epoch has it, on average.
+    """
+
+    row_id: str
+    hash_fraction: float
+    repeats: float = 1.0
+
+    @property
+    def times_an_epoch(self) -> int:
+        """How often an epoch has this row: of 2.5 repeats, three times for half of the rows and twice for the others.
+
+        Example:
+            >>> MixtureRow(row_id="row 7 of chats", hash_fraction=0.5, repeats=3.0).times_an_epoch
+            3
+        """
+        whole = math.floor(self.repeats)
+        return whole + (document_hash(self.row_id) < self.repeats - whole)
+
+
+ReadRow = TypeVar("ReadRow", bound=MixtureRow)
+Encoding = TypeVar("Encoding")
+# Reads a row, given its id and its repeats; raises UserError if the row is malformed.
+RowReader: TypeAlias = Callable[[Row, str, float], ReadRow]
+
+
+class RowIssues:
+    """The malformed or long rows of a mixture, by what was done with them and why.
+
+    Example:
+        >>> issues = RowIssues()
+        >>> issues.add("row 7 of chats", "no message is the assistant's", "skip")
+        >>> print(issues)
+        1 left out, no message is the assistant's: row 7 of chats
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], list[str]] = defaultdict(list)
+
+    def add(self, row_id: str, reason: str, policy: BadRows | LongRows) -> None:
+        """Count a row; UserError if the policy refuses such rows."""
+        if policy == "refuse":
+            raise UserError(f"{row_id}: {reason}")
+        self._rows[{"skip": "left out", "cut": "cut"}[policy], reason].append(row_id)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    def __str__(self) -> str:
+        """Return a line for each reason, which counts its rows and names the first ones."""
+        return "\n".join(
+            f"{len(rows):,} {done}, {reason}: {', '.join(rows[:SHOWN])}{', …' if len(rows) > SHOWN else ''}"
+            for (done, reason), rows in self._rows.items()
+        )
+
+
+def read_mixture(
+    run: TuningRun,
+    registry: DatasetRegistry,
+    open_reader: Callable[[str, Dataset], tuple[Dataset, RowReader[ReadRow]]],
+    issues: RowIssues,
+) -> list[ReadRow]:
+    """Return the rows of all data sets in `run.dataset_name`; malformed ones are added to `issues`.
+
+    Args:
+        open_reader: given the name and the rows of a data set, returns the rows to read and their reader; UserError if
+            its columns hold no such rows.
+
+    Raises:
+        UserError: a data set cannot be opened, or a malformed row is refused.
+    """
+    found = []
+    for name, max_rows, repeats in parse_mixture(run.dataset_name):
+        source = load_rows(registry, name, run.dataset_train_split, run.dataset_config_name, run.dataset_revision)
+        rows, read = open_reader(name, source)
+        indices = _chosen(max_rows, len(rows))
+        for index, row in zip(indices, rows.select(indices), strict=True):
+            row_id = f"row {index} of {name}"
+            try:
+                found.append(read(row, row_id, repeats))
+            except UserError as error:
+                issues.add(row_id, str(error), run.bad_rows)
+    return found
+
+
+def _chosen(max_rows: int | None, count: int) -> Sequence[int]:
+    """Return the indices of the rows that a mixture takes: all, or a random choice that is always the same."""
+    if max_rows is None or max_rows >= count:
+        return range(count)
+    return [int(index) for index in np.sort(np.random.default_rng(0).permutation(count)[:max_rows])]
+
+
+def split_rows(
+    rows: Sequence[tuple[ReadRow, Encoding]], run: TuningRun, kind: str, issues: RowIssues
+) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+    """Return the rows to train on and those to hold out, each with what was made of it.
+
+    Args:
+        kind: what a row is in the message, "conversations".
+
+    Raises:
+        UserError: one of the two would be empty.
+    """
+    train = [item for item in rows if item[0].hash_fraction >= run.validation_fraction]
+    validation = [item for item in rows if item[0].hash_fraction < run.validation_fraction]
+    if not train or not validation:
+        raise UserError(
+            f"{run.dataset_name} with validation_fraction={run.validation_fraction} gives {len(train)} {kind} to learn "
+            f"and {len(validation)} to hold out, and both are needed{f' ({issues})' if len(issues) else ''}"
+        )
+    return train, validation
