@@ -1,10 +1,11 @@
-"""Scoring multiple choice: examples per second against the original FGPT's loop and lm-evaluation-harness.
+"""Compare the speed of multiple-choice scoring with the original FGPT's loop and lm-evaluation-harness.
 
-`python benchmarks/evaluation.py [--task hellaswag=FILE.jsonl]` prints, for float32 and bfloat16 weights of the 124M
-shape, how many times as many examples this project scores each second, and for how many the verdict is the same. All
-take turns on the same questions; of the harness (package `lm_eval`, of the extra `bench`) the best batch size counts.
-Nobody loads a model or a data set while the clock runs. The clock is the processor time of all threads, which other
-programs on the machine disturb less than the time on the wall; the latter's ratio is printed after it.
+    python benchmarks/evaluation.py [--task hellaswag=FILE.jsonl]
+
+prints the ratio of examples per second for float32 and bfloat16 weights of the 124M shape, and the number of equal
+verdicts. All take turns on the same questions, the harness (package `lm_eval`, extra `bench`) with several batch sizes.
+Models and data are loaded before the clock starts. Time is measured as processor time of all threads, which other
+programs disturb less than wall time; the ratio of wall times is printed after it.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,21 +26,23 @@ from fgpt_hf.evaluation.benchmark import Benchmark
 from fgpt_hf.runtime.hardware import keep_freed_memory, supports_bf16
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 
-Verdicts = Mapping[str, list[float]]  # by convention, whether each example was answered rightly
+Verdicts = Mapping[str, list[float]]  # for each convention, 1.0 for each example answered correctly
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", default="pydocs-choice", help="TASK or TASK=FILE")
-    parser.add_argument("--examples", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 8, 16], help="of the harness")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="pydocs-choice", help="TASK or TASK=FILE (default: pydocs-choice).")
+    parser.add_argument("--examples", type=int, default=32, help="Number of examples (default: 32).")
+    parser.add_argument("--repeats", type=int, default=3, help="Number of rounds (default: 3).")
+    parser.add_argument(
+        "--batch_sizes", type=int, nargs="+", default=[4, 8, 16], help="Batch sizes of the harness (default: 4 8 16)."
+    )
     options = parser.parse_args()
     keep_freed_memory()
     tokenizer = build_tokenizer()
     benchmark = Benchmark(options.task, tokenizer, options.examples)
     if not importlib.util.find_spec("lm_eval"):
-        print("lm_eval is not installed (pip install '.[bench]'): this is without the harness")
+        print("lm_eval is not installed (pip install '.[bench]'): the harness is left out")
         options.batch_sizes = []
     for dtype in (torch.float32, torch.bfloat16) if supports_bf16(torch.device("cpu")) else (torch.float32,):
         model = new_model(dtype)
@@ -50,7 +54,7 @@ def main() -> None:
 
 
 def compare(dtype: str, scorers: Mapping[str, Callable[[], Verdicts]], examples: int, repeats: int) -> None:
-    """Let the scorers take turns, and print how much longer than the first each took, in the median."""
+    """Let the scorers take turns, and print the median ratio of each one's time to that of the first."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in scorers}
     verdicts = {}
     for _ in range(repeats):
@@ -62,7 +66,7 @@ def compare(dtype: str, scorers: Mapping[str, Callable[[], Verdicts]], examples:
         name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in seconds.items()
     }
     first, *others = medians
-    print(f"{dtype}, {examples} examples: {first} {examples / medians[first][0]:.2f} a processor second", flush=True)
+    print(f"{dtype}, {examples} examples: {first} {examples / medians[first][0]:.2f} per processor second", flush=True)
     for name in others:
         processor, wall = (other / own for own, other in zip(medians[first], medians[name], strict=True))
         pairs = [
@@ -71,13 +75,15 @@ def compare(dtype: str, scorers: Mapping[str, Callable[[], Verdicts]], examples:
             for one, other in zip(verdicts[first][convention], values, strict=True)
         ]
         same = f"{sum(one == other for one, other in pairs)} of {len(pairs)} verdicts equal"
-        print(f"  {processor:.2f} times {name} (on the wall {wall:.2f}); {same}", flush=True)
+        print(f"  {processor:.2f} times {name} (wall time: {wall:.2f}); {same}", flush=True)
 
 
 def new_model(dtype: torch.dtype) -> FGPTForCausalLM:
     torch.manual_seed(0)
     config = FGPTConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, dtype=dtype)
-    return FGPTForCausalLM._from_config(config, dtype=dtype).eval()
+    create: Any = FGPTForCausalLM._from_config
+    model: FGPTForCausalLM = create(config, dtype=dtype).eval()
+    return model
 
 
 def ours(benchmark: Benchmark, model: PreTrainedModel) -> Verdicts:
@@ -86,7 +92,7 @@ def ours(benchmark: Benchmark, model: PreTrainedModel) -> Verdicts:
 
 @torch.no_grad()
 def loop(benchmark: Benchmark, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Verdicts:
-    """The original's way: each example a batch of its four rows, all logits, the mean loss per token."""
+    """Score as the original did: one batch of four rows per example, all logits, the mean loss per token."""
     hits = []
     for example in benchmark.examples:
         context = tokenizer.encode(example.contexts[0])
@@ -105,7 +111,7 @@ def loop(benchmark: Benchmark, model: PreTrainedModel, tokenizer: PreTrainedToke
 def harness(
     benchmark: Benchmark, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> Verdicts:
-    """lm-evaluation-harness' own model class and, as in its tasks of the type multiple_choice, its two accuracies."""
+    """Score with lm-evaluation-harness' model class, and compute the two accuracies of its multiple-choice tasks."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

@@ -1,8 +1,10 @@
-"""The flagship's training step on this GPU: tokens per second, share of the peak, memory.
+"""Measure the flagship's training step on this GPU: tokens per second, fraction of the peak, memory.
 
-`python benchmarks/gpu.py` trains the preset on random rows with the loop's own parts, as it is and compiled, each in a
-process of its own, and first compares PyTorch's fused attention with plain products at the preset's head size on packed
-documents. It needs the network and the loop only, no data. `--preset quickstart` runs on a CPU too.
+    python benchmarks/gpu.py
+
+trains a preset on random rows with the parts of the training loop, eager and compiled, each in its own process. Before
+that, it measures the error of PyTorch's fused attention at the preset's head size on packed documents. No data set is
+needed. `--preset quickstart` also runs on a CPU.
 """
 
 import argparse
@@ -24,15 +26,15 @@ from fgpt_hf.runtime.hardware import device_name, keep_freed_memory, peak_memory
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
 from fgpt_hf.training.optim import build_optimizer
 
-WAYS = ("as it is", "compiled")
+MODES = ("eager", "compiled")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="fgpt-712m")
-    parser.add_argument("--rows", type=int, help="of a micro-batch (default: the preset's)")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--measure", choices=WAYS, help="one measurement, in this process")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="fgpt-712m", help="Preset to train (default: fgpt-712m).")
+    parser.add_argument("--rows", type=int, help="Rows per micro-batch (default: the preset's).")
+    parser.add_argument("--steps", type=int, default=10, help="Number of measured steps (default: 10).")
+    parser.add_argument("--measure", choices=MODES, help="Make one measurement in this process.")
     options = parser.parse_args()
     run = PRESETS[options.preset]
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -40,7 +42,7 @@ def main() -> None:
     if rows < 1 or options.steps < 1:
         parser.error(f"--rows {rows} and --steps {options.steps} must be above zero")
     if device.type == "cpu" and options.preset != "quickstart":
-        print("left out: there is no GPU; --preset quickstart runs on this CPU")
+        print("skipped: there is no GPU; --preset quickstart runs on this CPU")
         return
     if options.measure:
         measure(run, device, rows, options.steps, options.measure == "compiled")
@@ -48,17 +50,17 @@ def main() -> None:
     expected = memory(run, network(run), this_machine(device), rows, 1).total
     print(f"{device_name(device)}, {options.preset}, micro-batches of {rows} rows: expected {expected / 1e9:.1f} GB")
     print(
-        f"fused attention is off by {attention_error(run, device):.1e} of the largest state, plain products"
-        f" in the same precision by {attention_error(run, device, 'eager'):.1e}"
+        f"error relative to the largest state: fused attention {attention_error(run, device):.1e}, "
+        f"eager attention in the same precision {attention_error(run, device, 'eager'):.1e}"
     )
-    for way in WAYS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--measure", way]
+    for mode in MODES:
+        command = [sys.executable, __file__, *sys.argv[1:], "--measure", mode]
         done = subprocess.run(command, capture_output=True, text=True)
-        print(f"{way:10} {done.stdout.strip() or f'ended with {done.returncode}: {done.stderr.strip()[-300:]}'}")
+        print(f"{mode:10} {done.stdout.strip() or f'exit code {done.returncode}: {done.stderr.strip()[-300:]}'}")
 
 
 def measure(run: BaseRun, device: torch.device, rows: int, steps: int, compiled: bool) -> None:
-    """Print the figures of the median step of one micro-batch, with clipping and the optimizer."""
+    """Print the figures of the median step with one micro-batch, clipping and the optimizer."""
     keep_freed_memory()
     torch.manual_seed(0)
     config = network(run)
@@ -76,7 +78,7 @@ def measure(run: BaseRun, device: torch.device, rows: int, steps: int, compiled:
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()  # waits for the device
+        loss.item()  # wait for the device
         seconds.append(time.perf_counter() - began)
     speed = rows * config.max_position_embeddings / statistics.median(seconds[3:])
     share = mfu(run, config, speed, this_machine(device))
@@ -86,10 +88,10 @@ def measure(run: BaseRun, device: torch.device, rows: int, steps: int, compiled:
 
 @torch.no_grad()
 def attention_error(run: BaseRun, device: torch.device, attention: str = "sdpa") -> float:
-    """The largest error of the final states of packed documents against eager float32, over their largest value."""
+    """Return the largest error of the final states against eager float32, relative to the largest state."""
     torch.manual_seed(0)
     with device:
-        model = FGPTForCausalLM(network(run)).eval().get_decoder()
+        model = FGPTForCausalLM(network(run)).eval().get_decoder()  # type: ignore[no-untyped-call]
     batch = packed_rows(1, run.max_position_embeddings, device)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     states = []
@@ -101,7 +103,7 @@ def attention_error(run: BaseRun, device: torch.device, attention: str = "sdpa")
 
 
 def packed_rows(rows: int, length: int, device: torch.device) -> Batch:
-    """Random rows of about four documents each."""
+    """Return random rows of about four documents each."""
     ids = np.random.default_rng(0).integers(0, 50_000, (rows, length)).astype(np.uint16)
     ids[:, :: length // 4 + 1] = END_OF_TEXT_ID
     return {name: tensor.to(device) for name, tensor in as_batch(ids).items()}

@@ -1,8 +1,10 @@
-"""Instruction tuning from packed rows against batches that are padded to their longest conversation.
+"""Compare instruction tuning on packed rows with batches padded to their longest conversation.
 
-`python benchmarks/instruct_loader.py [--dataset_name FILE]` prints how many tokens of replies each learns a second, and
-the ratios. Network, loss and optimizer are the same; only what a batch is made of differs. The padded batches hold as
-many conversations as the original's, and as many as a packed one. All take turns, and medians are compared.
+    python benchmarks/instruct_loader.py [--dataset_name FILE]
+
+prints the reply tokens that each trains on per second, and the ratios. Network, loss and optimizer are the same; only
+the batches differ. Padded batches have as many conversations as the original's, or as many as a packed one. All take
+turns, and medians are compared.
 """
 
 import argparse
@@ -29,15 +31,17 @@ from fgpt_hf.tokenizer.fast_encoding import Encoded
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
 
-ROWS = 8  # of a packed batch; conversations of a padded one of the original's
+ROWS = 8  # per packed batch; also the conversations per padded batch of the original
 LENGTH = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset_name", default="pydocs-chat:4000", help="as that of train_instruct.py")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=3, help="batches of each kind in a round")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dataset_name", default="pydocs-chat:4000", help="Data, as for train_instruct.py (default: pydocs-chat:4000)."
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="Number of rounds (default: 5).")
+    parser.add_argument("--batches", type=int, default=3, help="Batches of each kind per round (default: 3).")
     options = parser.parse_args()
     keep_freed_memory()
     run = replace(INSTRUCT_PRESETS["quickstart"], dataset_name=options.dataset_name)
@@ -57,29 +61,28 @@ def main() -> None:
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(options.rounds + 1):
         for name, take in contenders.items():
-            learnt, seconds = 0, 0.0
+            tokens, seconds = 0, 0.0
             for _ in range(options.batches):
                 began = time.perf_counter()
-                learnt += step(take())
+                tokens += step(take())
                 seconds += time.perf_counter() - began
-            if round_number:  # the first is for warming up
-                speeds[name].append(learnt / seconds)
+            if round_number:  # the first is a warm-up
+                speeds[name].append(tokens / seconds)
     for name, values in speeds.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds["packed"], values, strict=True))
         speed = statistics.median(values)
-        print(f"{name:26} {speed:6,.0f} tokens learnt a second; packed rows give {ratio:.2f} times as many")
+        print(f"{name:26} {speed:6,.0f} reply tokens per second; packed rows are {ratio:.2f} times as fast")
 
 
 def padded(chats: Sequence[Encoded], size: int) -> Callable[[], Batch]:
-    """Batches of so many conversations in random order, each padded behind to the longest."""
+    """Return a source of batches of `size` conversations in random order, padded on the right to the longest."""
     order = cycle(np.random.default_rng(0).permutation(len(chats)).tolist())
 
     def take() -> Batch:
         batch = [chats[next(order)] for _ in range(size)]
         ids = [torch.from_numpy(chat.ids.astype(np.int64)) for chat in batch]
         labels = [
-            tokens.masked_fill(torch.from_numpy(~chat.replies), IGNORED)
-            for tokens, chat in zip(ids, batch, strict=True)
+            row.masked_fill(torch.from_numpy(~chat.replies), IGNORED) for row, chat in zip(ids, batch, strict=True)
         ]
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=PAD_ID),
@@ -90,7 +93,7 @@ def padded(chats: Sequence[Encoded], size: int) -> Callable[[], Batch]:
 
 
 def training_step() -> Callable[[Batch], int]:
-    """A step on a batch as the training loop makes it, which returns how many tokens were learnt."""
+    """Return a function that trains on a batch as the loop does, and returns its number of reply tokens."""
     torch.manual_seed(0)
     base, has_bf16 = PRESETS["quickstart"], supports_bf16(torch.device("cpu"))
     model = FGPTForCausalLM(network(base))

@@ -1,7 +1,9 @@
-"""The lean loss against the plain one: time and peak memory of head and loss, forward and backward.
+"""Compare the fused loss with the plain one: time and peak memory of head and loss, forward and backward.
 
-`python benchmarks/loss.py [--tokens 8192] [--width 384]` prints a ratio for float32 and, where the hardware
-multiplies it, one for bfloat16. Each measurement is a process of its own, and the two losses take turns.
+    python benchmarks/loss.py [--tokens 8192] [--width 384]
+
+prints ratios for float32 and, if the hardware supports it, bfloat16. Each measurement runs in its own process, and the
+two losses take turns.
 """
 
 import argparse
@@ -21,18 +23,18 @@ VOCABULARY = 50304
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", nargs=2, metavar=("LOSS", "DTYPE"), help="one measurement, in this process")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=8192, help="Number of tokens (default: 8192).")
+    parser.add_argument("--width", type=int, default=384, help="Width of the hidden states (default: 384).")
+    parser.add_argument("--repeats", type=int, default=3, help="Number of rounds (default: 3).")
+    parser.add_argument("--measure", nargs=2, metavar=("LOSS", "DTYPE"), help="Make one measurement in this process.")
     options = parser.parse_args()
     if options.measure:
         loss, dtype = options.measure
         print(*measure(loss, dtype, options.tokens, options.width))
         return
     for dtype in ("float32", "bfloat16") if supports_bf16(CPU) else ("float32",):
-        seconds: dict[str, list[float]] = {"plain": [], "lean": []}
+        seconds: dict[str, list[float]] = {"plain": [], "fused": []}
         memory: dict[str, float] = {}
         for _ in range(options.repeats):
             for loss in seconds:
@@ -41,9 +43,9 @@ def main() -> None:
         medians = {loss: statistics.median(values) for loss, values in seconds.items()}
         print(
             f"{dtype}: plain {medians['plain']:.2f} s, {memory['plain'] / 2**20:,.0f} MiB; "
-            f"lean {medians['lean']:.2f} s, {memory['lean'] / 2**20:,.0f} MiB; "
-            f"{medians['plain'] / medians['lean']:.2f} times as fast, "
-            f"1/{memory['plain'] / memory['lean']:.1f} of the memory"
+            f"fused {medians['fused']:.2f} s, {memory['fused'] / 2**20:,.0f} MiB; "
+            f"{medians['plain'] / medians['fused']:.2f} times as fast, "
+            f"1/{memory['plain'] / memory['fused']:.1f} of the memory"
         )
 
 
@@ -54,7 +56,7 @@ def in_a_process(loss: str, dtype: str, tokens: int, width: int) -> tuple[float,
 
 
 def measure(loss: str, dtype: str, tokens: int, width: int) -> tuple[float, int]:
-    """Seconds of the second call, and the peak memory above what there was before the first."""
+    """Return the seconds of the second call, and the peak memory minus that before the first."""
     torch.manual_seed(0)
     states = torch.randn(tokens, width, requires_grad=True)
     embeddings = (torch.randn(VOCABULARY, width) * 0.02).requires_grad_()
@@ -64,11 +66,11 @@ def measure(loss: str, dtype: str, tokens: int, width: int) -> tuple[float, int]
         states.grad = embeddings.grad = None
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            if loss == "lean":
+            if loss == "fused":
                 total = summed_cross_entropy(states, embeddings, labels)
             else:
                 total = F.cross_entropy(F.linear(states, embeddings), labels, reduction="sum")
-        (total / tokens).backward()
+        (total / tokens).backward()  # type: ignore[no-untyped-call]
         seconds = time.perf_counter() - began
     return seconds, peak_memory_bytes(CPU) - before
 

@@ -1,8 +1,9 @@
-"""The memory that `fgpt estimate` expects of a training run against what the process then takes.
+"""Compare the memory that `fgpt estimate` predicts with what a training process takes.
 
-`python benchmarks/memory.py` prints both and their ratio for several shapes, each in a process of its own. What is
-measured is the peak resident set of a few steps of the loop's own parts, less what the process held before there was a
-model.
+    python benchmarks/memory.py
+
+prints both and their ratio for several shapes, each in its own process: the peak resident set of a few steps of the
+loop's own parts, minus the resident set before the model is created.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from fgpt_hf.training.optim import build_optimizer
 
 
 class Case(NamedTuple):
-    """A run of a network of this shape."""
+    """A run, and the shape of its network."""
 
     run: Run
     config: FGPTConfig
@@ -46,7 +47,7 @@ def base(run: BaseRun) -> Case:
 
 
 def tuned(run: TuningRun, shape: BaseRun) -> Case:
-    """The tuning run with the rows of a step and the precision of a base run of this shape."""
+    """Return the tuning run with the shape, the rows per step and the precision of a base run."""
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "gradient_checkpointing")
     return Case(replace(run, **{name: getattr(shape, name) for name in names}), network(shape))
 
@@ -76,15 +77,15 @@ CASES: dict[str, Case] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", choices=CASES, help="one measurement, in this process")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", choices=CASES, help="Make one measurement in this process.")
     options = parser.parse_args()
     if options.measure:
         print(measure(CASES[options.measure]))
         return
     for name, case in CASES.items():
         if case.run.bf16 and not supports_bf16(CPU):
-            print(f"{name:38} left out: this CPU has no bfloat16 arithmetic")
+            print(f"{name:38} skipped: this CPU has no bfloat16 arithmetic")
             continue
         command = [sys.executable, __file__, "--measure", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -94,18 +95,18 @@ def main() -> None:
 
 
 def expect(case: Case) -> int:
-    """Bytes that the estimate gives."""
+    """Return the estimated number of bytes."""
     run, config = case
     rows, micro_batches = run.per_device_train_batch_size, run.gradient_accumulation_steps
     return memory(run, config, this_machine(CPU), rows, micro_batches).total
 
 
 def measure(case: Case, steps: int = 3) -> int:
-    """Bytes that the process takes beyond those that it held before."""
+    """Return the number of additional bytes that the process takes."""
     run, config = case
     keep_freed_memory()
     batch = random_batch(run, config.max_position_embeddings)
-    import_module("peft")  # now, since what an adapter's first use imports is no part of the run
+    import_module("peft")  # now, because imports by the first adapter are not part of the run
     before = psutil.Process().memory_info().rss
     objective = new_objective(run, config)
     optimizer = build_optimizer(objective.model, run)
@@ -119,18 +120,18 @@ def measure(case: Case, steps: int = 3) -> int:
 
 
 def random_batch(run: Run, length: int) -> Batch:
-    """A micro-batch of rows of four documents each, or of pairs that are scored throughout."""
+    """Return a micro-batch of rows of four documents each, or of pairs with all tokens scored."""
     shape = (run.per_device_train_batch_size * run.sequences_per_row, length)
     ids = np.random.default_rng(0).integers(0, 50_000, shape).astype(np.uint16)
     if not isinstance(run, PreferenceRun):
         ids[:, :: length // 4] = END_OF_TEXT_ID
         return as_batch(ids)
-    pairs = torch.from_numpy(ids.astype(np.int64)).unflatten(0, (-1, 2))
+    pairs = torch.from_numpy(ids.astype(np.int64)).unflatten(0, (-1, 2))  # type: ignore[no-untyped-call]
     return {"input_ids": pairs, "labels": pairs, "reference": torch.zeros(len(pairs), 2)}
 
 
 def new_objective(run: Run, config: FGPTConfig) -> Objective:
-    """The loss of the run's kind on a new network, with an adapter if the run says so."""
+    """Return the run's objective on a new network, with an adapter if the run asks for one."""
     model = FGPTForCausalLM(config).train()
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()

@@ -1,7 +1,9 @@
-"""Muon against AdamW on the embedded corpus: held-out loss by step, each with its best of three learning rates.
+"""Compare Muon with AdamW on the embedded corpus: validation loss by step, each with the best of three learning rates.
 
-`python benchmarks/optimizers.py` trains six small models with `train_base.py` and prints, for each, the held-out loss
-along the way, and the share of AdamW's steps after which Muon has passed AdamW's last loss.
+    python benchmarks/optimizers.py
+
+trains six small models with `train_base.py` and prints the validation losses of each, and the fraction of AdamW's steps
+after which Muon reaches AdamW's final loss.
 """
 
 import argparse
@@ -28,9 +30,9 @@ SHAPE = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max_steps", type=int, default=250)
-    parser.add_argument("--eval_steps", type=int, default=25)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--max_steps", type=int, default=250, help="Number of steps (default: 250).")
+    parser.add_argument("--eval_steps", type=int, default=25, help="Steps between validation losses (default: 25).")
     options = parser.parse_args()
     curves: dict[str, dict[int, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -42,13 +44,14 @@ def main() -> None:
     target = curves["adamw"][options.max_steps]
     passed = next(step for step, loss in curves["muon"].items() if loss <= target)
     print(
-        f"AdamW's best reaches {target:.3f} after {options.max_steps} steps; Muon's best is there after {passed} "
+        f"The best AdamW run reaches {target:.3f} after {options.max_steps} steps, "
+        f"the best Muon run after {passed} "
         f"({passed / options.max_steps:.2f} of the steps) and ends at {curves['muon'][options.max_steps]:.3f}"
     )
 
 
 def train(folder: Path, optim: str, rate: float, max_steps: int, eval_steps: int) -> dict[int, float]:
-    """Held-out loss by step of one run; prints it as a row."""
+    """Train one model, print its validation losses, and return them by step."""
     output = folder / f"{optim}-{rate}"
     flags = [f"--optim={optim}", f"--learning_rate={rate}", f"--max_steps={max_steps}", f"--eval_steps={eval_steps}"]
     command = [sys.executable, str(ROOT / "train_base.py"), *SHAPE, *flags, f"--output_dir={output}"]

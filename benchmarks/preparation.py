@@ -1,10 +1,13 @@
-"""Tokens per second of preparing text, against a plain `multiprocessing.Pool` over tiktoken, on the same cores.
+"""Compare the speed of preparing text with a plain `multiprocessing.Pool` over tiktoken, on the same cores.
 
-The peer is how nanoGPT and the original FGPT prepare FineWeb-Edu: documents are handed to workers, each encodes one and
-returns an array, and the parent writes them one after the other. Here the same documents are also split by hash, packed
-into rows and shuffled. Both pools have started before the clock does. Run by `make bench`.
+    python benchmarks/preparation.py
+
+prints both in tokens per second, and the ratios. The peer is how nanoGPT and the original FGPT prepare FineWeb-Edu:
+workers encode one document at a time and return arrays, which the parent writes. This project also splits the documents
+by hash, packs them into rows and shuffles. Both pools start before the clock does.
 """
 
+import argparse
 import os
 import time
 from collections.abc import Callable
@@ -29,17 +32,19 @@ from fgpt_hf.data.splits import SPLITS
 from fgpt_hf.data.stream import EpochPosition, TokenizerPool
 from fgpt_hf.tokenizer import fast_encoding
 
-ROUNDS = 5
-TIMES = 3  # that the corpus is read in a round, so that beginnings and ends weigh little
+REPEATS = 3  # readings of the corpus per round, so that beginnings and ends weigh little
 WORKERS = os.cpu_count() or 1
 
 
-encoding: tiktoken.Encoding  # of a worker of the peer
+encoding: tiktoken.Encoding  # in a worker of the peer
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="Number of rounds (default: 5).")
+    options = parser.parse_args()
     source = TextSource(dataset_name="pydocs")
-    texts = list(load_pydocs()["text"]) * TIMES
+    texts = list(load_pydocs()["text"]) * REPEATS
     with (
         get_context("spawn").Pool(WORKERS, initializer=_start_peer) as peer,
         closing(TokenizerPool(source, WORKERS, in_processes=True)) as pool,
@@ -47,7 +52,7 @@ def main() -> None:
         peer.map(_encode, texts[:WORKERS], chunksize=1)
         list(pool.executor.map(abs, range(WORKERS)))
         rates: dict[str, list[Rate]] = {"peer": [], "fgpt": []}
-        for _ in range(ROUNDS):  # in turn, so that a busy machine is busy for both
+        for _ in range(options.rounds):  # in turn: a busy machine slows both
             rates["peer"].append(_rate(lambda file: _write_with_peer(peer, texts, file)))
             rates["fgpt"].append(_rate(lambda file: _write_rows(pool, source, file)))
     for name, found in rates.items():
@@ -57,12 +62,12 @@ def main() -> None:
     cpu_ratio = median(ours.per_cpu_second / theirs.per_cpu_second for ours, theirs in pairs)
     print(
         f"preparing text with {WORKERS} workers: {ratio:.2f} times as fast as a plain Pool over tiktoken, and "
-        f"{cpu_ratio:.2f} times as many tokens for each second of a core"
+        f"{cpu_ratio:.2f} times as many tokens per core second"
     )
 
 
 class Rate(NamedTuple):
-    """Tokens by the clock, and by the work of all processes, which other people's work disturbs less."""
+    """Tokens per second of wall time, and of processor time, which other programs disturb less."""
 
     per_second: float
     per_cpu_second: float
@@ -93,7 +98,7 @@ def _write_with_peer(pool: Pool, texts: list[str], path: Path) -> int:
 def _write_rows(pool: TokenizerPool, source: TextSource, path: Path) -> int:
     tokens = 0
     with path.open("wb") as file:
-        for buffer in pool.packed_buffers([*open_corpus(source)] * TIMES, EpochPosition()):
+        for buffer in pool.packed_buffers([*open_corpus(source)] * REPEATS, EpochPosition()):
             for split in SPLITS:
                 file.write(buffer.rows[split].ids.tobytes())
                 tokens += buffer.rows[split].tokens
@@ -101,7 +106,7 @@ def _write_rows(pool: TokenizerPool, source: TextSource, path: Path) -> int:
 
 
 def _start_peer() -> None:
-    """tiktoken's `gpt2`, whose vocabulary is the project's; its own loader would need a network."""
+    """Create tiktoken's `gpt2` encoding from the project's vocabulary; its own loader would need a network."""
     global encoding
     ranks = fast_encoding._plain_encoding()._mergeable_ranks
     encoding = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})

@@ -1,9 +1,12 @@
-"""Held-out loss after training on random rows and on rows in the order of the documents, on the embedded corpus.
+"""Compare the validation loss after training on shuffled rows and on rows in document order, on the embedded corpus.
 
-The same small network, rows, seed and steps; only the order differs. The documents come in the alphabetical order of
-their modules, so that neighbours are about the same thing, as the pages of a crawl often are. Run by `make bench`.
+    python benchmarks/row_order.py
+
+trains the same small network twice on the same rows with the same seed; only the order differs. The documents are in
+alphabetical order of their modules, so neighbours are often about the same subject, like the pages of a crawl.
 """
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,28 +30,30 @@ from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder
 
 ROW_LENGTH = 128
-NEIGHBOURS = 16  # documents that are packed together, so that rows stay in the order of documents
-VALIDATION_SHARE = 0.01
+NEIGHBOURS = 16  # documents packed together, so that rows stay in document order
+VALIDATION_FRACTION = 0.01
 VALIDATION_ROWS = 256
-STEPS = 120
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--max_steps", type=int, default=120, help="Number of steps (default: 120).")
+    max_steps = parser.parse_args().max_steps
     texts = load_pydocs()["text"]
-    train = [text for text in texts if not is_validation(text, VALIDATION_SHARE)]
-    validation = [text for text in texts if is_validation(text, VALIDATION_SHARE)]
+    train = [text for text in texts if not is_validation(text, VALIDATION_FRACTION)]
+    validation = [text for text in texts if is_validation(text, VALIDATION_FRACTION)]
     rows = rows_in_order(train)
     validation_rows = np.random.default_rng(0).permutation(rows_in_order(validation))[:VALIDATION_ROWS]
     losses = {}
-    for name, batches in (("random rows", ShuffledRows(rows, seed=0)), ("rows in order", in_order(rows))):
-        losses[name] = validation_loss_after(batches, validation_rows)
-        print(f"{name}: held-out loss {losses[name]:.3f} nats a token after {STEPS} steps", flush=True)
-    ratio = losses["random rows"] / losses["rows in order"]
-    print(f"random rows reach {ratio:.3f} times the held-out loss of rows in order")
+    for name, batches in (("shuffled", ShuffledRows(rows, seed=0)), ("document order", in_order(rows))):
+        losses[name] = validation_loss_after(batches, validation_rows, max_steps)
+        print(f"{name}: validation loss {losses[name]:.3f} nats per token after {max_steps} steps", flush=True)
+    ratio = losses["shuffled"] / losses["document order"]
+    print(f"shuffled rows reach {ratio:.3f} times the validation loss of rows in document order")
 
 
 def rows_in_order(texts: list[str]) -> Ids:
-    """Rows of a few neighbouring documents at a time."""
+    """Pack a few neighbouring documents at a time into rows."""
     documents = encode_documents(texts)
     return np.concatenate(
         [
@@ -66,19 +71,19 @@ def in_order(rows: Ids) -> Batches:
     return StreamedRows(chunks_from, StreamPosition("pydocs"))
 
 
-def validation_loss_after(batches: Batches, validation_rows: Ids) -> float:
-    """Train a new network and return its loss at the end."""
+def validation_loss_after(batches: Batches, validation_rows: Ids, max_steps: int) -> float:
+    """Train a new network and return its final validation loss."""
     with TemporaryDirectory() as folder:
         run = Run(
             preset="row-order",
             output_dir=str(Path(folder, "run")),
-            max_steps=STEPS,
+            max_steps=max_steps,
             per_device_train_batch_size=8,
             gradient_accumulation_steps=1,
             learning_rate=2e-3,
             warmup_steps=20,
-            eval_steps=STEPS,
-            save_steps=STEPS + 1,
+            eval_steps=max_steps,
+            save_steps=max_steps + 1,
         )
         accelerator = start_accelerator(run)
         tokenizer = build_tokenizer(ROW_LENGTH)
@@ -86,20 +91,20 @@ def validation_loss_after(batches: Batches, validation_rows: Ids) -> float:
             FGPTConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=ROW_LENGTH)
         )
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
-        check = ValidationLoss(STEPS, accelerator, model, validation_rows, bytes_of_token, batch_size=16)
+        check = ValidationLoss(max_steps, accelerator, model, validation_rows, bytes_of_token, batch_size=16)
         run_folder = RunFolder(run)
         with run_folder.opened():
             Trainer(
                 accelerator=accelerator,
                 run=run,
-                plan=TrainingPlan(STEPS, rows=8, micro_batches=1),
+                plan=TrainingPlan(max_steps, rows=8, micro_batches=1),
                 folder=run_folder,
                 objective=LanguageModelObjective(model),
                 tokenizer=tokenizer,
                 batches=batches,
                 checks=[check],
             ).fit()
-        return read_json_lines(run_folder.path / "metrics.jsonl")[-1]["eval_loss"]
+        return float(read_json_lines(run_folder.path / "metrics.jsonl")[-1]["eval_loss"])
 
 
 if __name__ == "__main__":

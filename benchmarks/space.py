@@ -1,9 +1,11 @@
-"""The Space: from start to ready, its memory, its first words against the model's own first token, and a crowd.
+"""Measure the Space: time to start, memory, delay of the first words, and fifty visitors at once.
 
-`python benchmarks/space.py [--model FOLDER]` serves a model (by default one of the quickstart's shape with random
-weights) and prints: seconds from the start of the process to an answer, the resident memory, the delay of the first
-words in a real browser (Chromium, if it is there) and through the API against `generate` with one new token in this
-process, and what fifty visitors at once for a minute meet.
+    python benchmarks/space.py [--model FOLDER]
+
+serves a model (by default one of the quickstart's shape with random weights) and prints the seconds from process start
+to the first answer, the resident memory, the delay of the first words in a real browser (Chromium, if installed) and
+through the API, compared with `generate` for one new token in this process, and the answers that fifty concurrent
+visitors get within a minute.
 """
 
 import argparse
@@ -34,9 +36,9 @@ ROUNDS = 7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a model's folder")
-    parser.add_argument("--seconds", type=float, default=60, help="how long the crowd stays")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="Model folder to serve (default: random weights).")
+    parser.add_argument("--seconds", type=float, default=60, help="Seconds that the visitors stay (default: 60).")
     options = parser.parse_args()
     with TemporaryDirectory() as scratch:
         model = options.model or random_model(Path(scratch, "model"))
@@ -51,14 +53,14 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """A Space that answers."""
+    """A running Space."""
 
     url: str
     process: "subprocess.Popen[bytes]"
     seconds_to_ready: float
 
     def megabytes(self) -> float:
-        """The resident memory of its process."""
+        """Return the resident memory of its process."""
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
 
@@ -85,7 +87,7 @@ def serving(command: Sequence[str], folder: Path, environment: Mapping[str, str]
 
 @dataclass
 class Crowd:
-    """What visitors met, each a count; `lost` were neither answered nor told anything."""
+    """Counts of the answers that visitors got; `lost` requests got none."""
 
     replies: int = 0
     told_a_place: int = 0
@@ -101,7 +103,7 @@ class Crowd:
 
 
 async def crowd(url: str, visitors: int, seconds: float) -> Crowd:
-    """So many visitors at once, each from an address of its own, who ask again and again."""
+    """Let this many visitors, each with its own address, ask repeatedly for a number of seconds."""
     met, until = Crowd(), time.monotonic() + seconds
     limits = httpx.Limits(max_connections=2 * visitors)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
@@ -112,7 +114,7 @@ async def crowd(url: str, visitors: int, seconds: float) -> Crowd:
 
 
 async def _visit(client: httpx.AsyncClient, chat: int, number: int, until: float, met: Crowd) -> None:
-    """One visitor: asks, and waits for the reply; comes back after a second where the queue is full."""
+    """Ask and wait for the reply, again and again; if the queue is full, retry after a second."""
     session, address = f"visitor{number}", {"X-Forwarded-For": f"9.0.0.{number}"}
     question = [PROMPT, [], "", 0.8, 0.95, 50, 1.1, 8, number, False]
     while time.monotonic() < until:
@@ -128,7 +130,7 @@ async def _visit(client: httpx.AsyncClient, chat: int, number: int, until: float
 
 
 async def _wait(client: httpx.AsyncClient, session: str, met: Crowd) -> None:
-    """Read what a visitor is told until the reply is complete."""
+    """Read the events of a request until its reply is complete."""
     placed = False
     async with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
         async for line in events.aiter_lines():
@@ -143,22 +145,22 @@ async def _wait(client: httpx.AsyncClient, session: str, met: Crowd) -> None:
 
 
 def _print_delays(space: Served, model: Path) -> None:
-    """First words, each a median, against the model's own first token."""
+    """Print the median delay of the first words, compared with the model's own first token."""
     own = statistics.median(_own_first_token(model))
     delays = {"API": statistics.median(_timed(lambda: _first_piece(space.url)))}
     if shutil.which("chromium"):
         delays["page"] = statistics.median(_first_words_on_the_page(space.url))
     print(f"the model's own first token: {own * 1000:.0f} ms")
-    for place, seconds in delays.items():
+    for client, seconds in delays.items():
         later = (seconds - own) * 1000
-        print(f"first words, {place}: {seconds * 1000:.0f} ms, {later:+.0f} ms, ratio {seconds / own:.1f}")
+        print(f"first words, {client}: {seconds * 1000:.0f} ms, {later:+.0f} ms, ratio {seconds / own:.1f}")
 
 
 def _own_first_token(model: Path) -> Iterator[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True).eval()
+    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True).eval()  # type: ignore[no-untyped-call]
     question = [{"role": "user", "content": PROMPT}]
 
     def first_token() -> None:
@@ -169,7 +171,7 @@ def _own_first_token(model: Path) -> Iterator[float]:
 
 
 def _timed(action: Callable[[], object]) -> Iterator[float]:
-    """Seconds of each round, after one to warm up."""
+    """Yield the seconds of each round, after one warm-up."""
     action()
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -178,7 +180,7 @@ def _timed(action: Callable[[], object]) -> Iterator[float]:
 
 
 def _first_piece(url: str) -> None:
-    """Ask through the API, and read up to the first piece of the reply."""
+    """Ask through the API, and read until the first piece of the reply."""
     asked = httpx.post(f"{url}/gradio_api/call/chat", json={"data": [PROMPT, [], "", 0.8, 0.95, 50, 1.1, 8, 0, False]})
     with httpx.stream("GET", f"{url}/gradio_api/call/chat/{asked.json()['event_id']}", timeout=60) as events:
         for line in events.iter_lines():
@@ -187,7 +189,7 @@ def _first_piece(url: str) -> None:
 
 
 def _first_words_on_the_page(url: str) -> Iterator[float]:
-    """Seconds from the key that sends to the first words of the reply in the page's own text."""
+    """Yield the seconds from pressing Enter to the first words of the reply on the page."""
     from playwright.sync_api import sync_playwright
 
     watch = """() => new Promise(seen => {
@@ -210,7 +212,7 @@ def _first_words_on_the_page(url: str) -> Iterator[float]:
 
 
 def random_model(folder: Path) -> Path:
-    """A model of the quickstart's shape, which has learned nothing."""
+    """Save a model of the quickstart's shape with random weights."""
     from fgpt_hf import FGPTConfig, FGPTForCausalLM
     from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 

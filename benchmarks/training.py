@@ -1,8 +1,10 @@
-"""A training step of FGPT against one of `GPT2LMHeadModel` with its own loss, at the same shape and precision.
+"""Compare a training step of FGPT with one of `GPT2LMHeadModel` and its own loss, at the same shape and precision.
 
-`python benchmarks/training.py` prints tokens per second and peak memory of each, and the ratios. Every measurement is a
-process of its own; they take turns, and medians are compared. Both have AdamW; FGPT's step is the loop's own. The first
-line says how many tokens per second the cores could do if they did nothing but multiply matrices, at their best.
+    python benchmarks/training.py
+
+prints tokens per second and peak memory of each, and the ratios. Each measurement runs in its own process; they take
+turns, and medians are compared. Both use AdamW; FGPT's step is that of its training loop. The first line gives the
+tokens per second that the cores would reach if they only multiplied matrices at their peak rate.
 """
 
 import argparse
@@ -38,11 +40,13 @@ CONTENDERS = ("gpt2", "gpt2-compiled", "fgpt", "fgpt-compiled", "fgpt-muon")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: as the loop chooses")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", choices=CONTENDERS, help="one measurement, in this process")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float32"], help="Precision (default: as the training loop chooses)."
+    )
+    parser.add_argument("--steps", type=int, default=6, help="Number of measured steps (default: 6).")
+    parser.add_argument("--repeats", type=int, default=3, help="Number of rounds (default: 3).")
+    parser.add_argument("--measure", choices=CONTENDERS, help="Make one measurement in this process.")
     options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if supports_bf16(CPU) else "float32")
     if options.measure:
@@ -50,7 +54,7 @@ def main() -> None:
         return
     rate = matrix_rate(options.dtype)
     print(
-        f"{device_name(CPU)}: {rate / 1e9:,.0f} GFLOP/s in {options.dtype} at best, "
+        f"{device_name(CPU)}: {rate / 1e9:,.0f} GFLOP/s in {options.dtype} at its peak, "
         f"which would allow {rate / flops_per_token(PRESETS['quickstart'], CONFIG):,.0f} tokens/s"
     )
     speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -71,7 +75,7 @@ def main() -> None:
 
 
 def matrix_rate(dtype: str) -> float:
-    """Operations a second of the fastest of ten products of square matrices, as a linear layer has them."""
+    """Return the operations per second of the fastest of ten products of square matrices in a linear layer."""
     left, right = torch.randn(2, 2048, 2048).to(getattr(torch, dtype))
     seconds = []
     for _ in range(10):
@@ -82,7 +86,7 @@ def matrix_rate(dtype: str) -> float:
 
 
 def measure(name: str, dtype: str, steps: int) -> tuple[float, int]:
-    """Tokens per second of the median step, and the peak memory of the process."""
+    """Return the tokens per second of the median step, and the peak memory of the process."""
     torch.manual_seed(0)
     loss_of, model, optimizer = gpt2(name) if name.startswith("gpt2") else fgpt(name)
     ids = np.random.default_rng(0).integers(0, 50_000, (ROWS, LENGTH)).astype(np.uint16)
@@ -93,7 +97,7 @@ def measure(name: str, dtype: str, steps: int) -> tuple[float, int]:
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = loss_of(batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -109,7 +113,8 @@ def gpt2(name: str) -> Contender:
         model.compile()
 
     def loss_of(batch: Batch) -> Tensor:
-        return model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+        loss: Tensor = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+        return loss
 
     return loss_of, model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
@@ -118,11 +123,12 @@ def fgpt(name: str) -> Contender:
     keep_freed_memory()
     model = FGPTForCausalLM(CONFIG)
     if name == "fgpt-compiled":
-        model.get_decoder().compile()
+        model.get_decoder().compile()  # type: ignore[no-untyped-call]
     objective = LanguageModelObjective(model)
 
     def loss_of(batch: Batch) -> Tensor:
-        return objective(batch) / objective.num_items(batch)
+        loss: Tensor = objective(batch) / objective.num_items(batch)
+        return loss
 
     run = replace(PRESETS["quickstart"], optim="muon" if name == "fgpt-muon" else "adamw")
     return loss_of, model, build_optimizer(model, run)

@@ -154,8 +154,8 @@ def _report(results: Results, options: EvaluateOptions, accelerator: "Accelerato
     if options.out:
         compared = {"models": models, "differences": [row.to_json() for row in paired]}
         write_results(options.out, models[0] if len(models) == 1 else compared)
-    for name, record in records.items() if options.update_card else ():
-        write_to_card(Path(name), record)
+    for model in models if options.update_card else ():
+        write_to_card(Path(model["model"]), model)
 
 
 def _print_tables(results: Results, paired: Sequence[Any]) -> None:
