@@ -101,7 +101,7 @@ def test_a_preference_run_has_results_of_pairs_and_no_perplexity(record: RunReco
         "(1.00%)",
         "| steps | 400 |",
         "| tokens processed | 819,200 |",
-        f"| batch size | {BASE.rows_of_step(4)} sequences of 256 tokens |",
+        f"| batch size | {BASE.rows_per_step(4)} sequences of 256 tokens |",
         "| hardware | 4 × NVIDIA H100 |",
         "| hours | 0.5 |",
         "| floating-point operations | 1.50e+15 |",
