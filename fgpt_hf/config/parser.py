@@ -14,17 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from fgpt_hf.config.options import Option, described_fields, group_of, group_title
-from fgpt_hf.config.runs import Run, TextSource
+from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 SomeRun = TypeVar("SomeRun", bound=Run)
-Options = TypeVar("Options", bound=TextSource)
+SomeOptions = TypeVar("SomeOptions", bound="DataclassInstance")
+
+USAGE = "%(prog)s [--OPTION VALUE ...]"
 
 
 def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Sequence[str]) -> SomeRun:
@@ -47,9 +52,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     if preset not in presets:
         raise UserError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
 
-    parser = _Parser(
-        kind, usage="%(prog)s [--preset NAME] [--config FILE.yaml] [--OPTION VALUE ...]", description=kind.__doc__
-    )
+    parser = _Parser(kind, usage=f"{USAGE} [--config FILE.yaml]", description=kind.__doc__)
     parser.add_argument("--config", type=Path, help="YAML file of options, such as a run's run.yaml.", default=SUPPRESS)
     parser.set_defaults(**asdict(presets[preset]))
     run, *_, unknown = parser.parse_args_into_dataclasses(
@@ -60,13 +63,17 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     return run
 
 
-def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
+def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOptions:
     """Return the options that a command line gives, as this data class, with its defaults.
 
     Raises:
         UserError: A flag or its value does not work; one line says what was given and what would work.
+
+    >>> from fgpt_hf.config.runs import Preparation
+    >>> parse_options(Preparation, ["--dataset_name", "documents.jsonl"]).output_dir
+    'runs/prepared'
     """
-    options, unknown = _Parser(kind).parse_args_into_dataclasses(
+    options, unknown = _Parser(kind, usage=USAGE, description=kind.__doc__).parse_args_into_dataclasses(
         arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:

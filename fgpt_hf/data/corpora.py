@@ -16,7 +16,7 @@ from datasets.data_files import DataFilesDict
 from datasets.packaged_modules.parquet.parquet import Parquet
 from pyarrow.parquet import ParquetFile
 
-from fgpt_hf.config.runs import TextSource
+from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.sources import CORPORA, find_builder
 from fgpt_hf.errors import UserError
 

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from datasets import Dataset
 
-from fgpt_hf.config.runs import BadRows, LongRows, TuningRun
+from fgpt_hf.config.option_groups import BadRows, LongRows
+from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.sources import DatasetRegistry, load_rows, parse_mixture
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError

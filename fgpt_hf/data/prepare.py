@@ -16,7 +16,8 @@ import pyarrow
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
-from fgpt_hf.config.runs import Preparation, TextSource
+from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data.corpora import Shard, open_corpus
 from fgpt_hf.data.shards import (
     COLUMN,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fgpt_hf.config.runs import TextSource
+from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.corpora import Shard, ShardPosition, in_order
 from fgpt_hf.data.packing import Ids, PackedRows, pack_documents
 from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION, empty_split_error, encode_splits

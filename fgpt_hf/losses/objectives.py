@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from fgpt_hf.config.runs import PreferenceLoss
+from fgpt_hf.config.option_groups import PreferenceLoss
 from fgpt_hf.data.batches import IGNORED
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy, token_losses
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM

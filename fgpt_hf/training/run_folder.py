@@ -11,7 +11,8 @@ import yaml
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from fgpt_hf.config.runs import Run, TextSource, TuningRun
+from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.runs import Run, TuningRun
 from fgpt_hf.data.sources import DataProvenance, parse_mixture
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from fgpt_hf.config.runs import TextSource
+from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data import corpora
 from fgpt_hf.data.corpora import Shard, ShardPosition, open_corpus
 from fgpt_hf.data.sources import CORPORA
@@ -156,7 +156,7 @@ def test_a_folder_without_a_train_split_is_refused(tmp_path: Path) -> None:
 MESSAGES = """
 import json, sys
 from fgpt_hf.data.corpora import ShardPosition, open_corpus
-from fgpt_hf.config.runs import TextSource
+from fgpt_hf.config.option_groups import TextSource
 
 def message(settings):
     try:

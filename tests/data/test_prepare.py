@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fgpt_hf.config.runs import Preparation, TextSource
+from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data import prepare as prepare_module
 from fgpt_hf.data.prepare import packing_report, prepare, prepare_documents
 from fgpt_hf.data.shards import load_prepared, total_size

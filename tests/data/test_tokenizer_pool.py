@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgpt_hf.config.runs import TextSource
+from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data import stream
 from fgpt_hf.data.corpora import Shard, open_corpus
 from fgpt_hf.data.packing import Ids

@@ -13,8 +13,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from fgpt_hf import FGPTForCausalLM
+from fgpt_hf.config.option_groups import PreferenceLoss
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
-from fgpt_hf.config.runs import InstructRun, PreferenceLoss, Run
+from fgpt_hf.config.runs import InstructRun, Run
 from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card import CardOptions, build_card, card_data, figure_files, update_card, write_card
 from fgpt_hf.hub.card_merge import CARD, merge_card

@@ -1,0 +1,255 @@
+"""Groups of options: each is a data class that `--help` shows under its name and docstring."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fgpt_hf.config.options import option
+
+Schedule = Literal["cosine", "linear", "warmup_stable_decay", "constant"]
+Optimizer = Literal["muon", "adamw"]
+PreferenceLoss = Literal["sigmoid", "ipo", "simpo"]
+Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
+TokenInit = Literal["mean", "keep"]
+BadRows = Literal["skip", "refuse"]
+LongRows = Literal["cut", "skip", "refuse"]
+Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where the run starts from and where it writes."""
+
+    preset: str = option("fgpt-712m", "Named run whose values every other option starts from.", fixed_on_resume=True)
+    output_dir: str | None = option(
+        None,
+        "Folder of the run.",
+        unset="runs/PRESET, with -instruct or -preference added for those stages",
+    )
+    overwrite_output_dir: bool = option(False, "Delete the run that output_dir already holds and start anew.")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "Continue the run in output_dir exactly from this folder under checkpoints/, or from 'latest'.",
+        unset="start anew",
+    )
+    seed: int = option(1337, "Random seed for initialization, data order and dropout.", minimum=0, fixed_on_resume=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """The shape of the network."""
+
+    hidden_size: int = option(1296, "Width of the hidden states.", fixed_on_resume=True)
+    num_hidden_layers: int = option(32, "Number of layers.", fixed_on_resume=True)
+    num_attention_heads: int = option(
+        24, "Number of attention heads per layer; must divide hidden_size.", fixed_on_resume=True
+    )
+    dropout: float = option(0.0, "Dropout probability for embeddings, attention and residuals.", minimum=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """The model that training starts from."""
+
+    model_name_or_path: str = option(
+        "runs/fgpt-712m", "Model to start from: its folder, a run's folder, or an id on the Hub.", fixed_on_resume=True
+    )
+    new_token_init: TokenInit = option(
+        "mean", "Embeddings of role tokens that the model has never seen: the mean of all embeddings, or kept."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """Which documents are read, which of them are held out for validation, and how they are tokenized."""
+
+    dataset_name: str = option(
+        "fineweb-edu",
+        "Known corpus, data set on the Hub, prepared folder, or text, JSON-lines or parquet file to train on.",
+        fixed_on_resume=True,
+    )
+    dataset_config_name: str | None = option(
+        None, "Configuration of a data set on the Hub, such as sample-100BT.", fixed_on_resume=True
+    )
+    dataset_revision: str | None = option(
+        None, "Commit of a data set on the Hub.", unset="the newest", fixed_on_resume=True
+    )
+    text_column_name: str = option("text", "Column that holds the documents.", fixed_on_resume=True)
+    validation_fraction: float = option(
+        0.01, "Fraction of the documents held out for validation.", below=1, fixed_on_resume=True
+    )
+    max_position_embeddings: int = option(
+        1024, "Context of the model and length of a training row, in tokens.", fixed_on_resume=True
+    )
+    preprocessing_num_workers: int | None = option(
+        None, "Number of processes that tokenize.", unset="one per core to prepare, two to stream"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """Which rows are read, which of them are held out for validation, and what happens to unusable ones."""
+
+    dataset_name: str = option(
+        "smol-smoltalk",
+        "Conversations to train on: a known data set, one on the Hub, or a file; or a mixture NAME:MAX*REPEATS,… that "
+        "takes at most MAX rows of each, REPEATS times per epoch.",
+        fixed_on_resume=True,
+    )
+    dataset_config_name: str | None = option(
+        None, "Configuration of data sets on the Hub that have no short name.", fixed_on_resume=True
+    )
+    dataset_revision: str | None = option(
+        None, "Commit of data sets on the Hub that have no short name.", unset="the newest", fixed_on_resume=True
+    )
+    dataset_train_split: str = option(
+        "train", "Split of data sets on the Hub that have no short name.", fixed_on_resume=True
+    )
+    validation_fraction: float = option(
+        0.05,
+        "Fraction of the rows held out for validation, chosen by a hash of each row.",
+        below=1,
+        fixed_on_resume=True,
+    )
+    max_length: int | None = option(
+        None, "Maximum number of tokens per sequence.", unset="the model's context", fixed_on_resume=True
+    )
+    bad_rows: BadRows = option(
+        "skip", "Malformed rows: skip them with a warning, or refuse the data set.", fixed_on_resume=True
+    )
+    long_rows: LongRows = option(
+        "cut",
+        "Rows longer than max_length: cut or skip them with a warning, or refuse the data set.",
+        fixed_on_resume=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationOptions:
+    """How long the run trains, on how many rows a step, and how the optimizer moves the weights."""
+
+    max_steps: int = option(27_000, "Number of optimizer steps of the whole run.")
+    per_device_train_batch_size: int = option(
+        16, "Rows in each micro-batch on each device; 'auto' is the same as --auto_find_batch_size."
+    )
+    auto_find_batch_size: bool = option(
+        False, "Choose the largest micro-batch that fits in memory; the effective batch size does not change."
+    )
+    gradient_accumulation_steps: int = option(32, "Number of micro-batches per step on each device.")
+    learning_rate: float = option(2.5e-4, "Peak learning rate.")
+    warmup_steps: int = option(
+        700, "Number of steps over which the learning rate rises linearly to its peak.", minimum=0
+    )
+    lr_scheduler_type: Schedule = option("cosine", "Learning rate schedule after the warm-up.")
+    min_lr_ratio: float = option(
+        0.1,
+        "Final learning rate of cosine and warmup_stable_decay, as a fraction of the peak.",
+        minimum=0,
+        maximum=1,
+    )
+    optim: Optimizer = option(
+        "muon",
+        "Optimizer: Muon for the matrices inside the layers with AdamW for the rest, or AdamW for all parameters.",
+        fixed_on_resume=True,
+    )
+    weight_decay: float = option(0.1, "Decoupled weight decay, applied to matrices only.", minimum=0)
+    adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.", below=1)
+    adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.", below=1)
+    max_grad_norm: float = option(1.0, "Clip gradients to this norm.")
+    max_bad_steps: int = option(10, "Stop the run after this many unusable steps in a row, such as non-finite ones.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions:
+    """Number formats, and ways to trade time for memory."""
+
+    bf16: bool | None = option(None, "Compute in bfloat16.", unset="where the hardware supports it")
+    fp16: bool = option(False, "Compute in float16 with loss scaling, for GPUs without bfloat16.")
+    torch_compile: bool = option(False, "Compile the network with torch.compile.")
+    fsdp: bool = option(False, "Shard weights, gradients and optimizer state across all processes (FSDP2).")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory for a third more work."
+    )
+    attn_implementation: Attention = option(
+        "auto", "Attention implementation; 'auto' takes flash attention where it is installed, else sdpa."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is measured while the run trains, and how often. Everything is also measured before and after."""
+
+    eval_steps: int = option(500, "Number of steps between measurements of the validation loss.")
+    max_eval_rows: int = option(512, "Maximum number of rows in the fixed validation set.")
+    eval_tasks: str | None = option(None, "Benchmarks to run, separated by commas; see fgpt evaluate --help.")
+    eval_task_steps: int = option(2000, "Number of steps between runs of the benchmarks.")
+    eval_task_limit: int | None = option(None, "Run only this many examples of each benchmark.", unset="all of them")
+    sample_steps: int = option(1000, "Number of steps between generated samples.")
+
+    @property
+    def task_names(self) -> list[str]:
+        """The benchmarks that the run is measured by."""
+        return [name for name in (self.eval_tasks or "").split(",") if name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What the run saves and logs."""
+
+    save_steps: int = option(1000, "Number of steps between checkpoints.")
+    save_total_limit: int = option(3, "Number of checkpoints to keep; older ones are deleted.")
+    logging_steps: int = option(10, "Number of steps between lines of metrics.jsonl.")
+    report_to: Tracker = option("none", "Tracker that also receives every line of metrics.jsonl.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions:
+    """Whether and where the model is published on the Hugging Face Hub."""
+
+    push_to_hub: bool = option(False, "Publish the finished model, and the checkpoints while the run trains.")
+    hub_model_id: str | None = option(None, "Repository to publish to: user/name.")
+    hub_private_repo: bool = option(False, "Make a newly created repository private.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAOptions:
+    """Low-rank adapters (PEFT) in place of training all weights."""
+
+    use_peft: bool = option(
+        False, "Train LoRA adapters and the embeddings of the role tokens, and nothing else.", fixed_on_resume=True
+    )
+    lora_r: int = option(16, "Rank of the adapters.", fixed_on_resume=True)
+    lora_alpha: float = option(32, "The adapters' output is scaled by lora_alpha / lora_r.", fixed_on_resume=True)
+    lora_dropout: float = option(0.0, "Dropout probability applied to the adapters' inputs.", minimum=0, below=1)
+    lora_target_modules: str = option(
+        "all-linear", "Layers with an adapter, by name and separated by commas, or all-linear.", fixed_on_resume=True
+    )
+    merge_adapter: bool = option(
+        True, "Merge the adapters into the model at the end; false leaves the adapters by themselves."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceLossOptions:
+    """The preference loss. The names are TRL's."""
+
+    loss_type: PreferenceLoss = option(
+        "sigmoid",
+        "Loss: sigmoid is DPO, ipo is IPO, simpo is SimPO, which needs no reference model.",
+        fixed_on_resume=True,
+    )
+    beta: float = option(
+        0.1,
+        "Strength of the KL penalty: higher values keep the model closer to the reference model. For simpo, which has "
+        "none, the scale of the rewards.",
+        fixed_on_resume=True,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Assumed fraction of pairs whose labels are swapped; at 0.5 neither reply would be preferred. Not for ipo.",
+        minimum=0,
+        below=0.5,
+        fixed_on_resume=True,
+    )
+    simpo_gamma: float = option(
+        0.5, "Target margin between the rewards, for simpo only.", minimum=0, fixed_on_resume=True
+    )
