@@ -1,4 +1,7 @@
-"""The shape of an FGPT network: GPT-2's, under the names that today's transformers plans and tools look for."""
+"""FGPT's configuration: GPT-2's options under the names that today's tools and parallelism plans look for.
+
+This file is published with a model's weights, beside `modeling_fgpt.py`, and imports transformers only.
+"""
 
 import os
 from typing import Any
@@ -19,13 +22,28 @@ SIZES = (
 
 @strict
 class FGPTConfig(PreTrainedConfig):
-    """Everything that decides an FGPT network's arithmetic; the defaults are the 712,035,360-parameter flagship.
+    """Configuration of an FGPT network. The defaults are the flagship with 712,035,360 parameters.
 
-    GPT-2's names (`n_embd`, `n_layer`, `n_head`, ...) are read and written as aliases. `intermediate_size` left out is
-    four times `hidden_size`. `hidden_act` is any activation of transformers: GPT-2 and the flagship have the tanh
-    approximation of GELU, `"gelu"` is the exact one. `attention_bias=False` leaves out the biases of all four attention
-    projections, `mlp_bias=False` those of both MLP projections. Raises ValueError for sizes that are not positive, a
-    width that the heads do not divide, and an unknown activation.
+    GPT-2's names (`n_embd`, `n_layer`, `n_head`, …) are read and written as aliases.
+
+    Args:
+        vocab_size: rows of the token embeddings.
+        hidden_size: width of the residual stream; a multiple of `num_attention_heads`.
+        intermediate_size: width of the MLP; by default four times `hidden_size`.
+        max_position_embeddings: context length in tokens.
+        hidden_act: any activation of transformers. GPT-2 and the flagship have the tanh approximation of GELU; `"gelu"`
+            is the exact one.
+        attention_bias: whether the four attention projections have biases.
+        mlp_bias: whether the two MLP projections have biases.
+        initializer_range: standard deviation of the initial weights.
+
+    Raises:
+        ValueError: a size is not positive, the heads do not divide the width, or the activation is unknown.
+
+    Example:
+        >>> config = FGPTConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+        >>> config.intermediate_size, config.n_embd
+        (3072, 768)
     """
 
     model_type = "fgpt"
@@ -78,13 +96,13 @@ class FGPTConfig(PreTrainedConfig):
     pad_token_id: int | None = 50261
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Apply the aliases, derive what was left out, and check the whole."""
+        """Apply aliases, derive `intermediate_size`, and validate."""
         super().__post_init__(**kwargs)
         for name in self.attribute_map.values():
-            setattr(self, name, getattr(self, name))  # a value given under an alias has skipped the type check
+            setattr(self, name, getattr(self, name))  # checks the type of a value given under an alias
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        # Also run by @strict, which wraps a ValueError in an error that is none: here it stays one.
+        # @strict calls this too, but wraps its ValueError in an error of another type.
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
@@ -100,8 +118,11 @@ class FGPTConfig(PreTrainedConfig):
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose from {sorted(ACT2FN)}")
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the config and its code, with an `auto_map` for each auto class and not for the saved model's alone."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save the configuration and its code, with an `auto_map` entry for every Auto class.
+
+        transformers by itself writes the entry of the saved model's class only.
+        """
         self.auto_map = {
             "AutoConfig": "configuration_fgpt.FGPTConfig",
             "AutoModel": "modeling_fgpt.FGPTModel",

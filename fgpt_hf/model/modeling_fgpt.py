@@ -1,6 +1,9 @@
-"""FGPT, a GPT-2 network built from the parts of transformers.
+"""FGPT: GPT-2's network, built from the parts of transformers.
 
-Legend: B rows, T tokens of a row, S key slots that a query may see (cache and padding included), H heads, D head size,
+This file is published with a model's weights, beside `configuration_fgpt.py`. It imports torch, transformers and that
+file only.
+
+Legend: B rows, T tokens of a row, S key slots that a query can see (cache and padding included), H heads, D head size,
 C width, V vocabulary.
 """
 
@@ -12,20 +15,25 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
+from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  # Python's own since 3.11
+from transformers.utils.generic import (
+    TransformersKwargs,
+    can_return_tuple,
+    is_flash_attention_requested,
+    merge_with_config_defaults,
+)
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fgpt import FGPTConfig
 
-PADDED_DEVICES = ("cuda",)  # whose attention kernels want head sizes in eights
+PADDED_DEVICES = ("cuda",)  # their attention kernels need head sizes that are multiples of 8
 
 
 def eager_attention_forward(
@@ -38,10 +46,16 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend in plain matrix products: the reference for the fused kernels, and the one that returns its weights.
+    """Attend by plain matrix products: the reference for fused kernels, and the implementation that returns weights.
 
-    `query` is (B, H, T, D), `key` and `value` (B, H, S, D), `attention_mask` is added to the scores (B, 1, T, S).
-    Returns the attended values (B, T, H, D) and the weights (B, H, T, S).
+    Args:
+        query: `(B, H, T, D)`.
+        key: `(B, H, S, D)`.
+        value: `(B, H, S, D)`.
+        attention_mask: `(B, 1, T, S)`, added to the scores.
+
+    Returns:
+        The attended values, `(B, T, H, D)`, and the attention weights, `(B, H, T, S)`.
     """
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
@@ -52,7 +66,7 @@ def eager_attention_forward(
 
 
 class FGPTAttention(nn.Module):
-    """Causal self-attention, computed by whichever function `config._attn_implementation` names."""
+    """Causal self-attention, computed by the function that `config._attn_implementation` names."""
 
     is_causal = True
 
@@ -66,7 +80,7 @@ class FGPTAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.o_proj = residual_projection(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        # A module, although only its rate is used: tools that switch dropout off look for modules.
+        # A module although only its rate is used, because tools that switch dropout off look for modules.
         self.attention_dropout = nn.Dropout(config.attention_dropout)
 
     def forward(
@@ -74,18 +88,18 @@ class FGPTAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the attention function does."""
+        """Map `(B, T, C)` to `(B, T, C)`; also return the weights, `(B, H, T, S)`, if the implementation gives them."""
         rows_tokens = hidden_states.shape[:-1]
-        by_head = (*rows_tokens, -1, self.head_dim)  # -1: tensor parallelism leaves a device only some of the heads
+        by_head = (*rows_tokens, -1, self.head_dim)  # -1: under tensor parallelism a device has only some heads
         query = self.q_proj(hidden_states).view(by_head).transpose(1, 2)
         key = self.k_proj(hidden_states).view(by_head).transpose(1, 2)
         value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.attention_dropout.p if self.training else 0.0
@@ -97,10 +111,10 @@ class FGPTAttention(nn.Module):
 
 
 def pad_heads(*heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Pad the head size of query, key and value (B, H, T, D) with zeros to a multiple of 8, if they are on a GPU.
+    """Pad the head size of query, key and value, `(B, H, T, D)`, with zeros to a multiple of 8 on a GPU.
 
-    Fused kernels need it there (the flagship's is 54), and with a mask, as packed documents have, torch would form all
-    scores in float32 instead. A single query, when a reply is written, is not worth a copy of the cache.
+    Fused kernels need that (the flagship's head size is 54). Without it, and with a mask as packed documents have,
+    torch would form all scores in float32. A single query, as in generation, is not worth a copy of the cache.
     """
     padding = -heads[0].shape[-1] % 8
     if padding == 0 or heads[0].shape[2] == 1 or heads[0].device.type not in PADDED_DEVICES:
@@ -109,7 +123,7 @@ def pad_heads(*heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class FGPTMLP(nn.Module):
-    """Two projections with an activation between them, each token for itself."""
+    """Two projections with an activation between them, applied to each token."""
 
     def __init__(self, config: FGPTConfig) -> None:
         super().__init__()
@@ -119,15 +133,16 @@ class FGPTMLP(nn.Module):
         self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map (B, T, C) to (B, T, C)."""
-        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        """Map `(B, T, C)` to `(B, T, C)`."""
+        transformed: torch.Tensor = self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        return transformed
 
 
 def residual_projection(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-    """Give a linear layer marked as feeding the residual stream, for `_init_weights`.
+    """Return a linear layer marked as feeding the residual stream, for `_init_weights`.
 
-    A mark and no subclass, since quantizers look for nn.Linear itself; on the layer and not its parent, since
-    transformers initialises no module of custom code that owns no parameter.
+    The mark is an attribute because quantizers look for `nn.Linear` itself, not for subclasses. It is on the layer, not
+    on its parent, because transformers does not initialize modules of custom code that own no parameter.
     """
     projection = nn.Linear(inputs, outputs, bias=bias)
     projection.feeds_residual = True  # type: ignore[assignment]
@@ -135,7 +150,7 @@ def residual_projection(inputs: int, outputs: int, bias: bool) -> nn.Linear:
 
 
 class FGPTLayer(GradientCheckpointingLayer):
-    """Attention, then the MLP, each normalised before and added to the residual stream after."""
+    """A pre-LayerNorm block: attention, then the MLP, each added to the residual stream."""
 
     def __init__(self, config: FGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -150,18 +165,19 @@ class FGPTLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Map (B, T, C) to (B, T, C)."""
+        """Map `(B, T, C)` to `(B, T, C)`."""
         normed = self.input_layernorm(hidden_states)
         attended, _ = self.self_attn(normed, attention_mask, past_key_values, **kwargs)
         hidden_states = hidden_states + self.residual_dropout(attended)
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states + self.residual_dropout(transformed)
+        hidden_states = hidden_states + self.residual_dropout(transformed)
+        return hidden_states
 
 
 class FGPTPreTrainedModel(PreTrainedModel):
-    """What FGPT models tell transformers about themselves, and how their weights start."""
+    """Base class of the FGPT models: what they support, and the initialization of their weights."""
 
     config: FGPTConfig
     base_model_prefix = "model"
@@ -177,9 +193,10 @@ class FGPTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw N(0, initializer_range) weights, divided by sqrt(2 * layers) where they feed the residual stream.
+        """Draw weights from N(0, initializer_range), scaled by 1 / sqrt(2 * layers) where they feed the residuals.
 
-        Each layer adds to the stream twice, and its variance shall not grow with depth (Radford et al. 2019, 2.3).
+        Each layer adds to the residual stream twice; the scale keeps the variance from growing with depth (Radford et
+        al. 2019, section 2.3).
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear) and getattr(module, "feeds_residual", False):
@@ -188,7 +205,13 @@ class FGPTPreTrainedModel(PreTrainedModel):
 
 
 class FGPTModel(FGPTPreTrainedModel):
-    """The network without its head: token ids to final hidden states."""
+    """The network without its head: token ids to final hidden states.
+
+    Example:
+        >>> config = FGPTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> FGPTModel(config)(torch.tensor([[15496, 11, 995]])).last_hidden_state.shape
+        torch.Size([1, 3, 32])
+    """
 
     def __init__(self, config: FGPTConfig) -> None:
         super().__init__(config)
@@ -202,7 +225,7 @@ class FGPTModel(FGPTPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs has position_ids too
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -210,14 +233,20 @@ class FGPTModel(FGPTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        """Map `input_ids` (B, T), or `inputs_embeds` (B, T, C) in their place, to hidden states (B, T, C).
+        """Return the final hidden states, `(B, T, C)`.
 
-        `attention_mask` (B, S) is 0 at padding. `position_ids` (B, T) or (1, T) default to counting on from the cache;
-        rows padded on the left need them, as `generate` derives them. Rows that pack several documents say so by
-        `position_ids` that start again at each, with neither mask nor cache given: no token then sees another document.
-        Raises ValueError for a position past the context.
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, S)`, 0 at padding.
+            position_ids: `(B, T)` or `(1, T)`; by default they continue from the cache. Rows padded on the left need
+                them, as `generate` derives them. In rows that pack several documents they start again at 0 for each
+                document, with neither mask nor cache given: then no token sees another document.
+            inputs_embeds: `(B, T, C)`, instead of `input_ids`.
+
+        Raises:
+            ValueError: a position is past the context, or not exactly one of `input_ids` and `inputs_embeds` is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -225,8 +254,8 @@ class FGPTModel(FGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         self._check_context(inputs_embeds.shape[1], position_ids, past_key_values)
 
-        # The mask and the layers get position_ids as given. Default ones say nothing about packing, but would be
-        # searched for it: a wait for the device in each step, a full mask in a compiled one.
+        # The mask and the layers get position_ids as given, without defaults: transformers would search them for packed
+        # documents, which costs a wait for the device in each step and a full mask in a compiled one.
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -241,7 +270,7 @@ class FGPTModel(FGPTPreTrainedModel):
         hidden_states = inputs_embeds
         if self._first_layer == 0:
             hidden_states = self._add_positions(inputs_embeds, position_ids, past_key_values)
-        # Only now, because packing is looked for where there is no cache, and a new one is as good as none.
+        # Only now, because packed documents are detected only if there is no cache.
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         for layer in self.layers:
@@ -256,18 +285,18 @@ class FGPTModel(FGPTPreTrainedModel):
 
     @property
     def _first_layer(self) -> int:
-        """The first layer held here: 0, but for a later stage of a pipeline, with nn.Identity for the layers before.
+        """The index of the first layer held here: 0, or in a later stage of a pipeline the first that is no identity.
 
-        Such a stage has no cache for those layers, and gets hidden states, with their positions, as `inputs_embeds`.
+        Such a stage has no cache for the layers before, and gets hidden states, positions included, as `inputs_embeds`.
         """
         return next(index for index, layer in enumerate(self.layers) if not isinstance(layer, nn.Identity))
 
     def _check_context(self, tokens: int, position_ids: torch.Tensor | None, past_key_values: Cache | None) -> None:
-        """Raise ValueError if a position lies past the context, without making an accelerator's steps wait.
+        """Raise ValueError if a position is past the context, without making the host wait for the device.
 
-        Lengths that the host knows decide: the slots of the cache, all of them for a static one, else the row's tokens.
-        Positions given without a cache may start again within a longer row. They are read where that costs nothing, on
-        the CPU, or where the row is longer than the context; a traced graph cannot read them.
+        The check goes by lengths that the host knows: the slots of the cache (all of them, if it is static) or else the
+        tokens of the row. Positions given without a cache may start again within a longer row, so they are read: on the
+        CPU, where that is free, or if the row is longer than the context. A traced graph cannot read them.
         """
         context = self.config.max_position_embeddings
         length = tokens
@@ -283,26 +312,31 @@ class FGPTModel(FGPTPreTrainedModel):
     def _add_positions(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_key_values: Cache | None
     ) -> torch.Tensor:
-        """Add the learned position embeddings to (B, T, C); positions not given count on from the cache."""
+        """Add the learned position embeddings to `(B, T, C)`; by default positions continue from the cache."""
         if position_ids is None:
             start = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + start).unsqueeze(0)
-        # The two embeddings may lie on different devices.
+        # The two embeddings may be on different devices.
         position_embeds = self.embed_positions(position_ids).to(inputs_embeds.device)
-        return self.embedding_dropout(inputs_embeds + position_embeds)
+        hidden_states: torch.Tensor = self.embedding_dropout(inputs_embeds + position_embeds)
+        return hidden_states
 
 
-def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
-    """Say where the packed documents of all rows (B, T) lie, since FlashAttention itself only looks in a single row."""
+def document_bounds(position_ids: torch.Tensor) -> TransformersKwargs:
+    """Return the boundaries of the packed documents in all rows, `(B, T)`; FlashAttention itself reads only one row."""
     (queries, keys), (longest_query, longest_key) = prepare_fa_kwargs_from_position_ids(position_ids)
-    if not is_tracing(position_ids):  # one wait for the device, or else each layer would wait
+    if not is_tracing(position_ids):  # wait for the device once, here, instead of in each layer
         longest_query = longest_key = int(longest_query)
-    lengths = {"max_length_q": longest_query, "max_length_k": longest_key}
-    return {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys, **lengths}
+    return {
+        "cu_seq_lens_q": queries,
+        "cu_seq_lens_k": keys,
+        "max_length_q": longest_query,
+        "max_length_k": longest_key,
+    }
 
 
 class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
-    """The language model: token ids to next-token logits, the head's weights tied to the token embeddings."""
+    """The language model: token ids to next-token logits, with the head's weights tied to the token embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -316,7 +350,7 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs has position_ids too
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -326,13 +360,26 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """Map what `FGPTModel.forward` takes to logits (B, T, V), and `labels` (B, T) to a loss in nats per token.
+        """Return the next-token logits, `(B, T, V)`, and with `labels` the loss in nats per token.
 
-        Label t is compared with the logits of token t - 1; -100 is left out. The loss is the mean over the labels, or
-        their sum over `num_items_in_batch`. `logits_to_keep`, a count from the end or the positions themselves, spares
-        the head's work on the other tokens.
+        Other arguments are those of `FGPTModel.forward`.
+
+        Args:
+            labels: `(B, T)`; label t is predicted by the logits of token t - 1, and -100 is ignored. The loss is the
+                mean over the labels, or their sum divided by `num_items_in_batch`.
+            logits_to_keep: compute logits only for this many last tokens (0 for all), or at these positions.
+
+        Example:
+            >>> config = FGPTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+            >>> model = FGPTForCausalLM(config).eval()
+            >>> ids = torch.tensor([[15496, 11, 995]])  # Hello, world
+            >>> outputs = model(input_ids=ids, labels=ids)
+            >>> outputs.logits.shape, outputs.loss.shape
+            (torch.Size([1, 3, 50304]), torch.Size([]))
+            >>> model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False).shape
+            torch.Size([1, 8])
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -357,10 +404,13 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
 
 
 def states_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The hidden states (B, T, C) whose logits are wanted: the last so many, 0 for all; or those at given positions.
+    """Return the hidden states, of `(B, T, C)`, whose logits are wanted.
 
-    Positions are (K,) for all rows or (B, K), or a (B, T) mask, which gives (K, C). The same as transformers'
-    `slice_logits_to_keep`, which came with 5.23: models load in earlier versions too.
+    transformers has this as `slice_logits_to_keep` since 5.23, but models load in earlier versions too.
+
+    Args:
+        logits_to_keep: the number of last tokens, 0 for all; or positions, `(K,)` for all rows or `(B, K)`; or a
+            `(B, T)` mask, which gives `(K, C)`.
     """
     if isinstance(logits_to_keep, int):
         return hidden_states[:, -logits_to_keep:]

@@ -12,6 +12,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.losses.linear_cross_entropy import logit_rows, softmax_rows
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapted_layers, adapter_parameters
+from fgpt_hf.model.shapes import parameter_shapes
 from fgpt_hf.runtime.hardware import Machine
 
 USABLE_SHARE = 0.9  # of the memory: allocators lose some between their blocks
@@ -76,15 +77,19 @@ def network(run: BaseRun) -> FGPTConfig:
 
 
 def parameters(config: FGPTConfig) -> Parameters:
-    """The parameters of a network of this shape, each once."""
-    width, layers, inner = config.hidden_size, config.num_hidden_layers, _inner_width(config)
-    layer_vectors = 4 * width + 4 * width * config.attention_bias + (inner + width) * config.mlp_bias
-    return Parameters(
-        matrices=layers * (4 * width**2 + 2 * width * inner),
-        tokens=config.vocab_size * width * (1 if config.tie_word_embeddings else 2),
-        positions=config.max_position_embeddings * width,
-        vectors=layers * layer_vectors + 2 * width,
-    )
+    """Count the parameters of a network of this shape, a tied head once."""
+    counts = dict.fromkeys(Parameters._fields, 0)
+    for name, shape in parameter_shapes(config).items():
+        counts[_kind_of_parameter(name, shape)] += shape.numel()
+    return Parameters(**counts)
+
+
+def _kind_of_parameter(name: str, shape: torch.Size) -> str:
+    if "embed_positions" in name:
+        return "positions"
+    if "embed_tokens" in name or "lm_head" in name:
+        return "tokens"
+    return "matrices" if len(shape) == 2 else "vectors"
 
 
 def trained_parameters(run: Run, config: FGPTConfig) -> Parameters:

@@ -67,7 +67,7 @@ def test_models_that_cannot_be_tuned_are_refused_with_what_would_work(base: Path
     bare = save(random_model(), tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
     answers = {
-        tmp_path / "gpt2": "holds a model of the type 'gpt2', not 'fgpt': `fgpt convert` makes one of a GPT-2",
+        tmp_path / "gpt2": "holds a model of type 'gpt2', not 'fgpt': convert a GPT-2 with `fgpt convert`",
         tmp_path / "small": "has another vocabulary: 50,262 tokens, 50,257 embeddings",
         bare: "has no chat template: put chat_template.jinja into its folder",
         tmp_path / "nowhere": "nowhere",
@@ -137,7 +137,8 @@ def test_a_run_leaves_the_adapter_or_the_whole_model(base: Path, tmp_path: Path,
 def test_wrong_adapters_are_refused(base: Path) -> None:
     for wrong in ("c_attn", "lm_head", "embed_tokens", "q_proj,c_attn"):
         with pytest.raises(
-            ValueError, match=f"lora_target_modules={wrong} names what is no layer .* all-linear, or .* q_proj"
+            ValueError,
+            match=f"lora_target_modules={wrong} names a layer that this model lacks.* all-linear, or .* q_proj",
         ):
             open_model(run_from(base, use_peft=True, lora_target_modules=wrong))
     with pytest.raises(ValueError, match="use_peft and fsdp exclude each other"):
