@@ -38,6 +38,22 @@ def test_every_target_of_make_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_every_path_of_the_tree_exists() -> None:
+    paths = tree_paths(README)
+    assert len(paths) > 50
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def tree_paths(text: str) -> list[str]:
+    """Return the paths that the tree in a text shows: each line adds a name below the last shallower one."""
+    folders: list[str] = []
+    paths = []
+    for indent, name in re.findall(r"^((?:[│ ]   )*)[├└]── (\S+)", text, re.MULTILINE):
+        folders[len(indent) // 4 :] = [name]
+        paths.append("/".join(folders))
+    return paths
+
+
 @pytest.mark.slow
 def test_every_command_runs(tmp_path: Path) -> None:
     write_data(tmp_path)
