@@ -1,10 +1,9 @@
 """`fgpt chat`: the options, one reply, or a conversation in a terminal."""
 
-import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,48 +12,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from fgpt_hf.cli.conversation import converse, is_terminal, readable, visible, write
-from fgpt_hf.cli.options import TrustRemoteCode
+from fgpt_hf.cli.options import SEEDS, ModelName, TrustRemoteCode
+from fgpt_hf.config.options import Limits
 from fgpt_hf.errors import UserError
 
 if TYPE_CHECKING:
     from fgpt_hf.chat import ChatSession
 
+MIN_TEMPERATURE = 1e-6  # logits divided by less overflow
+
+Message = Annotated[
+    str | None,
+    Argument(
+        metavar="MESSAGE",
+        help="Answer this message and exit. Without it, answer the text from a pipe, or start a conversation.",
+    ),
+]
+System = Annotated[str | None, Option("--system", metavar="TEXT", help="System prompt (default: none).")]
+Greedy = Annotated[bool, Option("--greedy", help="Always take the likeliest token instead of sampling.")]
+Temperature = Annotated[
+    float | None, Option("--temperature", help="Sampling temperature; above 1 is more varied (default: the model's).")
+]
+TopK = Annotated[int | None, Option("--top_k", help="Sample from this many likeliest tokens (default: the model's).")]
+TopP = Annotated[
+    float | None,
+    Option("--top_p", help="Sample from the likeliest tokens that reach this probability (default: the model's)."),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    Option("--repetition_penalty", help="Make tokens that were used less likely; 1 is off (default: the model's)."),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    Option("--max_new_tokens", help="Longest reply in tokens (default: 512, or half the context if that is less)."),
+]
+Seed = Annotated[int | None, Option("--seed", help="Random seed, for the same replies again (default: a new one).")]
+
 
 def chat(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Folder of a model or a run, or the id of a model on the Hub.")
-    ],
-    message: Annotated[
-        str | None,
-        Argument(
-            metavar="MESSAGE",
-            help="Answer this message and exit. Without it, answer the text from a pipe, or start a conversation.",
-        ),
-    ] = None,
-    system: Annotated[str | None, Option("--system", metavar="TEXT", help="System prompt.")] = None,
-    greedy: Annotated[bool, Option("--greedy", help="Always take the likeliest token instead of sampling.")] = False,
-    temperature: Annotated[
-        float | None,
-        Option("--temperature", help="Sampling temperature; above 1 is more varied (default: the model's)."),
-    ] = None,
-    top_k: Annotated[
-        int | None, Option("--top_k", help="Sample from this many likeliest tokens (default: the model's).")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        Option("--top_p", help="Sample from the likeliest tokens that reach this probability (default: the model's)."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        Option("--repetition_penalty", help="Make tokens that were used less likely; 1 is off (default: the model's)."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        Option("--max_new_tokens", help="Longest reply in tokens (default: 512, or half the context if that is less)."),
-    ] = None,
-    seed: Annotated[
-        int | None, Option("--seed", help="Random seed, for the same replies again (default: a new one each time).")
-    ] = None,
+    model: ModelName,
+    message: Message = None,
+    system: System = None,
+    greedy: Greedy = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Seed = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a model, or print its reply to one message.
@@ -63,19 +68,13 @@ def chat(
 
     Example: fgpt chat runs/quickstart/preference "What does sorted do?"
     """
-    options = ChatOptions(
-        model=model,
-        system=system and readable(system),
-        sampling=Sampling(greedy, temperature, top_k, top_p, repetition_penalty),
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-    )
+    sampling = Sampling(greedy, temperature, top_k, top_p, repetition_penalty)
+    options = ChatOptions(model, system and readable(system), sampling, max_new_tokens, seed, trust_remote_code)
     with _quiet_ends():
         if message is None and is_terminal(sys.stdin):
             converse(_start_session(options), model)
         else:
-            message = readable(_piped_message() if message is None else message)
+            message = _require_text(_piped_text() if message is None else readable(message))
             answer_once(_start_session(options), message)
 
 
@@ -90,10 +89,10 @@ class Sampling:
     repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            _require(name, getattr(self, name), "above zero", lambda value: value > 0)
-        _require("top_k", self.top_k, "zero or more", lambda value: value >= 0)
-        _require("top_p", self.top_p, "a probability, such as 0.9", lambda value: value <= 1)
+        Limits(minimum=MIN_TEMPERATURE).check("temperature", self.temperature)
+        Limits(minimum=0).check("top_k", self.top_k)
+        Limits(maximum=1).check("top_p", self.top_p)
+        Limits().check("repetition_penalty", self.repetition_penalty)
         sampled = [name for name in ("temperature", "top_k", "top_p") if getattr(self, name) is not None]
         if self.greedy and sampled:
             raise UserError(f"greedy excludes {' and '.join(sampled)}, because nothing is sampled")
@@ -123,8 +122,8 @@ class ChatOptions:
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
-        _require("max_new_tokens", self.max_new_tokens, "above zero", lambda value: value > 0)
-        _require("seed", self.seed, "zero or more", lambda value: value >= 0)
+        Limits().check("max_new_tokens", self.max_new_tokens)
+        SEEDS.check("seed", self.seed)
 
 
 def answer_once(session: "ChatSession", message: str) -> None:
@@ -154,11 +153,14 @@ def _start_session(options: ChatOptions) -> "ChatSession":
     return ChatSession(model, tokenizer, options.sampling.generate_options, options.max_new_tokens, options.system)
 
 
-def _piped_message() -> str:
-    message = sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else ""
+def _piped_text() -> str:
+    return sys.stdin.buffer.read().decode("utf-8", "replace").strip() if sys.stdin else ""
+
+
+def _require_text(message: str) -> str:
     if not message.strip():
         raise UserError('nothing to answer: give a message, fgpt chat MODEL "What is …?", or pipe one in')
-    return message.strip()
+    return message
 
 
 @contextmanager
@@ -172,11 +174,3 @@ def _quiet_ends() -> Iterator[None]:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-
-
-def _require(name: str, value: float | None, limit: str, is_within: Callable[[float], bool]) -> None:
-    """Raise UserError for a number that is out of its limit or not finite."""
-    if value is not None and not math.isfinite(value):
-        raise UserError(f"{name}={value} must be a finite number")
-    if value is not None and not is_within(value):
-        raise UserError(f"{name}={value} must be {limit}")

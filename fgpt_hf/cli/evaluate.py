@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from fgpt_hf.cli.options import TrustRemoteCode
+from fgpt_hf.cli.options import SEEDS, TrustRemoteCode
+from fgpt_hf.config.options import Limits
 from fgpt_hf.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,34 +19,42 @@ if TYPE_CHECKING:
 Results = Mapping[str, list["TaskResult"]]  # by model
 
 
+Models = Annotated[
+    list[str],
+    Argument(metavar="MODEL", help="Folder of a model or a run, or a Hub id; two models are compared."),
+]
+Tasks = Annotated[
+    str,
+    Option(
+        "--tasks",
+        metavar="NAME[=FILE],…",
+        help="Benchmarks, separated by commas; an unknown name lists them all. FILE replaces a benchmark's rows.",
+    ),
+]
+Limit = Annotated[int | None, Option("--limit", help="Use only this many examples of each benchmark (default: all).")]
+Bf16 = Annotated[bool, Option("--bf16", help="Compute in bfloat16 (default: float32).")]
+TokensPerBatch = Annotated[
+    int | None,
+    Option("--tokens_per_batch", help="Tokens in a batch, padding included (default: chosen for the device)."),
+]
+Seed = Annotated[int, Option("--seed", help="Random seed, for models that draw random numbers.")]
+Out = Annotated[
+    Path | None, Option("--out", metavar="FILE", help="Also write the results as JSON, with versions and settings.")
+]
+UpdateCard = Annotated[
+    bool, Option("--update_card", help="Also write the results into the folder's README.md and .eval_results/.")
+]
+
+
 def evaluate(
-    models: Annotated[
-        list[str],
-        Argument(metavar="MODEL", help="Folder of a model or a run, or a Hub id; two models are compared."),
-    ],
-    tasks: Annotated[
-        str,
-        Option(
-            "--tasks",
-            metavar="NAME[=FILE],…",
-            help="Benchmarks, separated by commas; an unknown name lists them all. FILE replaces a benchmark's rows.",
-        ),
-    ] = "pydocs-choice",
-    limit: Annotated[
-        int | None, Option("--limit", help="Use only this many examples of each benchmark (default: all).")
-    ] = None,
-    bf16: Annotated[bool, Option("--bf16", help="Compute in bfloat16 (default: float32).")] = False,
-    tokens_per_batch: Annotated[
-        int | None,
-        Option("--tokens_per_batch", help="Tokens in a batch, padding included (default: chosen for the device)."),
-    ] = None,
-    seed: Annotated[int, Option("--seed", help="Random seed, for models that draw random numbers.")] = 1337,
-    out: Annotated[
-        Path | None, Option("--out", metavar="FILE", help="Also write the results as JSON, with versions and settings.")
-    ] = None,
-    update_card: Annotated[
-        bool, Option("--update_card", help="Also write the results into the folder's README.md and .eval_results/.")
-    ] = False,
+    models: Models,
+    tasks: Tasks = "pydocs-choice",
+    limit: Limit = None,
+    bf16: Bf16 = False,
+    tokens_per_batch: TokensPerBatch = None,
+    seed: Seed = 1337,
+    out: Out = None,
+    update_card: UpdateCard = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure a model on benchmarks, or compare two models.
@@ -55,10 +64,9 @@ def evaluate(
     On eight GPUs: torchrun --nproc_per_node 8 -m fgpt_hf evaluate MODEL
     """
     names = tuple(name for name in tasks.split(",") if name)
-    options = EvaluateOptions(
-        tuple(models), names, limit, bf16, tokens_per_batch, seed, out, update_card, trust_remote_code
+    run_evaluation(
+        EvaluateOptions(tuple(models), names, limit, bf16, tokens_per_batch, seed, out, update_card, trust_remote_code)
     )
-    run_evaluation(options)
 
 
 @dataclass(frozen=True)
@@ -81,16 +89,16 @@ class EvaluateOptions:
                 f"give one model, or two different ones to compare, not {' '.join(self.models)}; several benchmarks "
                 "are separated by commas: --tasks hellaswag,piqa"
             )
-        for name in ("limit", "tokens_per_batch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be above zero")
+        if not self.tasks:
+            raise UserError("--tasks names none: try --tasks pydocs-choice")
+        Limits().check("limit", self.limit)
+        Limits().check("tokens_per_batch", self.tokens_per_batch)
+        SEEDS.check("seed", self.seed)
         if self.out and self.out.is_dir():
             raise UserError(f"--out {self.out} is a folder: name a file")
         for model in self.models if self.update_card else ():
             if not Path(model).is_dir():
                 raise UserError(f"--update_card: {model!r} is not a folder; download the model to write to its card")
-        if not self.tasks:
-            raise UserError("--tasks names none: try --tasks pydocs-choice")
 
 
 def run_evaluation(options: EvaluateOptions) -> None:

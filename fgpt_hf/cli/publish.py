@@ -5,43 +5,61 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from fgpt_hf.config.options import Limits
+
 if TYPE_CHECKING:
     from fgpt_hf.hub.card import CardOptions
     from fgpt_hf.hub.upload import Destination
 
 
+Folder = Annotated[Path, Argument(metavar="MODEL", help="Folder of a model or a run.")]
+RepoId = Annotated[str, Argument(metavar="REPO_ID", help="Repo on the Hub: user/name or organization/name.")]
+DryRun = Annotated[bool, Option("--dry_run", help="Only list the files that would go, with their sizes.")]
+Private = Annotated[bool, Option("--private", help="Make a new repo private.")]
+Revision = Annotated[str | None, Option("--revision", help="Branch, created where it does not exist (default: main).")]
+Tag = Annotated[str | None, Option("--tag", help="Tag for the commit, such as v1.0 (default: none).")]
+Variant = Annotated[
+    Literal["fgpt", "gpt2"], Option("--as", help="Architecture to publish as; gpt2 needs no remote code.")
+]
+License = Annotated[str | None, Option("--license", help="For the card: license of the weights, such as mit.")]
+Language = Annotated[str | None, Option("--language", help="For the card: language of the data, such as en.")]
+BaseModel = Annotated[
+    str | None, Option("--base_model", help="For the card: Hub id of the model that this one was trained from.")
+]
+Space = Annotated[
+    str | None, Option("--space", help="Also create or update this Space, user/name, to serve the model.")
+]
+DollarsPerHour = Annotated[
+    float | None, Option("--dollars_per_hour", help="For the card: price of one device, in dollars per hour.")
+]
+Watts = Annotated[float | None, Option("--watts", help="For the card: power of one device, in watts.")]
+
+
 def publish(
-    model: Annotated[Path, Argument(metavar="MODEL", help="Folder of a model or a run.")],
-    repo_id: Annotated[str, Argument(metavar="REPO_ID", help="Repo on the Hub: user/name or organization/name.")],
-    dry_run: Annotated[bool, Option("--dry_run", help="Only list the files that would go, with their sizes.")] = False,
-    private: Annotated[bool, Option("--private", help="Make a new repo private.")] = False,
-    revision: Annotated[
-        str | None, Option("--revision", help="Branch, created where it does not exist (default: main).")
-    ] = None,
-    tag: Annotated[str | None, Option("--tag", help="Tag for the commit, such as v1.0.")] = None,
-    variant: Annotated[
-        Literal["fgpt", "gpt2"], Option("--as", help="Architecture to publish as; gpt2 needs no remote code.")
-    ] = "fgpt",
-    license: Annotated[str | None, Option("--license", help="For the card: license, such as mit.")] = None,
-    language: Annotated[str | None, Option("--language", help="For the card: language, such as en.")] = None,
-    base_model: Annotated[
-        str | None, Option("--base_model", help="For the card: Hub id of the model that this one was trained from.")
-    ] = None,
-    space: Annotated[
-        str | None, Option("--space", help="Also create or update this Space, user/name, to serve the model.")
-    ] = None,
-    dollars_per_hour: Annotated[
-        float | None, Option("--dollars_per_hour", help="For the card: price of one device, in dollars per hour.")
-    ] = None,
-    watts: Annotated[float | None, Option("--watts", help="For the card: power of one device, in watts.")] = None,
+    model: Folder,
+    repo_id: RepoId,
+    dry_run: DryRun = False,
+    private: Private = False,
+    revision: Revision = None,
+    tag: Tag = None,
+    variant: Variant = "fgpt",
+    license: License = None,
+    language: Language = None,
+    base_model: BaseModel = None,
+    space: Space = None,
+    dollars_per_hour: DollarsPerHour = None,
+    watts: Watts = None,
 ) -> None:
     """Publish a model on the Hub, and a Space that serves it.
 
     Example: fgpt publish runs/mine user/name --space user/name --license mit
     """
-    from fgpt_hf.hub.card import CardOptions
+    Limits().check("dollars_per_hour", dollars_per_hour)
+    Limits().check("watts", watts)
+    from fgpt_hf.hub.card import CardOptions  # takes seconds, which a mistake in the options need not wait for
     from fgpt_hf.hub.upload import Destination
 
+    destination = Destination(repo_id=repo_id, private=private, revision=revision, tag=tag)
     card = CardOptions(
         stock=variant == "gpt2",
         license=license,
@@ -51,11 +69,8 @@ def publish(
         dollars_per_hour=dollars_per_hour,
         watts=watts,
     )
-    destination = Destination(repo_id=repo_id, private=private, revision=revision, tag=tag)
-    if dry_run:
-        _list_files(model, destination, card)
-    else:
-        _publish(model, destination, card)
+    show_or_publish = _list_files if dry_run else _publish
+    show_or_publish(model, destination, card)
 
 
 def _list_files(model: Path, destination: "Destination", card: "CardOptions") -> None:

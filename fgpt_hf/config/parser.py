@@ -159,7 +159,7 @@ def _flags_of(config: Path) -> list[str]:
         raise UserError(f"--config {config}: there is no such file")
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {config} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {config} must hold lines of 'name: value'")

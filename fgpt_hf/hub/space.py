@@ -1,4 +1,4 @@
-"""The Space of a published model: the files of `space/`, with the model's name and commit in them."""
+"""Publish the Space of a model: the files of `space/`, with the model's name and commit in them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ VARIABLES = ("MODEL_ID", "BASE_MODEL_ID")  # what `space/app.py` reads, in this 
 
 
 def publish_with_space(model: Path, destination: Destination, options: CardOptions) -> tuple[str, str]:
-    """Publish a model, then the Space `options.space` that serves this very commit of it; return both commits' URLs.
+    """Publish a model, then the Space `options.space` that serves this very commit; return the URLs of both commits.
 
-    Beside it the Space shows the model on the Hub from which it was trained, if that is known.
+    The Space also shows the model on the Hub from which this one was trained, if that is known.
 
     Raises:
-        UserError: as `publish`; a base model that is not on the Hub; the Space's files are missing.
-        OSError: as `publish`.
+        UserError: As `publish`; the base model is not on the Hub; the Space's files are missing.
+        OSError: As `publish`.
     """
     space = Destination(repo_id=str(options.space), kind="space", private=destination.private)
     check_name(space.repo_id)
     base = [pin_model(name) for name in _base_models(model, options)]
     source_files()
     make_ready(destination)
-    make_ready(space)  # a Space that is refused is refused before there is a model whose card names it
+    make_ready(space)  # first, so that no card names a Space that the Hub refuses
     url = publish(model, destination, options)
     models = [pin_model(destination.repo_id, destination.revision), *base]
     return url, push_files(space_files(models), space, f"Serve {destination.repo_id} at {models[0].commit[:8]}")
@@ -43,7 +43,14 @@ def publish_with_space(model: Path, destination: Destination, options: CardOptio
 def planned_files(
     model: Path, destination: Destination, options: CardOptions, files: Mapping[str, Content]
 ) -> dict[str, Content]:
-    """The Space's files for these ones of the model, before the Hub has named a commit; the Hub is not asked."""
+    """Return the Space's files for a model that is not published yet, without asking the Hub.
+
+    Args:
+        files: The model's files. Its commit, which the Hub has not named yet, is a row of zeros.
+
+    Raises:
+        UserError: The Space's name cannot be a repo's; the Space's files are missing.
+    """
     check_name(str(options.space))
     weights = tuple(name for name in files if name.endswith(".safetensors"))
     return space_files(
@@ -52,7 +59,13 @@ def planned_files(
 
 
 def space_files(models: Sequence[PinnedModel]) -> dict[str, Content]:
-    """The files of a Space that serves the first model, and shows the second beside it if there is one."""
+    r"""Return the files of a Space that serves the first model, and compares it with the second if there is one.
+
+    Example:
+        >>> files = space_files([PinnedModel("user/name", "0123abcd", ("model.safetensors",))])
+        >>> files["models.json"]
+        b'{\n  "MODEL_ID": "user/name@0123abcd"\n}\n'
+    """
     files: dict[str, Content] = dict(source_files())
     names = {name: f"{model.repo_id}@{model.commit}" for name, model in zip(VARIABLES, models, strict=False)}
     return files | {MODELS: (json.dumps(names, indent=2) + "\n").encode(), CARD: _card(models).encode()}
@@ -62,7 +75,7 @@ def source_files() -> dict[str, Path]:
     """Return the files of `space/` by name.
 
     Raises:
-        UserError: They are neither in the package nor beside it.
+        UserError: The package lacks them.
     """
     for folder in SOURCES:
         if files := [path for pattern in ("*.py", "*.css", "*.txt", CARD) for path in sorted(folder.glob(pattern))]:
@@ -71,14 +84,14 @@ def source_files() -> dict[str, Path]:
 
 
 def _base_models(model: Path, options: CardOptions) -> list[str]:
-    """The model on the Hub that is shown beside the served one, if it is known."""
+    """Return the name on the Hub of the model that this one was trained from, if it is known."""
     stage = read_run_record(model_folder(model)).stage
     name = options.base_model or (stage.base_model if stage else None)
     return [name] if name else []
 
 
 def _card(models: Sequence[PinnedModel]) -> str:
-    """The Space's README, which names its models to the Hub and to readers."""
+    """Return the Space's README, which names its models to the Hub and to readers."""
     card = SpaceCard(source_files()[CARD].read_text(encoding="utf-8"))
     card.data["title"] = models[0].repo_id.rpartition("/")[2]
     card.data["models"] = [served.repo_id for served in models]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -121,7 +122,7 @@ def _user_errors(name: str, part: str) -> Iterator[None]:
         raise _no_model(name, error) from error
     except SafetensorError as error:
         raise UserError(f"the weights of {name} are damaged: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"the {part} of {name} cannot be loaded: {' '.join(str(error).split())}") from error
 
 

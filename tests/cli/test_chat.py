@@ -98,11 +98,13 @@ def test_a_repetition_penalty_and_a_system_prompt_change_the_reply(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--temperature=0"], "temperature=0.0 must be above zero"),
-        (["--top_p=2"], "top_p=2.0 must be a probability"),
+        (["--temperature=0"], "temperature=0.0 must be at least 1e-06"),
+        (["--top_p=2"], "top_p=2.0 must be above zero and at most 1"),
         (["--greedy", "--top_k=5"], "greedy excludes top_k"),
         ([f"--max_new_tokens={CONTEXT}"], "leaves no room"),
         (["--max_new_tokens=0"], "max_new_tokens=0 must be above zero"),
+        (["--temperature=nan"], "temperature=nan must be a finite number"),
+        (["--seed=99999999999999999999"], "seed=99999999999999999999 must be zero or more and at most 4294967295"),
     ],
 )
 def test_options_that_cannot_be_are_refused(folder: Path, flags: list[str], said: str) -> None:
@@ -117,6 +119,8 @@ def test_nothing_to_answer_no_such_model_and_no_template_are_refused(
     monkeypatch.setattr(sys, "stdin", Piped(b" \n"))
     with pytest.raises(ValueError, match="nothing to answer"):
         run(["chat", str(folder)])
+    with pytest.raises(ValueError, match="nothing to answer"):
+        run(["chat", str(folder), ""])
     with pytest.raises(ValueError, match="no model 'nowhere/at-all'"):
         run(["chat", "nowhere/at-all", "Hello"])
     with pytest.raises(ValueError, match="neither the folder nor its model/ holds config.json"):

@@ -207,6 +207,7 @@ def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path
         (["{run}", "tester/tiny"], "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
         (["{run}", "tester/tiny", "--as", "llama"], "'llama' is not one of 'fgpt', 'gpt2'"),
         (["{run}", "tester/tiny", "--watts", "many"], "'--watts': 'many' should be a valid number"),
+        (["{run}", "tester/tiny", "--watts", "-3"], "watts=-3.0 must be above zero"),
     ],
 )
 def test_the_command_line_refuses_in_one_line(arguments, problem, run, tmp_path, monkeypatch, capsys) -> None:
