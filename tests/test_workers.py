@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from fgpt_hf.workers import BackgroundIterator
+from fgpt_hf.data.splits import SPLITS, encode_splits
+from fgpt_hf.workers import BackgroundIterator, process_pool
 
 POOL = """
 import time
@@ -42,6 +43,16 @@ def test_workers_end_when_the_process_that_started_them_is_killed() -> None:
         parent.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
+
+
+def test_a_worker_that_reads_sources_and_tokenizes_loads_no_torch() -> None:
+    """It would take each worker seconds and hundreds of megabytes."""
+    with process_pool(1) as pool:
+        encoded = pool.submit(encode_splits, ["Once upon a time"], 0.5, SPLITS).result()
+        pool.submit(eval, "__import__('fgpt_hf.data.pydocs') and None").result()
+        loaded = set(pool.submit(eval, "list(__import__('sys').modules)").result())
+    assert sum(len(ids) for documents in encoded.values() for ids in documents) > 0
+    assert "fgpt_hf.data.pydocs" in loaded and not {"torch", "transformers", "datasets"} & loaded
 
 
 def test_items_come_in_order_and_then_the_end() -> None:
