@@ -7,8 +7,11 @@ minutes. Everything else, such as a missing file, a refused token or a full disk
 """
 
 import errno
+import gzip
 import logging
+import lzma
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +27,15 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-READ_ERRORS = (OSError, HTTPError, pyarrow.ArrowInvalid)  # of files here, of connections, of files cut short
+CUT_SHORT = (pyarrow.ArrowInvalid, EOFError, zlib.error, lzma.LZMAError)
+READ_ERRORS = (OSError, HTTPError, UnicodeDecodeError, *CUT_SHORT)
 FIRST_WAIT_SECONDS = 0.5
 MAX_ATTEMPTS_IF_DAMAGED = 3  # a file that ends early is sometimes the network's fault, but mostly its own
 TRANSIENT_STATUSES = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.TOO_MANY_REQUESTS}
-LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, OfflineModeIsEnabled)
+LASTING_ERRORS = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(OfflineModeIsEnabled, UnicodeDecodeError, gzip.BadGzipFile),
+)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -129,8 +136,8 @@ def reading(what: str) -> Iterator[None]:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Return whether the content is at fault rather than the reading of it: pyarrow has two errors for that."""
-    return isinstance(error, pyarrow.ArrowInvalid) or (type(error) is OSError and error.errno is None)
+    """Return whether the content is at fault rather than its reading; pyarrow and bz2 have a plain OSError for that."""
+    return isinstance(error, CUT_SHORT) or (type(error) is OSError and error.errno is None)
 
 
 def _is_disk_error(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import logging
 from collections.abc import Callable, Iterator
+from gzip import BadGzipFile
 
 import pyarrow
 import pytest
@@ -23,6 +24,7 @@ TRANSIENT = [
     TimeoutError(),
     pyarrow.ArrowInvalid("cut"),
     OSError("unexpected end of stream"),
+    EOFError("Compressed file ended"),
 ]
 LASTING = [
     *(answer(status) for status in (400, 401, 403, 404, 409)),
@@ -30,6 +32,8 @@ LASTING = [
     PermissionError("no"),
     OfflineModeIsEnabled("offline"),
     OSError(errno.ENOSPC, "No space left on device"),
+    BadGzipFile("no gzip"),
+    UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "unexpected end of data"),
     ValueError("wrong"),
     KeyError("a bug"),
 ]

@@ -17,8 +17,9 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.config.option_groups import TextSource
-from fgpt_hf.data.sources import CORPORA, find_builder
+from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets
 from fgpt_hf.errors import UserError
+from fgpt_hf.retries import reading
 
 DOCUMENTS_AT_ONCE = 1000
 
@@ -34,10 +35,18 @@ Texts: TypeAlias = tuple[Sequence[str | None], ShardPosition]  # of one part of 
 
 
 class Shard(Protocol):
-    """Documents in a fixed order. Shards with other documents have other names."""
+    """Documents in a fixed order.
+
+    Attributes:
+        name: its file, or the name of an embedded corpus.
+        version: text that differs wherever the documents do.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         """Yield the texts from a position on, at most a thousand at once.
@@ -53,12 +62,15 @@ class ParquetShard(NamedTuple):
     """A parquet file anywhere that fsspec reaches. Its parts are row groups, so every position is found quickly."""
 
     name: str
-    url: str
     column: str
+
+    @property
+    def version(self) -> str:
+        return _version(self.name)
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         first, skipped = start
-        with fsspec.open(self.url) as file, ParquetFile(file) as parquet:
+        with fsspec.open(self.name) as file, ParquetFile(file) as parquet:
             _require_text(self, parquet.schema_arrow)
             if skipped and skipped >= parquet.metadata.row_group(first).num_rows:
                 first, skipped = first + 1, 0
@@ -76,25 +88,35 @@ class StreamedShard(NamedTuple):
     """A file in another format that `datasets` reads. It has one part, and is read up to the position wanted."""
 
     name: str
-    stream: IterableDataset
     column: str
+    stream: IterableDataset
+
+    @property
+    def version(self) -> str:
+        return _version(self.name)
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         stop = 0
-        for table in self.stream.with_format("arrow").iter(DOCUMENTS_AT_ONCE):
-            _require_text(self, table.schema)
-            texts = table.column(self.column).to_pylist()[max(0, start.documents - stop) :]
-            stop += len(table)
-            if texts:
-                yield texts, ShardPosition(0, stop)
+        with reading_with_datasets(self.name):
+            for table in self.stream.with_format("arrow").iter(DOCUMENTS_AT_ONCE):
+                _require_text(self, table.schema)
+                texts = table.column(self.column).to_pylist()[max(0, start.documents - stop) :]
+                stop += len(table)
+                if texts:
+                    yield texts, ShardPosition(0, stop)
 
 
 class DatasetShard(NamedTuple):
     """A data set on this machine, in a random order that is always the same. It has one part."""
 
     name: str
-    dataset: Dataset
     column: str
+    dataset: Dataset
+
+    @property
+    def version(self) -> str:
+        folders = {Path(file["filename"]).parent.name for file in self.dataset.cache_files}
+        return " ".join([self.name, *sorted(folders)])
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         _require_text(self, self.dataset.features.arrow_schema)
@@ -123,17 +145,16 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
     """
     name, column = source.dataset_name, source.text_column_name
     if name in CORPORA.embedded:
-        dataset = CORPORA.embedded[name]()
-        versions = {Path(file["filename"]).parent.name for file in dataset.cache_files}
-        return [DatasetShard(" ".join([name, *sorted(versions)]), dataset, column)]
+        return [DatasetShard(name, column, CORPORA.embedded[name]())]
     builder = find_builder(CORPORA, name, source.dataset_config_name, source.dataset_revision)
     files = _train_files(builder, name)
     if isinstance(builder, Parquet):
-        return in_order([ParquetShard(_version(file), file, column) for file in files])
-    stream = builder.as_streaming_dataset(split="train")
-    shards = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
-    names = [_version(file) for file in files] if len(files) == len(shards) else [str(files)] * len(shards)
-    return in_order([StreamedShard(name, shard, column) for name, shard in zip(names, shards, strict=True)])
+        return in_order([ParquetShard(file, column) for file in files])
+    with reading(name), reading_with_datasets(name):
+        stream = builder.as_streaming_dataset(split="train")
+        shards = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
+    names = files if len(files) == len(shards) else [str(files)] * len(shards)
+    return in_order([StreamedShard(name, column, shard) for name, shard in zip(names, shards, strict=True)])
 
 
 def in_order(shards: Sequence[Shard]) -> Sequence[Shard]:

@@ -19,6 +19,7 @@ from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.sources import DatasetRegistry, load_rows, parse_mixture
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
+from fgpt_hf.retries import reading
 
 Row: TypeAlias = Mapping[str, Any]  # a row of a data set, by column
 
@@ -107,12 +108,13 @@ def read_mixture(
         source = load_rows(registry, name, run.dataset_train_split, run.dataset_config_name, run.dataset_revision)
         rows, read = open_reader(name, source)
         indices = _chosen(max_rows, len(rows))
-        for index, row in zip(indices, rows.select(indices), strict=True):
-            row_id = f"row {index} of {name}"
-            try:
-                found.append(read(row, row_id, repeats))
-            except UserError as error:
-                issues.add(row_id, str(error), run.bad_rows)
+        with reading(name):
+            for index, row in zip(indices, rows.select(indices), strict=True):
+                row_id = f"row {index} of {name}"
+                try:
+                    found.append(read(row, row_id, repeats))
+                except UserError as error:
+                    issues.add(row_id, str(error), run.bad_rows)
     return found
 
 

@@ -118,7 +118,7 @@ def recipe_of(source: TextSource, shards: Sequence[Shard]) -> Recipe:
         dataset_name=source.dataset_name,
         dataset_config_name=source.dataset_config_name,
         text_column_name=source.text_column_name,
-        shards=sha256_of("\n".join(shard.name for shard in shards).encode()),
+        shards=sha256_of("\n".join(shard.version for shard in shards).encode()),
     )
 
 

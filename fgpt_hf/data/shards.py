@@ -53,7 +53,7 @@ class Recipe:
     Attributes:
         format: the version of this project's way of making rows.
         tokenizer: the fingerprint of the tokenizer.
-        shards: a hash of the names of the corpus's shards, which change with their content.
+        shards: a hash of the versions of the corpus's shards.
     """
 
     format: int

@@ -6,7 +6,8 @@ that does not fit on its disk, `corpora.open_corpus` streams documents.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import load_pydocs_chat, load_pydocs_preference
 from fgpt_hf.data.splits import Sizes
 from fgpt_hf.errors import UserError
-from fgpt_hf.retries import reading, retry
+from fgpt_hf.retries import READ_ERRORS, reading, retry
 
 FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = {".gz", ".xz", ".bz2", ".zst"}
@@ -178,15 +179,24 @@ def load_rows(
         return registry.embedded[name]()
     split = "train" if name in registry.names else split
     builder = find_builder(registry, name, configuration, revision)
-    try:
-        with reading(name):
-            retry(name, builder.download_and_prepare)
-    except DatasetsError as error:
-        raise UserError(f"{name} cannot be read, it may be damaged: {error.__cause__ or error}") from error
+    with reading(name), reading_with_datasets(name):
+        retry(name, builder.download_and_prepare)
     splits = list(builder.info.splits or ())
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(splits)}: give one as dataset_train_split")
     return builder.as_dataset(split=split)
+
+
+@contextmanager
+def reading_with_datasets(name: str) -> Iterator[None]:
+    """Convert what `datasets` raises about the content of a data set to a UserError; `READ_ERRORS` pass unchanged."""
+    try:
+        yield
+    except (UserError, *READ_ERRORS):
+        raise
+    except (DatasetsError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{name} cannot be read, it may be damaged: {reason}") from error
 
 
 def find_builder(
@@ -250,6 +260,8 @@ def _builder_on_hub(
         raise _unknown_name(registry, given) from error
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise UserError(f"{given!r} holds no data files in a format that `datasets` reads") from error
+    except FileNotFoundError as error:
+        raise _unknown_name(registry, given) from error
     except RuntimeError as error:  # a data set that is a script
         raise UserError(f"{given!r} cannot be read: {error}") from error
     except ValueError as error:  # the message of `datasets` lists the configurations that exist

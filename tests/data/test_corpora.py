@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,15 @@ import pytest
 from datasets import Dataset
 
 from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data import corpora
+from fgpt_hf.data.conversations import load_conversations
 from fgpt_hf.data.corpora import Shard, ShardPosition, open_corpus
+from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.data.sources import CORPORA
 from fgpt_hf.data.splits import document_hash, is_validation
+from fgpt_hf.data.stream import EpochPosition, read_buffers
+from fgpt_hf.errors import UserError
 from tests.support.fineweb import CARD, documents, write_shard, write_shards
 from tests.support.loopback_hub import LoopbackHub, hub_environment
 
@@ -90,12 +96,14 @@ def test_reading_goes_on_at_any_position(tmp_path: Path, row_group_size: int, mo
     assert read(shard, ShardPosition(0, 3)) == texts[3:]  # inside what is read at once
 
 
-def test_a_file_that_changes_changes_its_shard_s_name(tmp_path: Path) -> None:
-    names = []
+def test_a_file_that_changes_has_another_version_and_the_same_name(tmp_path: Path) -> None:
+    shards, versions = [], []
     for count in (2, 3):
         write_shard(tmp_path / "a.parquet", documents(count))
-        names.append(open_corpus(source(tmp_path / "a.parquet"))[0].name)
-    assert names[0] != names[1]
+        shards += open_corpus(source(tmp_path / "a.parquet"))
+        versions.append(shards[-1].version)
+    assert versions[0] != versions[1]
+    assert shards[0].name == shards[1].name == str(tmp_path / "a.parquet")
 
 
 # the split
@@ -121,6 +129,35 @@ def test_a_corpus_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path
         open_corpus(source(tmp_path / "missing.jsonl"))
     with pytest.raises(ValueError, match="no corpus 'py docs'.*pydocs, fineweb-edu"):
         open_corpus(source("py docs"))
+
+
+GOOD = "".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(9))
+DAMAGED = {
+    "latin.txt": "café au lait".encode("latin-1"),
+    "latin.jsonl": '{"text": "café", "messages": "café"}\n'.encode("latin-1"),
+    "torn.jsonl": GOOD[:-9].encode(),
+    "cut.jsonl.gz": gzip.compress(GOOD.encode())[:-20],
+    "text.jsonl.gz": GOOD.encode(),
+    "text.jsonl.bz2": b"BZh9" + GOOD.encode(),
+    "cut.jsonl.xz": lzma.compress(GOOD.encode())[:-20],
+    "text.parquet": GOOD.encode(),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        list(read_buffers(open_corpus(source(tmp_path / name)), EpochPosition()))
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        load_conversations(InstructRun(dataset_name=str(tmp_path / name), bad_rows="refuse"), RowIssues())
+
+
+def test_files_with_different_columns_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(GOOD)
+    (tmp_path / "b.jsonl").write_text('{"other": 1}\n')
+    with pytest.raises(UserError, match="b.jsonl cannot be read, it may be damaged: Couldn't cast"):
+        list(read_buffers(open_corpus(source(tmp_path)), EpochPosition()))
 
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ class ListedShard:
     error: type[Exception] = ConnectionError
     slow: bool = False
 
+    @property
+    def version(self) -> str:
+        return self.name
+
     def read(self, start: ShardPosition) -> Iterator[tuple[Sequence[str | None], ShardPosition]]:
         first, skipped = start
         for number, part in enumerate(self.parts[first:], start=first):
