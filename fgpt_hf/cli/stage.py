@@ -24,13 +24,13 @@ class TrainingStage:
     """A run with its processes, its folder and its uploads to the Hub.
 
     Attributes:
-        accelerator: The processes, the device and the precision.
-        rank: The number of this process, from 0.
-        processes: The number of processes.
-        folder: Where the run is written.
+        accelerator: the processes, the device and the precision.
+        rank: the number of this process, from 0.
+        processes: the number of processes.
+        folder: where the run is written.
 
     Raises:
-        UserError: The processes, the device or the Hub cannot do what the run asks for.
+        UserError: the processes, the device or the Hub cannot do what the run asks for.
     """
 
     def __init__(self, run: Run) -> None:

@@ -17,15 +17,16 @@ class Limits:
     """The numbers that an option accepts: finite ones, and above zero where no `minimum` says otherwise.
 
     Attributes:
-        minimum: The smallest number accepted; None stands for any number above zero.
-        below: The number that all accepted ones are less than.
-        maximum: The largest number accepted.
+        minimum: the smallest number accepted; None stands for any number above zero.
+        below: the number that all accepted ones are less than.
+        maximum: the largest number accepted.
 
-    >>> Limits(minimum=0, below=1).check("dropout", 0.1)
-    >>> Limits(minimum=0, below=1).check("dropout", 1.5)
-    Traceback (most recent call last):
-        ...
-    fgpt_hf.errors.UserError: dropout=1.5 must be zero or more and below 1
+    Example:
+        >>> Limits(minimum=0, below=1).check("dropout", 0.1)
+        >>> Limits(minimum=0, below=1).check("dropout", 1.5)
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: dropout=1.5 must be zero or more and below 1
     """
 
     minimum: float | None = None
@@ -61,12 +62,12 @@ class Option:
     """All that a field says of itself besides its type and default.
 
     Attributes:
-        help: A whole sentence for `--help`, which appends the default.
-        unset: The words for a default of None.
-        limits: The numbers that the option accepts.
-        fixed_on_resume: Whether a resumed run must have the recorded value, because weights, data or the optimizer's
+        help: a whole sentence for `--help`, which appends the default.
+        unset: the words for a default of None.
+        limits: the numbers that the option accepts.
+        fixed_on_resume: whether a resumed run must have the recorded value, because weights, data or the optimizer's
             state depend on it.
-        group: The data class under which `--help` lists the option; None stands for the first one that declares it.
+        group: the data class under which `--help` lists the option; None stands for the first one that declares it.
     """
 
     help: str
@@ -89,11 +90,12 @@ def option(
 ) -> Any:
     """Declare a field of an options class; `Option` and `Limits` explain the arguments.
 
-    >>> @dataclass(frozen=True, kw_only=True)
-    ... class Sampling:
-    ...     temperature: float = option(0.8, "Divide the logits by this number.", minimum=0)
-    >>> Sampling().temperature
-    0.8
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Sampling:
+        ...     temperature: float = option(0.8, "Divide the logits by this number.", minimum=0)
+        >>> Sampling().temperature
+        0.8
     """
     described = Option(help, unset, Limits(minimum, below, maximum), fixed_on_resume, group)
     return field(default=default, metadata={Option: described})
@@ -121,8 +123,9 @@ def group_of(kind: type[Any], name: str, described: Option) -> type[Any]:
 def group_title(group: type[Any]) -> str:
     """Return the words of a class name.
 
-    >>> group_title(type("LoRAOptions", (), {}))
-    'LoRA options'
+    Example:
+        >>> group_title(type("LoRAOptions", (), {}))
+        'LoRA options'
     """
     first, *others = re.sub(r"(?<=[A-Za-z])(?=[A-Z][a-z])", " ", group.__name__).split()
     return " ".join([first, *map(str.lower, others)])

@@ -36,12 +36,13 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     """Return the run that a command line describes: a preset, changed by `--config FILE.yaml`, changed by the flags.
 
     Raises:
-        UserError: A flag, value or file does not work; one line says what was given and what would work.
+        UserError: a flag, value or file does not work; one line says what was given and what would work.
 
-    >>> from fgpt_hf.config.presets import PRESETS
-    >>> from fgpt_hf.config.runs import BaseRun
-    >>> parse_run(BaseRun, PRESETS, ["--preset", "quickstart", "--max_steps", "7"]).max_steps
-    7
+    Example:
+        >>> from fgpt_hf.config.presets import PRESETS
+        >>> from fgpt_hf.config.runs import BaseRun
+        >>> parse_run(BaseRun, PRESETS, ["--preset", "quickstart", "--max_steps", "7"]).max_steps
+        7
     """
     first = _Parser(add_help=False)
     first.add_argument("--preset", default=kind.preset)
@@ -67,11 +68,12 @@ def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOpti
     """Return the options that a command line gives, as this data class, with its defaults.
 
     Raises:
-        UserError: A flag or its value does not work; one line says what was given and what would work.
+        UserError: a flag or its value does not work; one line says what was given and what would work.
 
-    >>> from fgpt_hf.config.runs import Preparation
-    >>> parse_options(Preparation, ["--dataset_name", "documents.jsonl"]).output_dir
-    'runs/prepared'
+    Example:
+        >>> from fgpt_hf.config.runs import Preparation
+        >>> parse_options(Preparation, ["--dataset_name", "documents.jsonl"]).output_dir
+        'runs/prepared'
     """
     options, unknown = _Parser(kind, usage=USAGE, description=kind.__doc__).parse_args_into_dataclasses(
         arguments, look_for_args_file=False, return_remaining_strings=True

@@ -44,15 +44,15 @@ class ValidationLoss:
     `eval_bits_per_byte` is the loss of the tokens that stand for text, in bits, over the bytes that they stand for.
 
     Attributes:
-        rows: The validation set, `(N, T)`, as `collate` takes it.
-        bytes_of_token: The bytes of text that each id stands for, `(V,)`, from `bytes_of_tokens`.
-        batch_size: Rows that go through the model at once.
+        rows: the validation set, `(N, T)`, as `collate` takes it.
+        bytes_of_token: the bytes of text that each id stands for, `(V,)`, from `bytes_of_tokens`.
+        batch_size: rows that go through the model at once.
     """
 
     every_steps: int
     accelerator: Accelerator
     model: PreTrainedModel
-    rows: Rows
+    rows: Rows[Any]
     bytes_of_token: Tensor
     batch_size: int
     collate: Callable[[Any], dict[str, Tensor]] = as_batch
@@ -78,10 +78,11 @@ class ValidationLoss:
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """Return the bytes of text that each id stands for, `(V,)`: 0 for control tokens and unused ids.
 
-    >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
-    >>> tokenizer = build_tokenizer()
-    >>> bytes_of_tokens(tokenizer, 50304)[tokenizer("naïve").input_ids].sum()
-    tensor(6)
+    Example:
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> tokenizer = build_tokenizer()
+        >>> bytes_of_tokens(tokenizer, 50304)[tokenizer("naïve").input_ids].sum()
+        tensor(6)
     """
     lengths, control = torch.zeros(vocabulary, dtype=torch.int64), set(tokenizer.all_special_ids)
     for token, index in tokenizer.get_vocab().items():
@@ -118,10 +119,10 @@ class Benchmarks:
     """Results on benchmarks, as `task/measure`.
 
     Attributes:
-        latest: The results of the last call.
+        latest: the results of the last call.
 
     Raises:
-        UserError: Two benchmarks are of one task, so their results would have one name.
+        UserError: two benchmarks are of one task, so their results would have one name.
     """
 
     every_steps: int
@@ -150,9 +151,9 @@ class Samples:
     """Continuations of fixed prompts: `prompt`, `greedy` (likeliest tokens) and `sampled` (top-k 50).
 
     Attributes:
-        prompts: Texts, each read as the beginning of a document.
-        write: Receives a line for each prompt.
-        seed: Set anew for each continuation, so that one does not depend on the others.
+        prompts: texts, each read as the beginning of a document.
+        write: receives a line for each prompt.
+        seed: set anew for each continuation, so that one does not depend on the others.
     """
 
     every_steps: int
@@ -186,9 +187,9 @@ class ChatSamples:
     """Replies to fixed prompts: `prompt`, `greedy` (likeliest tokens) and `sampled` (top-k 50).
 
     Attributes:
-        prompts: Conversations that the assistant is to continue.
-        write: Receives a line for each prompt.
-        seed: Set anew for each way of decoding.
+        prompts: conversations that the assistant is to continue.
+        write: receives a line for each prompt.
+        seed: set anew for each way of decoding.
     """
 
     every_steps: int
@@ -228,7 +229,7 @@ def prompts_that_fit(
     """Return the prompts that leave room for a reply of `max_new_tokens` in the model's context.
 
     Raises:
-        UserError: None of them does.
+        UserError: none of them does.
     """
     encoded: Any = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)
     room = context - max_new_tokens

@@ -43,12 +43,13 @@ class TrainingPlan:
     """The numbers that a run may leave open until its data and its machine are known.
 
     Attributes:
-        max_steps: Optimizer steps of the whole run.
-        rows: Rows of a micro-batch on each device.
-        micro_batches: Micro-batches per step on each device.
+        max_steps: optimizer steps of the whole run.
+        rows: rows of a micro-batch on each device.
+        micro_batches: micro-batches per step on each device.
 
-    >>> TrainingPlan(max_steps=100, rows=8, micro_batches=2).with_rows(4)
-    TrainingPlan(max_steps=100, rows=4, micro_batches=4)
+    Example:
+        >>> TrainingPlan(max_steps=100, rows=8, micro_batches=2).with_rows(4)
+        TrainingPlan(max_steps=100, rows=4, micro_batches=4)
     """
 
     max_steps: int
@@ -74,10 +75,10 @@ def plan_training(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: in
     """Decide what the run leaves open, and log what it takes of memory and arithmetic.
 
     Args:
-        epoch_rows: Rows of an epoch, for a run whose length is a number of epochs.
+        epoch_rows: rows of an epoch, for a run whose length is a number of epochs.
 
     Raises:
-        UserError: Weights, gradients and optimizer take more than a device has, or not even one row fits beside them;
+        UserError: weights, gradients and optimizer take more than a device has, or not even one row fits beside them;
             or the rows of a step do not divide evenly among the processes.
     """
     if run.auto_find_batch_size and largest_micro_batch(run, config, machine) is None:
@@ -129,10 +130,11 @@ def estimate_command(arguments: Sequence[str]) -> str:
     """Return what `fgpt estimate` answers to these flags.
 
     Raises:
-        UserError: The device or the preset is unknown, or a flag does not work.
+        UserError: the device or the preset is unknown, or a flag does not work.
 
-    >>> print(estimate_command(["--preset", "fgpt-124m", "--device", "h100"]).splitlines()[-1])
-    h100          128 rows   1.5 hours
+    Example:
+        >>> print(estimate_command(["--preset", "fgpt-124m", "--device", "h100"]).splitlines()[-1])
+        h100          128 rows   1.5 hours
     """
     presets = {name: Estimation(**asdict(preset)) for name, preset in PRESETS.items()}
     run = parse_run(Estimation, presets, arguments)
@@ -221,7 +223,7 @@ def split_on_oom(
     Each becomes two, or three if its number of rows is odd, and so on. The effective batch size does not change.
 
     Raises:
-        UserError: The micro-batches have a single row; or there are other processes, which wait for this one's
+        UserError: the micro-batches have a single row; or there are other processes, which wait for this one's
             gradients and cannot be told.
     """
     if plan.rows == 1:
@@ -243,5 +245,5 @@ def split_on_oom(
 
 
 def _split_batch(batch: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
-    pieces = zip(*(tensor.split(rows) for tensor in batch.values()), strict=True)
+    pieces = zip(*(torch.split(tensor, rows) for tensor in batch.values()), strict=True)
     return [dict(zip(batch, piece, strict=True)) for piece in pieces]

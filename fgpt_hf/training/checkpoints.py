@@ -44,11 +44,11 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        step: Optimizer steps taken, skipped ones included.
-        tokens: Tokens read by all processes, padding included.
-        seconds: Time spent in training, over all the times that the run was resumed.
-        skipped_steps: Steps without a finite gradient or without a label.
-        skipped_in_a_row: Those since the last good step.
+        step: optimizer steps taken, skipped ones included.
+        tokens: tokens read by all processes, padding included.
+        seconds: time spent in training, over all the times that the run was resumed.
+        skipped_steps: steps without a finite gradient or without a label.
+        skipped_in_a_row: those since the last good step.
     """
 
     step: int = 0
@@ -89,7 +89,7 @@ class TrainingState:
         Every process must call it.
 
         Raises:
-            OSError: It could not be written, for lack of space say; earlier checkpoints are unchanged.
+            OSError: it could not be written, for lack of space say; earlier checkpoints are unchanged.
         """
         weights, training = self.weights(), self._training_state()
         checkpoint = folder / f"step_{self.progress.step:08d}"
@@ -142,7 +142,7 @@ def checkpoint_to_resume(run: Run, folder: Path) -> Path:
     """Return the checkpoint that `run.resume_from_checkpoint` names: a path, or `latest`.
 
     Raises:
-        UserError: There is no complete checkpoint, or the named one is damaged.
+        UserError: there is no complete checkpoint, or the named one is damaged.
     """
     if run.resume_from_checkpoint == "latest":
         return latest_valid_checkpoint(folder)
@@ -156,7 +156,7 @@ def latest_valid_checkpoint(folder: Path) -> Path:
     """Return the newest checkpoint whose files are unchanged; log the damaged ones that are passed over.
 
     Raises:
-        UserError: There is none.
+        UserError: there is none.
     """
     for checkpoint in checkpoints(folder):
         if (problem := integrity_error(checkpoint)) is None:

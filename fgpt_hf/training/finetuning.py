@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.constants import HF_HOME
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.preference import TokenizedPair
@@ -43,7 +43,7 @@ def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase
     """Return the model of `run.model_name_or_path`, with an adapter if the run asks for one, and its tokenizer.
 
     Raises:
-        UserError: There is no such model, or it has another architecture, another vocabulary or no chat template.
+        UserError: there is no such model, or it has another architecture, another vocabulary or no chat template.
     """
     model, tokenizer = load_fgpt(run.model_name_or_path)
     if not has_control_tokens(tokenizer) or model.config.vocab_size <= PAD_ID:
@@ -53,7 +53,7 @@ def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase
         )
     if not tokenizer.chat_template:
         raise UserError(f"{run.model_name_or_path} has no chat template: put chat_template.jinja into its folder")
-    model.generation_config = GenerationConfig(**GENERATION_IDS)
+    model.generation_config = GenerationConfig(**GENERATION_IDS)  # type: ignore[no-untyped-call]
     if run.new_token_init == "mean" and (tokens := unseen_role_tokens(model)):
         start_from_mean(model, tokens)
         logger.info(
@@ -93,27 +93,28 @@ def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokeni
     """Replace the adapter of a finished run by the whole model, if the run asks for that."""
     if run.use_peft and run.merge_adapter and folder.is_writer and (folder.model / ADAPTER).is_file():
         base, _ = load_fgpt(run.model_name_or_path)
-        base.generation_config = GenerationConfig(**GENERATION_IDS)
+        base.generation_config = GenerationConfig(**GENERATION_IDS)  # type: ignore[no-untyped-call]
         whole = merge_adapter_into(base, folder.model)
         with atomic_directory(folder.model) as partial:
             save_model(whole, tokenizer, partial)
 
 
 def reference_log_probabilities(
-    accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[TokenizedPair]
+    accelerator: Accelerator, model: FGPTForCausalLM, pairs: Sequence[TokenizedPair]
 ) -> npt.NDArray[np.float32]:
     """Return the log-probabilities of the replies, `(N, 2)`, in nats, from the cache or newly computed.
 
     The cache is `fgpt/reference` in `HF_HOME`. Every process must call this function.
 
     Raises:
-        UserError: A log-probability is not a finite number.
+        UserError: a log-probability is not a finite number.
     """
-    model.to(accelerator.device)  # type: ignore[arg-type]
+    model.to(accelerator.device)
     path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".npy")
     (is_cached,) = broadcast_object_list([path.is_file()])
     if is_cached:
-        return np.load(path)
+        cached: npt.NDArray[np.float32] = np.load(path)
+        return cached
     groups = [[Row(tuple(reply.ids.tolist()), len(reply.ids) - reply.start) for reply in pair] for pair in pairs]
     scores = Scorer(accelerator, model).score(groups, "reference")
     log_probabilities = np.array([[score.log_likelihood for score in pair] for pair in scores], dtype=np.float32)
@@ -124,7 +125,7 @@ def reference_log_probabilities(
     return log_probabilities
 
 
-def _fingerprint(accelerator: Accelerator, model: PreTrainedModel, pairs: Sequence[TokenizedPair]) -> str:
+def _fingerprint(accelerator: Accelerator, model: FGPTForCausalLM, pairs: Sequence[TokenizedPair]) -> str:
     """Return a hash of all that the log-probabilities depend on: every weight, every id, and the precision."""
     digest = hashlib.sha256(f"{model.config.to_json_string()}{accelerator.mixed_precision}".encode())
     for name, weight in model.state_dict().items():

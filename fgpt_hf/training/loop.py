@@ -56,15 +56,15 @@ class Trainer:
     """Trains the model of an objective as a run describes, and leaves it in the run's folder.
 
     Attributes:
-        accelerator: The processes, the device and the precision.
-        run: The options.
-        plan: What the run left open.
-        folder: Where metrics, checkpoints and the model are written.
-        objective: The model and its loss.
-        tokenizer: Saved beside the model.
-        batches: The training data of this process.
-        checks: Measurements to take along the way.
-        on_checkpoint: Called with the path of every checkpoint that was written.
+        accelerator: the processes, the device and the precision.
+        run: the options.
+        plan: what the run left open.
+        folder: where metrics, checkpoints and the model are written.
+        objective: the model and its loss.
+        tokenizer: saved beside the model.
+        batches: the training data of this process.
+        checks: measurements to take along the way.
+        on_checkpoint: called with the path of every checkpoint that was written.
     """
 
     accelerator: Accelerator
@@ -85,8 +85,8 @@ class Trainer:
         checkpoint and return early.
 
         Raises:
-            UserError: There is nothing to resume from, or `run.max_bad_steps` steps in a row were unusable.
-            OSError: The model could not be written.
+            UserError: there is nothing to resume from, or `run.max_bad_steps` steps in a row were unusable.
+            OSError: the model could not be written.
         """
         forward, state = self._start()
         with stop_signals() as stop_requested:
@@ -133,11 +133,11 @@ class _Step(NamedTuple):
     """The outcome of one step.
 
     Attributes:
-        loss: The mean loss.
-        metrics: The means of the objective's other metrics, by name.
-        grad_norm: The norm of the gradient before clipping.
-        num_items: The number of loss terms.
-        stop: Whether a signal asked the run to stop.
+        loss: the mean loss.
+        metrics: the means of the objective's other metrics, by name.
+        grad_norm: the norm of the gradient before clipping.
+        num_items: the number of loss terms.
+        stop: whether a signal asked the run to stop.
     """
 
     loss: float

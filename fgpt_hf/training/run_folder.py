@@ -40,13 +40,14 @@ class RunFolder:
 
     No other process can open it meanwhile. Only the process of rank 0 writes.
 
-    >>> from tempfile import mkdtemp
-    >>> from fgpt_hf.config.runs import BaseRun
-    >>> folder = RunFolder(BaseRun(output_dir=f"{mkdtemp()}/run"))
-    >>> with folder.opened():
-    ...     folder.begin(TrainingPlan(max_steps=10, rows=4, micro_batches=1))
-    >>> read_record(folder.record)["max_steps"]
-    10
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from fgpt_hf.config.runs import BaseRun
+        >>> folder = RunFolder(BaseRun(output_dir=f"{mkdtemp()}/run"))
+        >>> with folder.opened():
+        ...     folder.begin(TrainingPlan(max_steps=10, rows=4, micro_batches=1))
+        >>> read_record(folder.record)["max_steps"]
+        10
     """
 
     def __init__(self, run: Run, rank: int = 0) -> None:
@@ -60,7 +61,7 @@ class RunFolder:
         """Reserve the folder for this run; nothing in it changes before `begin`.
 
         Raises:
-            UserError: It holds a run, and neither resuming nor overwriting was asked for; it holds another run than
+            UserError: it holds a run, and neither resuming nor overwriting was asked for; it holds another run than
                 the one to resume; or another process is writing to it.
         """
         if not self.is_writer:
