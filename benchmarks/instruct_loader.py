@@ -27,7 +27,7 @@ from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.runtime.hardware import keep_freed_memory, supports_bf16
-from fgpt_hf.tokenizer.fast_encoding import Encoded
+from fgpt_hf.tokenizer.fast_encoding import EncodedConversation
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
 
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{name:26} {speed:6,.0f} reply tokens per second; packed rows are {ratio:.2f} times as fast")
 
 
-def padded(chats: Sequence[Encoded], size: int) -> Callable[[], Batch]:
+def padded(chats: Sequence[EncodedConversation], size: int) -> Callable[[], Batch]:
     """Return a source of batches of `size` conversations in random order, padded on the right to the longest."""
     order = cycle(np.random.default_rng(0).permutation(len(chats)).tolist())
 
@@ -82,7 +82,7 @@ def padded(chats: Sequence[Encoded], size: int) -> Callable[[], Batch]:
         batch = [chats[next(order)] for _ in range(size)]
         ids = [torch.from_numpy(chat.ids.astype(np.int64)) for chat in batch]
         labels = [
-            row.masked_fill(torch.from_numpy(~chat.replies), IGNORED) for row, chat in zip(ids, batch, strict=True)
+            row.masked_fill(torch.from_numpy(~chat.loss_mask), IGNORED) for row, chat in zip(ids, batch, strict=True)
         ]
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=PAD_ID),

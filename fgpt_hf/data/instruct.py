@@ -23,7 +23,7 @@ from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import Ids, assign_to_fewest_rows
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import TRAIN, VALIDATION, SplitSize
-from fgpt_hf.tokenizer.fast_encoding import Encoded, encode_conversations
+from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
 
 
@@ -106,7 +106,7 @@ def encode_chats(
     issues: RowIssues,
     length: int,
     run: InstructRun,
-) -> list[tuple[Conversation, Encoded]]:
+) -> list[tuple[Conversation, EncodedConversation]]:
     """Return the conversations with their ids, cut to `length`, and the mask of the tokens to score.
 
     Conversations that cannot be trained on, and those that are cut, are added to `issues`.
@@ -120,23 +120,23 @@ def encode_chats(
         if isinstance(chat, ValueError):
             issues.add(conversation.row_id, str(chat), run.bad_rows)
             continue
-        if len(chat.ids) > length and not chat.replies[:length].any():
+        if len(chat.ids) > length and not chat.loss_mask[:length].any():
             issues.add(conversation.row_id, f"its prompt alone is longer than {length} tokens", run.bad_rows)
             continue
         if len(chat.ids) > length:
             issues.add(conversation.row_id, f"it is longer than {length} tokens", run.long_rows)
             if run.long_rows == "skip":
                 continue
-        loss_mask = chat.replies if run.assistant_only_loss else np.arange(len(chat.ids)) > 0
-        found.append((conversation, Encoded(chat.ids[:length], loss_mask[:length])))
+        loss_mask = chat.loss_mask if run.assistant_only_loss else np.arange(len(chat.ids)) > 0
+        found.append((conversation, EncodedConversation(chat.ids[:length], loss_mask[:length])))
     return found
 
 
-def pack_chats(chats: Sequence[Encoded], length: int) -> ChatRows:
+def pack_chats(chats: Sequence[EncodedConversation], length: int) -> ChatRows:
     """Pack conversations into rows of `length` tokens, each complete in one of them.
 
     Example:
-        >>> chats = [Encoded(np.arange(n, dtype=np.uint16), np.arange(n) > 1) for n in (3, 4)]
+        >>> chats = [EncodedConversation(np.arange(n, dtype=np.uint16), np.arange(n) > 1) for n in (3, 4)]
         >>> pack_chats(chats, length=8).positions.tolist()
         [[0, 1, 2, 3, 0, 1, 2, 0]]
     """
@@ -163,7 +163,7 @@ def chat_batch(rows: ChatRows) -> dict[str, Tensor]:
     }
 
 
-def _size(chats: Sequence[tuple[Conversation, Encoded]]) -> SplitSize:
+def _size(chats: Sequence[tuple[Conversation, EncodedConversation]]) -> SplitSize:
     return SplitSize(documents=len(chats), tokens=sum(len(chat.ids) for _, chat in chats))
 
 

@@ -25,7 +25,7 @@ from fgpt_hf.data.preference_pairs import Pair, load_pairs
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import TRAIN, VALIDATION, SplitSize
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.fast_encoding import Encoded, encode_conversations
+from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
 
 
 class TokenizedReply(NamedTuple):
@@ -159,7 +159,7 @@ def encode_pairs(
         except ValueError as error:
             issues.add(pair.row_id, str(error), run.bad_rows)
             continue
-        if any(isinstance(side, Encoded) and len(side.ids) > length for side in sides):
+        if any(isinstance(side, EncodedConversation) and len(side.ids) > length for side in sides):
             issues.add(pair.row_id, f"it is longer than {length} tokens", run.long_rows)
             if run.long_rows == "skip":
                 continue
@@ -167,7 +167,7 @@ def encode_pairs(
     return found
 
 
-def last_reply(chat: Encoded) -> TokenizedReply:
+def last_reply(chat: EncodedConversation) -> TokenizedReply:
     """Return a conversation up to the end of its last reply.
 
     Raises:
@@ -175,16 +175,16 @@ def last_reply(chat: Encoded) -> TokenizedReply:
 
     Example:
         >>> is_reply = np.array([False, True, False, False, True, True, False])
-        >>> last_reply(Encoded(np.arange(7, dtype=np.uint16), is_reply)).start
+        >>> last_reply(EncodedConversation(np.arange(7, dtype=np.uint16), is_reply)).start
         4
     """
-    reply_tokens = np.flatnonzero(chat.replies)
+    reply_tokens = np.flatnonzero(chat.loss_mask)
     if not len(reply_tokens):
         raise UserError(
             "the chat template does not mark what the assistant says: it needs {% generation %} around the replies"
         )
     end = int(reply_tokens[-1]) + 1
-    others = np.flatnonzero(~chat.replies[:end])
+    others = np.flatnonzero(~chat.loss_mask[:end])
     return TokenizedReply(chat.ids[:end], int(others[-1]) + 1)
 
 
@@ -203,12 +203,12 @@ def pair_batch(rows: PairRows) -> dict[str, Tensor]:
     }
 
 
-def _tokenized_pair(sides: Sequence[Encoded | ValueError], length: int) -> TokenizedPair:
+def _tokenized_pair(sides: Sequence[EncodedConversation | ValueError], length: int) -> TokenizedPair:
     """Return chosen and rejected, cut to `length`; UserError if they do not differ in what is left."""
     for side in sides:
         if isinstance(side, ValueError):
             raise side
-    chosen, rejected = (last_reply(side) for side in sides if isinstance(side, Encoded))
+    chosen, rejected = (last_reply(side) for side in sides if isinstance(side, EncodedConversation))
     if max(chosen.start, rejected.start) >= length:
         raise UserError(f"its prompt alone is longer than {length} tokens")
     if np.array_equal(chosen.ids[:length], rejected.ids[:length]):

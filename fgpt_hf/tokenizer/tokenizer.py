@@ -1,8 +1,6 @@
-"""Text to ids: GPT-2's byte-level BPE, the control tokens of a conversation, and the chat template.
+"""Build FGPT's tokenizer: GPT-2's byte-level BPE with control tokens for conversations and a chat template.
 
-`build_tokenizer` gives the tokenizer that a model publishes. `encode_documents` gives the same ids for plain text,
-several times faster. `encode_conversation` gives a conversation's ids and the mask of what the assistant says in it;
-`encode_conversations` gives those of thousands.
+The vocabulary comes from OpenAI's own files, whose hashes are checked, so no network is needed.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ END_OF_TEXT_ID = CONTROL_TOKENS["<|endoftext|>"]
 END_OF_TURN_ID = CONTROL_TOKENS["<|end|>"]
 PAD_ID = CONTROL_TOKENS["<|pad|>"]
 
-# What ends a generated text, for the generation config: a chat stops at <|end|> too.
+# For generation configs. A chat stops at <|end|> as well as at <|endoftext|>.
 GENERATION_IDS = {
     "bos_token_id": END_OF_TEXT_ID,
     "eos_token_id": [END_OF_TEXT_ID, END_OF_TURN_ID],
@@ -49,16 +47,28 @@ _VOCABULARY_SHA256 = {
 
 
 def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GPT2Tokenizer:
-    """Return GPT-2's tokenizer with FGPT's control tokens and a chat template, for a context of `max_length` tokens.
+    """Return GPT-2's tokenizer with FGPT's control tokens and a chat template.
 
-    `template` is `CHAT_TEMPLATE`, or `ORIGINAL_CHAT_TEMPLATE` for the weights of the original FGPT.
-    The end-of-sequence token is <|endoftext|>, which ends a document and is all that a base model knows; generation
-    in a chat also stops at <|end|>, which is for the generation config to say. Raises UserError if the vocabulary's
-    files are missing or altered.
+    The end-of-sequence token is `<|endoftext|>`, which ends a document and is all that a base model knows. Generation
+    in a chat also stops at `<|end|>`, by the generation config (`GENERATION_IDS`).
+
+    Args:
+        max_length: context length in tokens.
+        template: `CHAT_TEMPLATE`, or `ORIGINAL_CHAT_TEMPLATE` for the weights of the original FGPT.
+
+    Raises:
+        UserError: the vocabulary's files are missing or altered.
+
+    Example:
+        >>> tokenizer = build_tokenizer()
+        >>> tokenizer.encode("Hello, world")
+        [15496, 11, 995]
+        >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+        '<|user|>\\nHi<|end|>\\n'
     """
-    from transformers import GPT2Tokenizer  # here, because it takes over a second and plain text does not need it
+    from transformers import GPT2Tokenizer  # takes over a second, which encoding plain text does without
 
-    vocabulary, merges = _read_vocabulary()
+    vocabulary, merges = read_vocabulary()
     end_of_text, *turns, pad = CONTROL_TOKENS
     tokenizer = GPT2Tokenizer(
         vocab=vocabulary,
@@ -67,7 +77,7 @@ def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GP
         eos_token=end_of_text,
         unk_token=end_of_text,
         model_max_length=max_length,
-        padding_side="left",  # a decoder continues its last position, so generation in batches pads in front
+        padding_side="left",  # a decoder continues at its last position, so generation in batches pads in front
         clean_up_tokenization_spaces=False,
     )
     tokenizer.add_special_tokens({"extra_special_tokens": turns})
@@ -78,24 +88,25 @@ def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GP
 
 
 def tokenizer_fingerprint() -> str:
-    """Return what tells this tokenizer's ids from another's: a hash of its vocabulary, merges and control tokens."""
+    """Return a hash of vocabulary, merges and control tokens, which identifies ids as this tokenizer's."""
     return hashlib.sha256(json.dumps([_VOCABULARY_SHA256, CONTROL_TOKENS]).encode()).hexdigest()
 
 
 def has_control_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer has the project's control tokens, at their places behind GPT-2's vocabulary."""
+    """Return whether a tokenizer has the project's control tokens at their ids behind GPT-2's vocabulary."""
     return tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(CONTROL_TOKENS.values())
 
 
-def _read_vocabulary() -> tuple[dict[str, int], list[Any]]:
-    """Return GPT-2's token ids and its merges as pairs of tokens, the first to apply first."""
+def read_vocabulary() -> tuple[dict[str, int], list[Any]]:
+    """Return GPT-2's token ids, and its merges as pairs of tokens in the order in which they apply."""
     lines = _read_checked("vocab.bpe").decode("utf-8").split("\n")
     merges = [tuple(line.split(" ")) for line in lines[1:-1]]
-    return json.loads(_read_checked("encoder.json")), merges
+    vocabulary: dict[str, int] = json.loads(_read_checked("encoder.json"))
+    return vocabulary, merges
 
 
 def _read_checked(name: str) -> bytes:
-    """Return a file of the vocabulary's package, found without running the package's code."""
+    """Return a file of the vocabulary's package, without running that package's code."""
     repair = f"repair it with: pip install --force-reinstall {_VOCABULARY_PACKAGE}"
     spec = importlib.util.find_spec(_VOCABULARY_PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:

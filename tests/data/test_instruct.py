@@ -13,7 +13,7 @@ import torch
 from fgpt_hf.data.batches import IGNORED
 from fgpt_hf.data.instruct import InstructData, chat_batch, load_instruct_data, pack_chats
 from fgpt_hf.losses.objectives import LanguageModelObjective
-from fgpt_hf.tokenizer.fast_encoding import Encoded, encode_conversations
+from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
 from tests.data.test_conversations import run_on, say
 from tests.support.tiny import CONTEXT, random_model, tokenizer
@@ -44,7 +44,7 @@ def scored_text(data: InstructData) -> str:
 
 
 def test_every_conversation_is_whole_in_one_row_and_padding_is_rare() -> None:
-    encoded = [chat for chat in encode_conversations(tokenizer(), chats(600)) if isinstance(chat, Encoded)]
+    encoded = [chat for chat in encode_conversations(tokenizer(), chats(600)) if isinstance(chat, EncodedConversation)]
     rows = pack_chats(encoded, CONTEXT)
     starts = (rows.positions == 0) & (rows.ids != PAD_ID)
     found = []
@@ -52,16 +52,16 @@ def test_every_conversation_is_whole_in_one_row_and_padding_is_rare() -> None:
         found += [part[part != PAD_ID].tolist() for part in np.split(ids, np.flatnonzero(begins))[1:]]
     assert sorted(found) == sorted(chat.ids.tolist() for chat in encoded)
     assert (rows.ids == PAD_ID).mean() < 0.03
-    assert rows.loss_mask.sum() == sum(chat.replies.sum() for chat in encoded)
+    assert rows.loss_mask.sum() == sum(chat.loss_mask.sum() for chat in encoded)
 
 
 def test_packed_and_unpacked_conversations_give_equal_losses_and_gradients() -> None:
-    encoded = [chat for chat in encode_conversations(tokenizer(), chats(12)) if isinstance(chat, Encoded)]
+    encoded = [chat for chat in encode_conversations(tokenizer(), chats(12)) if isinstance(chat, EncodedConversation)]
     packed = chat_batch(pack_chats(encoded, CONTEXT))
     alone = [
         {
             "input_ids": torch.from_numpy(chat.ids[None].astype(np.int64)),
-            "labels": torch.from_numpy(np.where(chat.replies, chat.ids.astype(np.int64), IGNORED)[None]),
+            "labels": torch.from_numpy(np.where(chat.loss_mask, chat.ids.astype(np.int64), IGNORED)[None]),
         }
         for chat in encoded
     ]
