@@ -1,4 +1,4 @@
-"""Models of other programs in, and FGPT's models out to other programs."""
+"""Export FGPT models to the formats of other programs: a stock GPT-2, GGUF for llama.cpp, and ONNX."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,56 +14,75 @@ from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 
 def export(model: str, target: Path, format: str) -> None:
-    """Write an FGPT model, a folder or a name on the Hub, in one of `FORMATS`.
+    """Write an FGPT model in the format of another program.
+
+    Args:
+        model: a model's or a run's folder, or an id on the Hub.
+        target: a new folder, or for gguf a new file.
+        format: one of `FORMATS`: gpt2, gguf or onnx.
 
     Raises:
-        UserError: it is not an FGPT model, or one that the format cannot express; `target` is there already, or is
-            not a name for this format; a package that the format needs is not installed.
+        UserError: it is not an FGPT model, or the format cannot express it; `target` already exists, or its name does
+            not fit the format; the format needs a package that is not installed.
+
+    Example:
+        >>> export("runs/quickstart/base", Path("gpt2"), "gpt2")  # doctest: +SKIP
+        >>> export("runs/quickstart/base", Path("model.gguf"), "gguf")  # doctest: +SKIP
     """
     if format not in FORMATS:
         raise UserError(f"format={format!r} is unknown: choose from {', '.join(FORMATS)}")
-    _refuse_existing(target)
+    refuse_existing(target)
     FORMATS[format](*load_fgpt(model), target)
 
 
 def stock_gpt2(model: FGPTForCausalLM) -> GPT2LMHeadModel:
-    """The same network as transformers' own GPT-2, which needs no remote code."""
+    """Return the same network as transformers' own GPT-2, which needs no remote code.
+
+    Example:
+        >>> from fgpt_hf.model.configuration_fgpt import FGPTConfig
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).eval()
+        >>> ids = torch.tensor([[5, 6, 7]])
+        >>> torch.allclose(stock_gpt2(model)(ids).logits, model(ids).logits, atol=1e-5)
+        True
+    """
     config, state = to_gpt2(model)
     with torch.device("meta"):
         gpt2 = GPT2LMHeadModel(config)
     gpt2.load_state_dict(state, assign=True)
     gpt2.tie_weights()
     gpt2.generation_config = model.generation_config
-    return gpt2.eval()
+    gpt2.eval()
+    return gpt2
 
 
 def write_gpt2(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that vLLM, TGI, llama.cpp's own converter and the like take for a GPT-2."""
+    """Write a folder that vLLM, TGI, llama.cpp's own converter and others load as a GPT-2."""
     with atomic_directory(folder) as partial:
         save_model(stock_gpt2(model), tokenizer, partial)
 
 
 def write_gguf(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Write a file that llama.cpp loads, tokenizer and chat template included."""
+    """Write a file that llama.cpp loads, with tokenizer and chat template."""
     try:
         from fgpt_hf.convert.gguf import write_gguf_file
     except ImportError as error:
-        raise _missing(error) from error
+        raise _missing_package(error) from error
     write_gguf_file(stock_gpt2(model), tokenizer, file)
 
 
 def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder with a float32 graph whose batch, length and cache have any size, for ONNX Runtime.
+    """Write a folder for ONNX Runtime with a float32 graph for any batch size, length and size of the cache.
 
     Inputs: `input_ids` (B, T), `attention_mask` (B, S) and a cache of S - T tokens, which may be empty. Outputs:
-    `logits` (B, T, V) and the longer cache. `transformers.exporters` names them, and loads the folder again.
+    `logits` (B, T, V) and the longer cache. `transformers.exporters` names them, and can load the folder.
     """
     try:
-        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+        from transformers.exporters.configs import OnnxConfig
+        from transformers.exporters.exporter_onnx import OnnxExporter
 
         exporter = OnnxExporter()
     except ImportError as error:
-        raise _missing(error) from error
+        raise _missing_package(error) from error
     network = stock_gpt2(model).float()
     with torch.no_grad(), atomic_directory(folder) as partial:
         ids = torch.zeros(2, 5, dtype=torch.int64)
@@ -80,11 +99,12 @@ FORMATS: Mapping[str, Callable[[FGPTForCausalLM, PreTrainedTokenizerBase, Path],
 }
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raise UserError if there is a file of this name, or a folder that is not empty."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError(f"{path} is there already: choose another name, or delete it")
+        raise UserError(f"{path} already exists: choose another name, or delete it")
 
 
-def _missing(error: ImportError) -> UserError:
+def _missing_package(error: ImportError) -> UserError:
     problem = " ".join(str(error).split())
     return UserError(f"a package is missing ({problem}): pip install 'fgpt-hf[export]'")

@@ -1,4 +1,4 @@
-"""The GGUF file of a GPT-2, for llama.cpp. Needs the package `gguf`."""
+"""Write a GPT-2 as a GGUF file for llama.cpp; needs the package `gguf`."""
 
 import json
 from pathlib import Path
@@ -8,27 +8,27 @@ import gguf
 import numpy as np
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from fgpt_hf.convert.layouts import LINEAR
+from fgpt_hf.convert.layouts import LINEAR_MODULES
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_file
 
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # three ways to compute the same function
-PRE_TOKENIZER = "gpt-2"  # llama.cpp's name for GPT-2's pattern of words
+PRE_TOKENIZER = "gpt-2"  # llama.cpp's name for GPT-2's pattern that splits text into words
 
 
 def write_gguf_file(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Write weights as float32, shape, tokenizer and chat template into one file.
+    """Write the weights as float32, the shape, the tokenizer and the chat template into one file.
 
     Raises:
-        UserError: a name that does not end in .gguf; an activation that llama.cpp's GPT-2 lacks.
+        UserError: the name does not end in .gguf, or llama.cpp's GPT-2 lacks the activation function.
     """
     if file.suffix != ".gguf":
-        raise UserError(f"{file}: a GGUF file's name ends in .gguf")
+        raise UserError(f"{file}: the name of a GGUF file must end in .gguf")
     activation = model.config.activation_function
     if activation not in TANH_GELU:
         raise UserError(
-            f"hidden_act={activation!r} is an architecture that llama.cpp's GPT-2 cannot express: it needs "
-            f"{TANH_GELU[0]!r}; the formats gpt2 and onnx can"
+            f"llama.cpp's GPT-2 cannot express hidden_act={activation!r}, only {TANH_GELU[0]!r}; export to gpt2 or "
+            "onnx instead"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial:
@@ -54,14 +54,14 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any, name: str) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, model: GPT2LMHeadModel) -> None:
-    """Every row of the embeddings is a token; those that the tokenizer does not know are marked as unused."""
+    """Add a token for each row of the embeddings; those that the tokenizer does not know are marked as unused."""
     vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
     control = set(tokenizer.all_special_ids)
     size = model.config.vocab_size
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PRE_TOKENIZER)
     writer.add_token_list([vocabulary.get(index, f"[UNUSED{index}]") for index in range(size)])
-    writer.add_token_types([_kind(index, vocabulary, control) for index in range(size)])
+    writer.add_token_types([_token_type(index, vocabulary, control) for index in range(size)])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_bos_token_id(tokenizer.bos_token_id)
@@ -76,7 +76,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, model: GPT2LMHeadMod
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _kind(index: int, vocabulary: dict[int, str], control: set[int]) -> gguf.TokenType:
+def _token_type(index: int, vocabulary: dict[int, str], control: set[int]) -> gguf.TokenType:
     if index not in vocabulary:
         return gguf.TokenType.UNUSED
     return gguf.TokenType.CONTROL if index in control else gguf.TokenType.NORMAL
@@ -86,8 +86,8 @@ def _add_weights(writer: gguf.GGUFWriter, model: GPT2LMHeadModel) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue  # llama.cpp takes the embeddings where there is no head
+            continue  # llama.cpp uses the embeddings if there is no head
         module, _, kind = name.rpartition(".")
-        values = tensor.T if kind == "weight" and module.endswith(LINEAR) else tensor
-        place = names.get_name(module.removeprefix("transformer."))
-        writer.add_tensor(f"{place}.{kind}", np.ascontiguousarray(values.float().numpy()))
+        values = tensor.T if kind == "weight" and module.endswith(LINEAR_MODULES) else tensor
+        gguf_name = names.get_name(module.removeprefix("transformer."))
+        writer.add_tensor(f"{gguf_name}.{kind}", np.ascontiguousarray(values.float().numpy()))

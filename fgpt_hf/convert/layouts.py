@@ -1,10 +1,10 @@
-"""Weights of other programs under FGPT's names, and back: pure functions of tensors by name.
+"""Translate the weights of other programs to FGPT's names, and back: pure functions of tensors by name.
 
-Four layouts come in. All name the network as GPT-2 does (`transformer.h.0.mlp.c_fc.weight`, …):
+Four layouts can be read. All name the network as GPT-2 does (`transformer.h.0.mlp.c_fc.weight`, …):
 
-- `gpt2`: transformers' `GPT2LMHeadModel`, whose linear weights are stored in × out;
-- `nanogpt`: karpathy/nanoGPT's `ckpt.pt`, out × in, with all biases or none, the norms' included;
-- `original-2026`: the original FGPT, out × in, without biases in its attention;
+- `gpt2`: transformers' `GPT2LMHeadModel`, with linear weights stored as (in, out);
+- `nanogpt`: karpathy/nanoGPT's `ckpt.pt`, stored as (out, in), with all biases or none, including the norms';
+- `original-2026`: the original FGPT, stored as (out, in), without biases in its attention;
 - `original-2025`: its first year, with `nn.MultiheadAttention` and a second output projection right after the first.
 """
 
@@ -20,24 +20,25 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
-ORIGINAL_HEADS = 24  # not to be seen in the weights
-EXACT_GELU = "gelu"  # of nanoGPT and the original; GPT-2's own is the tanh approximation
+ORIGINAL_HEADS = 24  # the weights do not show how many heads there are
+EXACT_GELU = "gelu"  # used by nanoGPT and the original; GPT-2 itself has the tanh approximation
 
-OF_MODEL = {"wte": "embed_tokens", "wpe": "embed_positions", "ln_f": "norm"}
-OF_LAYER = {
+# GPT-2's names of modules, each with FGPT's.
+MODEL_MODULES = {"wte": "embed_tokens", "wpe": "embed_positions", "ln_f": "norm"}
+LAYER_MODULES = {
     "ln_1": "input_layernorm",
     "attn.c_proj": "self_attn.o_proj",
     "ln_2": "post_attention_layernorm",
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-THIRDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # stacked in attn.c_attn
-LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # stacked in attn.c_attn
+LINEAR_MODULES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
-_OUTSIDE = ("wte.weight", "wpe.weight", "ln_f.weight")
+# The weights of each layout, where N is any layer: with one matrix for queries, keys and values, or as in 2025.
 _FUSED = {
-    *(f"transformer.{name}" for name in _OUTSIDE),
-    *(f"transformer.h.N.{module}.weight" for module in ("ln_1", "ln_2", *LINEAR)),
+    *(f"transformer.{name}" for name in ("wte.weight", "wpe.weight", "ln_f.weight")),
+    *(f"transformer.h.N.{module}.weight" for module in ("ln_1", "ln_2", *LINEAR_MODULES)),
 }
 _TWICE_PROJECTED = _FUSED - {"transformer.h.N.attn.c_attn.weight"} | {
     "transformer.h.N.attn.attn.in_proj_weight",
@@ -46,7 +47,7 @@ _TWICE_PROJECTED = _FUSED - {"transformer.h.N.attn.c_attn.weight"} | {
 
 
 class ConvertedWeights(NamedTuple):
-    """What a checkpoint turned out to be: its layout, and its network as FGPT has it."""
+    """A network under FGPT's names, and the layout in which it was found."""
 
     layout: str
     config: FGPTConfig
@@ -54,13 +55,16 @@ class ConvertedWeights(NamedTuple):
 
 
 def from_checkpoint(checkpoint: Mapping[str, Any], num_attention_heads: int | None = None) -> ConvertedWeights:
-    """The network in what `torch.load` gave: the original FGPT's layouts and nanoGPT's, told apart by their keys.
+    """Return the network in what `torch.load` gave: nanoGPT's layout or one of the original FGPT's, found by its keys.
 
-    The weights may be bare, or under `model_state_dict` or `model`; their names may begin with `_orig_mod.` or
-    `module.`. The number of heads is nanoGPT's own record, or the original's 24, where it is not given.
+    The weights may be at the top level, or under `model_state_dict` or `model`; their names may begin with `_orig_mod.`
+    or `module.`.
+
+    Args:
+        num_attention_heads: by default, what nanoGPT recorded, or the original's 24.
 
     Raises:
-        UserError: another layout; heads that do not divide the width.
+        UserError: the layout is unknown, the weights do not fit together, or the heads do not divide the width.
     """
     state = _state_dict(checkpoint)
     layout = _layout(state, "nanogpt" if "model_args" in checkpoint else "original-2026")
@@ -73,10 +77,10 @@ def from_checkpoint(checkpoint: Mapping[str, Any], num_attention_heads: int | No
 
 
 def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeights:
-    """The network of a `GPT2LMHeadModel`.
+    """Return the network of a `GPT2LMHeadModel` from its config and its weights.
 
     Raises:
-        UserError: it has something that FGPT lacks; the message names the field.
+        UserError: it has a feature that FGPT lacks; the message names the field.
     """
     for field, value in {
         "scale_attn_weights": True,
@@ -84,8 +88,8 @@ def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeigh
         "add_cross_attention": False,
     }.items():
         if getattr(config, field) != value:
-            raise UserError(f"{field}={getattr(config, field)} is an architecture that FGPT lacks: it needs {value}")
-    linear = re.compile("|".join(re.escape(f".{module}.weight") for module in LINEAR))
+            raise UserError(f"{field}={getattr(config, field)} is a feature that FGPT lacks: it needs {value}")
+    linear = re.compile("|".join(re.escape(f".{module}.weight") for module in LINEAR_MODULES))
     state = {name: tensor.T if linear.search(name) else tensor for name, tensor in state.items()}
     shape = {name: getattr(config, name) for name in FGPTConfig.attribute_map if name != "n_inner"}
     tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id")}
@@ -93,142 +97,180 @@ def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeigh
 
 
 def to_gpt2(model: FGPTForCausalLM) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """The same network as a `GPT2LMHeadModel`'s config and weights; biases that the model lacks are zero."""
+    """Return the same network as the config and the weights of a `GPT2LMHeadModel`; missing biases become zeros."""
     config = model.config
     shape = {name: getattr(config, name) for name in FGPTConfig.attribute_map}
-    same = ("vocab_size", "initializer_range", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
-    gpt2 = GPT2Config(**shape, **{name: getattr(config, name) for name in same}, dtype=model.dtype)
+    unchanged = (
+        "vocab_size",
+        "initializer_range",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    )
+    gpt2 = GPT2Config(**shape, **{name: getattr(config, name) for name in unchanged}, dtype=model.dtype)
     state = {
-        name: tensor.T.contiguous() if name.endswith(".weight") and name[:-7].endswith(LINEAR) else tensor
+        name: tensor.T.contiguous() if name.endswith(".weight") and name[:-7].endswith(LINEAR_MODULES) else tensor
         for name, tensor in gpt2_names(model.state_dict()).items()
     }
-    for name in [name for name in state if name.endswith(tuple(f"{module}.weight" for module in LINEAR))]:
+    for name in [name for name in state if name.endswith(tuple(f"{module}.weight" for module in LINEAR_MODULES))]:
         state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(state[name].shape[1], dtype=model.dtype))
     return gpt2, state
 
 
 def fgpt_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """GPT-2's names to FGPT's, the linear weights being out × in on both sides."""
+    """Rename GPT-2's weights to FGPT's names; linear weights are (out, in) on both sides.
+
+    Example:
+        >>> list(fgpt_names({"transformer.h.0.attn.c_attn.bias": torch.zeros(6)}))[0]
+        'model.layers.0.self_attn.q_proj.bias'
+    """
     weights: dict[str, Tensor] = {}
     for name, tensor in state.items():
         path, _, kind = name.removeprefix("transformer.").rpartition(".")
         layer = re.fullmatch(r"h\.(\d+)\.(.+)", path)
         if layer is None:
-            weights[f"model.{OF_MODEL[path]}.{kind}" if path in OF_MODEL else name] = tensor
+            weights[f"model.{MODEL_MODULES[path]}.{kind}" if path in MODEL_MODULES else name] = tensor
         elif layer[2] == "attn.c_attn":
-            for module, third in zip(THIRDS, tensor.chunk(3), strict=False):
+            for module, third in zip(QKV, tensor.chunk(3), strict=False):
                 weights[f"model.layers.{layer[1]}.{module}.{kind}"] = third.clone()  # safetensors wants no views
         else:
-            weights[f"model.layers.{layer[1]}.{OF_LAYER[layer[2]]}.{kind}"] = tensor
+            weights[f"model.layers.{layer[1]}.{LAYER_MODULES[layer[2]]}.{kind}"] = tensor
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
 def gpt2_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """FGPT's names to GPT-2's, the linear weights being out × in on both sides."""
-    modules = {ours: theirs for theirs, ours in (OF_MODEL | OF_LAYER).items()}
+    """Rename FGPT's weights to GPT-2's names; linear weights are (out, in) on both sides.
+
+    Example:
+        >>> list(gpt2_names({"model.layers.0.mlp.up_proj.bias": torch.zeros(4)}))
+        ['transformer.h.0.mlp.c_fc.bias']
+    """
+    modules = {ours: theirs for theirs, ours in (MODEL_MODULES | LAYER_MODULES).items()}
     state: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         path, _, kind = name.removeprefix("model.").rpartition(".")
         layer = re.fullmatch(r"layers\.(\d+)\.(.+)", path)
         if layer is None:
             state[f"transformer.{modules[path]}.{kind}" if path in modules else name] = tensor
-        elif layer[2] == THIRDS[0]:
-            thirds = [weights[f"model.layers.{layer[1]}.{module}.{kind}"] for module in THIRDS]
+        elif layer[2] == QKV[0]:
+            thirds = [weights[f"model.layers.{layer[1]}.{module}.{kind}"] for module in QKV]
             state[f"transformer.h.{layer[1]}.attn.c_attn.{kind}"] = torch.cat(thirds)
-        elif layer[2] not in THIRDS:
+        elif layer[2] not in QKV:
             state[f"transformer.h.{layer[1]}.{modules[layer[2]]}.{kind}"] = tensor
     return state
 
 
-def pad_vocabulary(found: ConvertedWeights, vocab_size: int) -> ConvertedWeights:
-    """The same network with more tokens, each with the mean of all embeddings.
+def pad_vocabulary(converted: ConvertedWeights, vocab_size: int) -> ConvertedWeights:
+    """Return the same network with more tokens, each with the mean of all embeddings.
 
-    The logit of such a token is the mean of the others', so it is never the likeliest.
+    The logit of such a token is the mean of the others', so it is never the most likely one.
 
     Raises:
-        UserError: the network has more tokens already.
+        UserError: the network already has more tokens.
     """
-    have = found.config.vocab_size
-    if vocab_size < have:
-        raise UserError(f"vocab_size={vocab_size} is too small: the weights have {have} tokens")
-    weights = dict(found.weights)
+    present = converted.config.vocab_size
+    if vocab_size < present:
+        raise UserError(f"vocab_size={vocab_size} is too small: the weights have {present} tokens")
+    weights = dict(converted.weights)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         mean = weights[name].double().mean(dim=0, keepdim=True).to(weights[name].dtype)
-        weights[name] = torch.cat([weights[name], mean.expand(vocab_size - have, -1)])
-    config = FGPTConfig(**found.config.to_dict() | {"vocab_size": vocab_size})
-    return ConvertedWeights(found.layout, config, weights)
+        weights[name] = torch.cat([weights[name], mean.expand(vocab_size - present, -1)])
+    config = FGPTConfig(**converted.config.to_dict() | {"vocab_size": vocab_size})
+    return ConvertedWeights(converted.layout, config, weights)
 
 
 def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint without what other programs put around and in front of them."""
+    """Return the weights in a checkpoint, without the wrappers around them and the prefixes of their names."""
     state = checkpoint
     for key in ("model_state_dict", "model"):
         if isinstance(checkpoint.get(key), Mapping):
             state = checkpoint[key]
     bare = {re.sub(r"^((_orig_mod|module)\.)+", "", str(name)): value for name, value in state.items()}
-    causal_mask = re.compile(r"\.attn\.(masked_)?bias$")  # a buffer of older versions
+    causal_mask = re.compile(r"\.attn\.(masked_)?bias$")  # older versions of GPT-2 and nanoGPT saved it
     return {name: value for name, value in bare.items() if not causal_mask.search(name)}
 
 
-def _layout(state: Mapping[str, Any], fused: str) -> str:
-    """`original-2025` or, where queries, keys and values are one matrix, the name that was given for that."""
+def _layout(state: Mapping[str, Any], fused_layout: str) -> str:
+    """Return `original-2025`, or `fused_layout` if queries, keys and values are one matrix.
+
+    Raises:
+        UserError: it is neither.
+    """
     patterns = [re.sub(r"\.h\.\d+\.", ".h.N.", name) for name in state]
-    found = {pattern for pattern in patterns if not re.search(r"[._]bias$", pattern)} - {"lm_head.weight"}
+    weights = {pattern for pattern in patterns if not re.search(r"[._]bias$", pattern)} - {"lm_head.weight"}
     layers = patterns.count("transformer.h.N.ln_1.weight")
-    even = all(patterns.count(pattern) == layers for pattern in patterns if ".h.N." in pattern)
-    tensors = all(isinstance(value, Tensor) for value in state.values())
-    for name, expected in ((fused, _FUSED), ("original-2025", _TWICE_PROJECTED)):
-        if found == expected and even and tensors:
-            return name
+    is_even = all(patterns.count(pattern) == layers for pattern in patterns if ".h.N." in pattern)
+    are_tensors = all(isinstance(value, Tensor) for value in state.values())
+    for layout, expected in ((fused_layout, _FUSED), ("original-2025", _TWICE_PROJECTED)):
+        if weights == expected and is_even and are_tensors:
+            _require_matrices(state)
+            return layout
     shown = ", ".join(sorted(set(patterns))[:40]) or "nothing"
     raise UserError(
         f"unknown layout: expected {', '.join(sorted(_FUSED))} for each layer N, or with attn.attn.in_proj_weight and "
         f"attn.attn.out_proj.weight in place of attn.c_attn.weight; found {shown}"
-        + ("" if even else ", and not every one of them in every layer")
+        + ("" if is_even else ", and not every one of them in every layer")
     )
 
 
+def _require_matrices(state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if name.endswith("weight") and ".ln_" not in name and tensor.dim() != 2:
+            raise UserError(f"the weights do not fit together: {name} should be a matrix, not {tuple(tensor.shape)}")
+
+
 def fold_output_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The 2025 layout with one output projection in place of two: Wc (Wo x + bo) + bc = (Wc Wo) x + (Wc bo + bc)."""
+    """Merge the two output projections of the 2025 layout: Wc (Wo x + bo) + bc = (Wc Wo) x + (Wc bo + bc)."""
     folded = {name: tensor for name, tensor in state.items() if ".attn." not in name}
     for name in [name for name in state if name.endswith(".attn.attn.in_proj_weight")]:
         attention = name.removesuffix("attn.in_proj_weight")
         first, second = f"{attention}attn.out_proj", f"{attention}c_proj"
-        kind = state[f"{second}.weight"].dtype
+        dtype = state[f"{second}.weight"].dtype
         outer, inner = state[f"{second}.weight"].double(), state[f"{first}.weight"].double()
+        if outer.shape[1] != len(inner):
+            raise UserError(f"the weights do not fit together: {first}.weight and {second}.weight cannot be multiplied")
         zero = torch.zeros(len(outer), dtype=torch.float64)
         bias = outer @ state.get(f"{first}.bias", zero).double() + state.get(f"{second}.bias", zero).double()
-        folded[f"{second}.weight"], folded[f"{second}.bias"] = (outer @ inner).to(kind), bias.to(kind)
+        folded[f"{second}.weight"], folded[f"{second}.bias"] = (outer @ inner).to(dtype), bias.to(dtype)
         folded[f"{attention}c_attn.weight"] = state[name]
         if f"{attention}attn.in_proj_bias" in state:
             folded[f"{attention}c_attn.bias"] = state[f"{attention}attn.in_proj_bias"]
     return folded
 
 
-def _network(weights: dict[str, Tensor], shape: Mapping[str, Any]) -> tuple[FGPTConfig, dict[str, Tensor]]:
-    """The config that the weights' shapes and names tell, and the weights with zeros for biases that stand alone."""
+def _network(weights: dict[str, Tensor], options: Mapping[str, Any]) -> tuple[FGPTConfig, dict[str, Tensor]]:
+    """Return the config that the names and the shapes of the weights imply, and the weights with all their biases.
+
+    Biases that are missing although others of their kind are there are zeros.
+    """
     embeddings = weights["model.embed_tokens.weight"]
     head = weights.setdefault("lm_head.weight", embeddings)
-    config = FGPTConfig(
-        **{
-            **shape,
-            "vocab_size": len(embeddings),
-            "hidden_size": embeddings.shape[1],
-            "max_position_embeddings": len(weights["model.embed_positions.weight"]),
-            "intermediate_size": len(weights["model.layers.0.mlp.up_proj.weight"]),
-            "num_hidden_layers": sum(name.endswith(".input_layernorm.weight") for name in weights),
-            "attention_bias": "model.layers.0.self_attn.q_proj.bias" in weights,
-            "mlp_bias": "model.layers.0.mlp.up_proj.bias" in weights,
-            "tie_word_embeddings": torch.equal(head, embeddings),
-        }
-    )
-    with torch.device("meta"):
-        wanted = FGPTForCausalLM(config).state_dict()
-    for name, tensor in wanted.items():
+    shape = {
+        "vocab_size": len(embeddings),
+        "hidden_size": embeddings.shape[1],
+        "max_position_embeddings": len(weights["model.embed_positions.weight"]),
+        "intermediate_size": len(weights["model.layers.0.mlp.up_proj.weight"]),
+        "num_hidden_layers": sum(name.endswith(".input_layernorm.weight") for name in weights),
+        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in weights,
+        "mlp_bias": "model.layers.0.mlp.up_proj.bias" in weights,
+        "tie_word_embeddings": torch.equal(head, embeddings),
+    }
+    try:
+        config = FGPTConfig(**{**options, **shape})
+        with torch.device("meta"):
+            expected = FGPTForCausalLM(config).state_dict()
+    except ValueError as error:  # heads that do not divide the width; an unknown activation
+        raise UserError(" ".join(str(error).split())) from error
+    for name, tensor in expected.items():
         if name.endswith(".bias"):
             weights.setdefault(name, torch.zeros(tensor.shape, dtype=embeddings.dtype))
-    for name in (*wanted, *weights):
-        ours, theirs = (tuple(some[name].shape) if name in some else None for some in (wanted, weights))
+    _require_same_shapes(expected, weights)
+    return config, weights
+
+
+def _require_same_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name in (*expected, *weights):
+        ours, theirs = (tuple(state[name].shape) if name in state else "missing" for state in (expected, weights))
         if ours != theirs:
             raise UserError(f"the weights do not fit together: {name} should be {ours} and is {theirs}")
-    return config, weights

@@ -9,6 +9,7 @@ from torch.nn.functional import gelu, layer_norm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fgpt_hf.convert.layouts import ConvertedWeights, from_checkpoint, from_gpt2, pad_vocabulary, to_gpt2
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -200,7 +201,7 @@ def test_a_padded_vocabulary_changes_no_logit_and_is_never_the_likeliest() -> No
 )
 def test_a_gpt2_that_fgpt_cannot_express_is_refused_by_its_field(field: str, value: bool) -> None:
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=1, n_head=3, **{field: value})
-    with pytest.raises(ValueError, match=f"{field}={value} is an architecture that FGPT lacks: it needs {not value}"):
+    with pytest.raises(UserError, match=f"{field}={value} is a feature that FGPT lacks: it needs {not value}"):
         from_gpt2(config, {})
 
 
@@ -221,24 +222,24 @@ def test_a_gpt2_that_fgpt_cannot_express_is_refused_by_its_field(field: str, val
     ],
 )
 def test_an_unknown_layout_is_refused_with_the_keys_expected_and_found(state: dict, found: str) -> None:
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(UserError) as refusal:
         from_checkpoint(state)
     assert "unknown layout: expected transformer.h.N.attn.c_attn.weight" in str(refusal.value)
     assert found in str(refusal.value)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match="hidden_size=48 must divide evenly among num_attention_heads=7"):
+    with pytest.raises(UserError, match="hidden_size=48 must divide evenly among num_attention_heads=7"):
         from_checkpoint(checkpoint("original-2025"), num_attention_heads=7)
 
 
 def test_shapes_that_do_not_fit_together_are_refused_by_name() -> None:
     state = checkpoint("original-2026") | {"transformer.h.1.mlp.c_proj.weight": torch.ones(WIDTH, 7)}
     expected = r"model.layers.1.mlp.down_proj.weight should be \(48, 192\) and is \(48, 7\)"
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(UserError, match=expected):
         from_checkpoint(state)
 
 
 def test_a_vocabulary_cannot_shrink() -> None:
-    with pytest.raises(ValueError, match="vocab_size=95 is too small: the weights have 96 tokens"):
+    with pytest.raises(UserError, match="vocab_size=95 is too small: the weights have 96 tokens"):
         pad_vocabulary(from_checkpoint(checkpoint("nanogpt")), VOCABULARY - 1)

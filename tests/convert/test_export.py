@@ -1,0 +1,164 @@
+"""Exports: the same text in every program, and plain errors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaConfig, PreTrainedTokenizerBase
+
+from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.convert.convert import convert
+from fgpt_hf.convert.export import export
+from fgpt_hf.errors import UserError
+from fgpt_hf.model.io import load_fgpt
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
+from tests.convert.models import CONTEXT, QUESTION, TEXTS, refusal, write_small_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder."""
+    return write_small_model(tmp_path_factory.mktemp("models") / "fgpt")
+
+
+def greedy(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, new_tokens: int = 16) -> str:
+    inputs = tokenizer(text, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
+
+
+def llama_cpp(file: Path) -> Any:
+    """A llama.cpp server with a model."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    options = xllamacpp.CommonParams()
+    options.model.path, options.n_ctx, options.n_parallel, options.warmup = str(file), CONTEXT, 1, False
+    options.cpuparams.n_threads = 1
+    return xllamacpp.Server(options)
+
+
+def test_a_gpt2_export_is_stock_and_comes_back_as_it_went(folder: Path, tmp_path: Path) -> None:
+    export(str(folder), tmp_path / "gpt2", "gpt2")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
+    ours, tokenizer = load_fgpt(str(folder))
+    ids = tokenizer(list(TEXTS), return_tensors="pt", padding=True)
+    assert type(theirs) is GPT2LMHeadModel and not list((tmp_path / "gpt2").glob("*.py"))
+    torch.testing.assert_close(theirs(**ids).logits, ours(**ids).logits, rtol=0, atol=1e-5)
+    assert theirs.generation_config.eos_token_id == [END_OF_TEXT_ID, END_OF_TURN_ID]
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "gpt2").apply_chat_template(QUESTION, tokenize=False)
+    assert prompt == tokenizer.apply_chat_template(QUESTION, tokenize=False)
+
+    assert convert(str(tmp_path / "gpt2"), tmp_path / "back")[0] == "gpt2"
+    back, _ = load_fgpt(str(tmp_path / "back"))
+    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), ours.state_dict().values(), strict=True))
+    for field in (*FGPTConfig.attribute_map.values(), "vocab_size", "tie_word_embeddings"):
+        assert getattr(back.config, field) == getattr(ours.config, field), field
+
+
+def test_llama_cpp_writes_the_same_text_and_chats_by_the_same_template(folder: Path, tmp_path: Path) -> None:
+    export(str(folder), tmp_path / "model.gguf", "gguf")
+    server = llama_cpp(tmp_path / "model.gguf")
+    model, tokenizer = load_fgpt(str(folder))
+    for text in TEXTS:
+        answer = server.handle_completions({"prompt": text, "temperature": 0, "n_predict": 16, "ignore_eos": True})
+        assert answer["choices"][0]["text"] == greedy(model, tokenizer, text)
+    answer = server.handle_chat_completions({"messages": QUESTION, "temperature": 0, "max_tokens": 8})
+    inputs = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert answer["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]
+    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_a_gguf_of_an_untied_head_without_biases_gives_the_same_text(tmp_path: Path) -> None:
+    changes = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
+    write_small_model(tmp_path / "model", **changes)
+    export(str(tmp_path / "model"), tmp_path / "model.gguf", "gguf")
+    answer = llama_cpp(tmp_path / "model.gguf").handle_completions(
+        {"prompt": TEXTS[0], "temperature": 0, "n_predict": 16, "ignore_eos": True}
+    )
+    assert answer["choices"][0]["text"] == greedy(*load_fgpt(str(tmp_path / "model")), TEXTS[0])
+
+
+@pytest.mark.slow
+def test_onnx_runtime_agrees_for_any_batch_length_and_cache(folder: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(str(folder), tmp_path / "onnx", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    model, tokenizer = load_fgpt(str(folder))
+    for texts in (TEXTS, TEXTS[:1], ["x"]):
+        batch = tokenizer(list(texts), return_tensors="pt", padding=True)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        expected = model(ids, attention_mask=mask).logits.detach()
+        for known in {0, ids.shape[1] // 2}:
+            with torch.no_grad():
+                past = model(ids[:, :known], attention_mask=mask[:, :known]).past_key_values if known else None
+            feeds = {"input_ids": ids[:, known:].numpy(), "attention_mask": mask.numpy()}
+            caches = [name for name in (given.name for given in session.get_inputs()) if name not in feeds]
+            for name, (layer, part) in zip(
+                caches, [(i, part) for i in range(2) for part in ("keys", "values")], strict=True
+            ):
+                assert name.endswith(f"{layer}.{part}")
+                empty = np.zeros((len(ids), 3, 0, 16), dtype=np.float32)
+                feeds[name] = getattr(past.layers[layer], part).numpy() if past else empty
+            logits = torch.from_numpy(session.run(["logits"], feeds)[0])
+            seen = mask[:, known:].bool()
+            torch.testing.assert_close(logits[seen], expected[:, known:][seen], rtol=0, atol=1e-4)
+
+
+def test_int8_weights_choose_the_same_tokens(folder: Path) -> None:
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    quantized = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    )
+    model, tokenizer = load_fgpt(str(folder))
+    assert type(quantized.model.layers[0].mlp.up_proj.weight).__name__ == "Int8Tensor"
+    ids = tokenizer(TEXTS[1], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        agree = quantized(ids).logits.argmax(-1) == model(ids).logits.argmax(-1)
+    assert agree.float().mean() > 0.9
+
+
+# Bad input
+
+
+def test_what_llama_cpp_cannot_express_is_refused_by_its_field(tmp_path: Path) -> None:
+    write_small_model(tmp_path / "model", hidden_act="gelu")
+    with pytest.raises(UserError, match="llama.cpp's GPT-2 cannot express hidden_act='gelu'"):
+        export(str(tmp_path / "model"), tmp_path / "model.gguf", "gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    (tmp_path / "llama" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="llama holds a model of type 'llama', not 'fgpt'"):
+        export(str(tmp_path / "llama"), tmp_path / "model", "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["{empty}", "{new}", "--format", "gpt2"], "neither the folder nor its model/ holds config.json and"),
+        (["nobody/nothing", "{new}", "--format", "gpt2"], "or the id of a model on the Hub"),
+        (["{model}", "{model}", "--format", "gpt2"], "already exists: choose another name, or delete it"),
+        (["{model}", "{new}", "--format", "gguf"], "the name of a GGUF file must end in .gguf"),
+        (["{model}", "{new}", "--format", "tflite"], "format='tflite' is unknown: choose from gpt2"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(
+    arguments: list[str],
+    problem: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    paths = {"model": folder, "empty": tmp_path / "empty", "new": tmp_path / "new"}
+    arguments = [argument.format(**paths) for argument in arguments]
+    assert problem in refusal(["export", *arguments], monkeypatch, capsys)
+    assert not (tmp_path / "new").exists()
