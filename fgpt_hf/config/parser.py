@@ -1,4 +1,4 @@
-"""The fields of a run as flags: `--config` and presets under them, and plain answers to what does not work."""
+"""Parse a command line into a run: a preset, changed by a YAML file, changed by flags."""
 
 import copy
 import difflib
@@ -53,7 +53,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     if preset not in presets:
         raise UserError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
 
-    parser = _Parser(kind, usage=f"{USAGE} [--config FILE.yaml]", description=kind.__doc__)
+    parser = _Parser(kind, usage=f"{USAGE} [--config FILE.yaml]", description=_first_paragraph(kind))
     parser.add_argument("--config", type=Path, help="YAML file of options, such as a run's run.yaml.", default=SUPPRESS)
     parser.set_defaults(**asdict(presets[preset]))
     run, *_, unknown = parser.parse_args_into_dataclasses(
@@ -75,7 +75,7 @@ def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOpti
         >>> parse_options(Preparation, ["--dataset_name", "documents.jsonl"]).output_dir
         'runs/prepared'
     """
-    options, unknown = _Parser(kind, usage=USAGE, description=kind.__doc__).parse_args_into_dataclasses(
+    options, unknown = _Parser(kind, usage=USAGE).parse_args_into_dataclasses(
         arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
@@ -88,7 +88,7 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
 
     def _format_action_invocation(self, action: Action) -> str:
         named = copy.copy(action)
-        named.option_strings = [name for name in action.option_strings if "-" not in name.removeprefix("--")]
+        named.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
         return super()._format_action_invocation(named if named.option_strings else action)
 
     def _get_help_string(self, action: Action) -> str | None:
@@ -111,8 +111,7 @@ class _Parser(HfArgumentParser):
         for field, described in described_fields(dtype):
             group = group_of(dtype, field.name, described)
             if group not in groups:
-                sentences = " ".join((group.__doc__ or "").split("\n\n")[0].split())
-                groups[group] = self.add_argument_group(group_title(group), sentences)
+                groups[group] = self.add_argument_group(group_title(group), _first_paragraph(group))
             if field.name == "per_device_train_batch_size":
                 names = (f"--{field.name}", f"--{field.name.replace('_', '-')}")
                 settings = {"default": field.default, "help": described.help}
@@ -140,8 +139,12 @@ class _Parser(HfArgumentParser):
         raise UserError(message)
 
 
+def _first_paragraph(kind: type[Any]) -> str:
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+
+
 class _RowsOrAuto(Action):
-    """A number of rows replaces the preset's; `auto` leaves it, since it says what a step is, and has it divided."""
+    """Takes a number of rows, or `auto`, which keeps the preset's number as part of the effective batch size."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, value: Any, option: str | None = None) -> None:
         namespace.auto_find_batch_size = value is None

@@ -1,4 +1,4 @@
-"""The typed description of a run: its fields are the command line, its instances the presets, its YAML the record.
+"""Runs: their fields are the command line, their instances the presets, and their YAML the record.
 
 Each group of options is a data class, and a run inherits from its groups. Python collects the fields of a data class
 from its last base to its first, so `--help` and `run.yaml` show the groups of the last base first.
@@ -32,7 +32,7 @@ from fgpt_hf.errors import UserError
 class Run(
     HubOptions, CheckpointOptions, EvaluationOptions, HardwareOptions, OptimizationOptions, RunOptions
 ):  # in the reverse order of `--help`: see the top of this file
-    """What every kind of training has in common. The names are those of transformers' `TrainingArguments`."""
+    """The options that every kind of training has, by the names of transformers' `TrainingArguments`."""
 
     # Tells the default folder of this kind of run from that of the base run of the same preset.
     output_dir_suffix: ClassVar[str] = ""
@@ -89,7 +89,13 @@ class Preparation(TextSource):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRun(Run, TextSource, NetworkOptions, RunOptions):
-    """Base training on documents. The defaults are the published run."""
+    """Base training on documents. The defaults are the published run.
+
+    Example:
+        >>> run = BaseRun(preset="mine", dataset_name="documents.jsonl", max_steps=100)
+        >>> run.folder.as_posix(), run.rows_per_step(processes=2)
+        ('runs/mine', 1024)
+    """
 
     streaming: bool = option(
         True,
@@ -106,7 +112,7 @@ class BaseRun(Run, TextSource, NetworkOptions, RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TuningRun(LoRAOptions, Run, DatasetOptions, StartOptions, RunOptions):
-    """What the runs that start from a trained model have in common. The names are those of TRL and PEFT."""
+    """The options of runs that start from a trained model, by the names of TRL and PEFT."""
 
     max_steps: int = option(
         0, "Number of optimizer steps of the whole run; 0 leaves it to num_train_epochs.", minimum=0
@@ -139,7 +145,12 @@ class TuningRun(LoRAOptions, Run, DatasetOptions, StartOptions, RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class InstructRun(TuningRun):
-    """Instruction tuning on conversations."""
+    """Instruction tuning on conversations.
+
+    Example:
+        >>> InstructRun(model_name_or_path="runs/mine", max_length=256, use_peft=True).sequence_length(context=1024)
+        256
+    """
 
     output_dir_suffix: ClassVar[str] = "-instruct"
 
@@ -153,7 +164,14 @@ class InstructRun(TuningRun):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRun(PreferenceLossOptions, TuningRun):
-    """Preference optimization on pairs of replies, of which the chosen one is to become more likely."""
+    """Preference optimization on pairs of replies, of which the chosen one is to become more likely.
+
+    Example:
+        >>> PreferenceRun(loss_type="ipo", label_smoothing=0.1)
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: label_smoothing has no meaning for loss_type=ipo: leave it out
+    """
 
     output_dir_suffix: ClassVar[str] = "-preference"
     sequences_per_row: ClassVar[int] = 2  # chosen and rejected

@@ -65,6 +65,27 @@ class Trainer:
         batches: the training data of this process.
         checks: measurements to take along the way.
         on_checkpoint: called with the path of every checkpoint that was written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> import numpy as np
+        >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
+        >>> from fgpt_hf.data.batches import ShuffledRows
+        >>> from fgpt_hf.losses.objectives import LanguageModelObjective
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> run = Run(output_dir=f"{mkdtemp()}/run", bf16=False)
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> trainer = Trainer(
+        ...     accelerator=Accelerator(cpu=True),
+        ...     run=run,
+        ...     plan=TrainingPlan(max_steps=2, rows=4, micro_batches=1),
+        ...     folder=RunFolder(run),
+        ...     objective=LanguageModelObjective(model),
+        ...     tokenizer=build_tokenizer(),
+        ...     batches=ShuffledRows(np.full((8, 16), 5, dtype=np.uint16), seed=0),
+        ... )
+        >>> trainer.fit().tokens
+        128
     """
 
     accelerator: Accelerator
