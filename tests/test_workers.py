@@ -69,7 +69,7 @@ def test_only_so_many_items_are_made_ahead() -> None:
             made.append(n)
             yield n
 
-    ahead = BackgroundIterator(items(), ahead=3)
+    ahead = BackgroundIterator(items(), ahead=3)  # type: ignore[var-annotated]
     assert next(ahead) == 0
     assert until(lambda: len(made) == 4)  # one taken, three ready
     time.sleep(0.1)
@@ -81,7 +81,7 @@ def test_an_error_is_raised_where_the_items_are_used() -> None:
         yield 1
         raise ValueError("no more")
 
-    ahead = BackgroundIterator(items(), ahead=1)
+    ahead = BackgroundIterator(items(), ahead=1)  # type: ignore[var-annotated]
     assert next(ahead) == 1
     for _ in range(2):
         with pytest.raises(ValueError, match="no more"):
@@ -98,7 +98,7 @@ def test_the_thread_ends_when_its_iterator_is_garbage_collected() -> None:
         finally:
             closed.set()
 
-    ahead = BackgroundIterator(items(), ahead=1)
+    ahead = BackgroundIterator(items(), ahead=1)  # type: ignore[var-annotated]
     next(ahead)
     del ahead
     gc.collect()

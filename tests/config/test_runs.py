@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -102,7 +103,9 @@ def test_the_presets_have_the_parameters_that_their_names_say() -> None:
 
     for name, millions in {"fgpt-712m": 712, "fgpt-355m": 355, "fgpt-124m": 124}.items():
         preset = PRESETS[name]
-        shape = {key: asdict(preset)[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+        shape: dict[str, Any] = {
+            key: asdict(preset)[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        }
         with torch.device("meta"):
             model = FGPTForCausalLM(FGPTConfig(**shape))
         assert round(model.num_parameters() / 1e6) == millions

@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_the_originals_weights_become_a_folder_that_chats_as_they_were_trained(l
     torch.testing.assert_close(model(ids).logits[..., :50259], restated(state, ids).float(), rtol=0, atol=1e-5)
     written = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
     for _ in range(8):
-        ids = torch.cat([ids, restated(state, ids)[:, -1:].argmax(-1)], dim=1)
+        ids = torch.cat([ids, restated(state, ids)[:, -1:].argmax(-1)], dim=1)  # type: ignore[list-item]
     assert torch.equal(written, ids)
     assert model.generation_config.eos_token_id == END_OF_TEXT_ID
 
@@ -79,7 +80,7 @@ def test_gpt2s_vocabulary_grows_to_hold_the_control_tokens(tmp_path: Path) -> No
         assert (model(ids).logits.argmax(-1) < 50257).all()
 
 
-def test_the_command_line_converts_and_exports(tmp_path: Path, capsys) -> None:
+def test_the_command_line_converts_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_checkpoint(tmp_path / "weights.pth", full_vocabulary("original-2025", 50304))
     main.run(["convert", str(source), str(tmp_path / "model"), "--num_attention_heads", "6"])
     assert "original-2025" in capsys.readouterr().out
@@ -101,12 +102,12 @@ class Trap:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("writer", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_a_pickle_that_is_not_weights_is_refused_without_being_executed(writer, tmp_path: Path) -> None:
+def test_a_pickle_that_is_not_weights_is_refused_without_being_executed(writer: Any, tmp_path: Path) -> None:
     trace = tmp_path / "executed"
     writer({"model": Trap(trace)}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="weights.pth: it .* pickle .* not executed|weights.pth: it cannot be read"):
@@ -145,7 +146,9 @@ def test_a_tensor_alone_and_an_unknown_layout_are_refused_by_what_they_hold(tmp_
         (50259, {"num_attention_heads": 5}, "hidden_size=48 must divide evenly among num_attention_heads=5"),
     ],
 )
-def test_vocabularies_and_heads_that_do_not_fit_are_refused(tokens, options, problem, tmp_path: Path) -> None:
+def test_vocabularies_and_heads_that_do_not_fit_are_refused(
+    tokens: Any, options: Any, problem: Any, tmp_path: Path
+) -> None:
     source = save_checkpoint(tmp_path / "weights.pth", full_vocabulary("original-2026", tokens))
     with pytest.raises(UserError, match=problem):
         convert(str(source), tmp_path / "model", **options)

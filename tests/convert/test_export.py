@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def greedy(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, new_tokens: int = 16) -> str:
     inputs = tokenizer(text, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])  # type: ignore[return-value]
 
 
 def llama_cpp(file: Path) -> Any:

@@ -1,6 +1,7 @@
 """Weights of other programs: each layout gives the logits of the arithmetic that it was trained in."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -148,7 +149,13 @@ def test_an_untied_head_stays_untied() -> None:
 
 def test_gpt2_in_and_out_are_inverse_with_equal_logits() -> None:
     torch.manual_seed(0)
-    shape = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 3, "n_positions": CONTEXT}
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "n_embd": WIDTH,
+        "n_layer": LAYERS,
+        "n_head": 3,
+        "n_positions": CONTEXT,
+    }
     theirs = GPT2LMHeadModel(GPT2Config(**shape, n_inner=100, layer_norm_epsilon=1e-6)).eval()
     for parameter in theirs.parameters():
         parameter.data.normal_(std=0.2)

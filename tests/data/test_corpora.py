@@ -73,7 +73,7 @@ def test_a_known_corpus_comes_in_a_random_order_that_is_always_the_same(monkeypa
     monkeypatch.setitem(CORPORA.embedded, "poems", lambda: Dataset.from_dict({"text": texts}))
     monkeypatch.setattr(corpora, "DOCUMENTS_AT_ONCE", 20)
     assert read_all("poems") == read_all("poems") != texts
-    assert sorted(read_all("poems")) == sorted(texts)
+    assert sorted(read_all("poems")) == sorted(texts)  # type: ignore[type-var]
     (shard,) = open_corpus(source("poems"))
     assert [position for _, position in shard.read(ShardPosition(0, 7))] == [(0, 20), (0, 40), (0, 50)]
     assert read(shard, ShardPosition(0, 7)) == read(shard)[7:]
@@ -97,7 +97,7 @@ def test_reading_goes_on_at_any_position(tmp_path: Path, row_group_size: int, mo
 
 
 def test_a_file_that_changes_has_another_version_and_the_same_name(tmp_path: Path) -> None:
-    shards, versions = [], []
+    shards, versions = [], []  # type: ignore[var-annotated]
     for count in (2, 3):
         write_shard(tmp_path / "a.parquet", documents(count))
         shards += open_corpus(source(tmp_path / "a.parquet"))

@@ -71,7 +71,7 @@ BAD = {
 
 
 def test_bad_rows_are_counted_named_and_left_out(tmp_path: Path) -> None:
-    pairs, issues = load(tmp_path, [*BAD.values(), FORMS["text"]])
+    pairs, issues = load(tmp_path, [*BAD.values(), FORMS["text"]])  # type: ignore[list-item]
     assert len(pairs) == 1 and len(issues) == len(BAD)
     for number, reason in enumerate(BAD):
         assert f"1 left out, {reason}: row {number} of {tmp_path / 'pairs.json'}" in str(issues)
@@ -80,7 +80,7 @@ def test_bad_rows_are_counted_named_and_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reason", BAD)
 def test_bad_rows_are_refused_where_they_are_to_be(reason: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"row 1 of .*{reason}"):
-        load(tmp_path, [FORMS["text"], BAD[reason]], bad_rows="refuse")
+        load(tmp_path, [FORMS["text"], BAD[reason]], bad_rows="refuse")  # type: ignore[list-item]
 
 
 def test_replies_to_different_messages_and_replies_of_the_user_are_no_pairs(tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def test_rows_come_back_as_they_were_made(source: TextSource, tmp_path: Path) ->
         assert found.dtype == np.uint16 and found.shape == (sum(record.sizes[split].rows for record in records), 64)
         assert sum(record.sizes[split].documents for record in records) > 30
     assert sum(record.sizes[split].documents for record in records for split in (TRAIN, VALIDATION)) == 600
-    found = load_prepared(tmp_path / "rows", 64)
-    first = found.rows[TRAIN]
-    assert f"in {len(first):,} rows of 64: none lost" in str(found.manifest)
-    assert found.manifest.sizes == total_size(records)
+    found = load_prepared(tmp_path / "rows", 64)  # type: ignore[assignment]
+    first = found.rows[TRAIN]  # type: ignore[attr-defined]
+    assert f"in {len(first):,} rows of 64: none lost" in str(found.manifest)  # type: ignore[attr-defined]
+    assert found.manifest.sizes == total_size(records)  # type: ignore[attr-defined]
     assert np.array_equal(first[[5, 0, 5]], rows(tmp_path / "rows", TRAIN)[[5, 0, 5]])
 
 

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +69,7 @@ def names(source: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------- one module's members
 
 
-def test_members_come_in_source_order_with_names_kinds_and_signatures():
+def test_members_come_in_source_order_with_names_kinds_and_signatures() -> None:
     assert module_members(SHAPES, "shapes") == [
         Member("shapes", "module", "", "Shapes in the plane."),
         Member("shapes.Circle", "class", "class Circle(Shape)", "A round shape."),
@@ -83,12 +85,12 @@ def test_members_come_in_source_order_with_names_kinds_and_signatures():
     ]
 
 
-def test_docstrings_lose_their_indentation_and_blank_ones_do_not_count():
+def test_docstrings_lose_their_indentation_and_blank_ones_do_not_count() -> None:
     source = 'def f():\n    """\n    First.\n\n        Indented.\n    """\ndef g():\n    "  "\n'
     assert [member.docstring for member in module_members(source, "m")] == ["First.\n\n    Indented."]
 
 
-def test_conditional_definitions_are_members_and_those_inside_functions_are_not():
+def test_conditional_definitions_are_members_and_those_inside_functions_are_not() -> None:
     source = (
         'try:\n    def f(): "F."\nexcept ImportError:\n    def g(): "G."\nelse:\n    def h(): "H."\n'
         'if x:\n    pass\nelif y:\n    class C:\n        with z:\n            def i(self): "I."\n'
@@ -97,7 +99,7 @@ def test_conditional_definitions_are_members_and_those_inside_functions_are_not(
     assert names(source) == ["m.f", "m.g", "m.h", "m.C.i"]
 
 
-def test_of_overloads_and_property_setters_the_first_documented_definition_counts():
+def test_of_overloads_and_property_setters_the_first_documented_definition_counts() -> None:
     source = (
         'class C:\n    @overload\n    def f(self, x: int): ...\n    def f(self, x): "Implementation."\n'
         '    @property\n    def p(self): "Getter."\n    @p.setter\n    def p(self, value): "Setter."\n'
@@ -109,12 +111,14 @@ def test_of_overloads_and_property_setters_the_first_documented_definition_count
     ]
 
 
-def test_a_very_long_signature_is_shortened():
+def test_a_very_long_signature_is_shortened() -> None:
     arguments = ", ".join(f"argument_{index}" for index in range(100))
     assert module_members(f'def f({arguments}) -> int: "F."', "m")[0].signature == "f(...) -> int"
 
 
-def test_invalid_escapes_do_not_warn_and_lone_surrogates_become_question_marks(recwarn: pytest.WarningsRecorder):
+def test_invalid_escapes_do_not_warn_and_lone_surrogates_become_question_marks(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     assert module_members(r'"A \d and \ud800."', "m")[0].docstring == r"A \d and ?."
     assert not recwarn.list
 
@@ -122,7 +126,7 @@ def test_invalid_escapes_do_not_warn_and_lone_surrogates_become_question_marks(r
 # ------------------------------------------------------------------------------------------------------ the data set
 
 
-def test_a_row_is_a_module_and_its_text_joins_its_members(tree: Path, cache: Path):
+def test_a_row_is_a_module_and_its_text_joins_its_members(tree: Path, cache: Path) -> None:
     alone, shapes, solids = rows(cache, tree)
     assert [alone["id"], shapes["id"], solids["id"]] == ["alone", "shapes", "shapes.solids"]
     assert alone["text"] == "alone\n\nrun()\nRun alone."
@@ -133,11 +137,13 @@ def test_a_row_is_a_module_and_its_text_joins_its_members(tree: Path, cache: Pat
     assert [Member(**member) for member in shapes["members"]] == module_members(SHAPES, "shapes")
 
 
-def test_the_order_of_the_file_system_does_not_matter(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_order_of_the_file_system_does_not_matter(  # type: ignore[return]
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     expected = rows(tmp_path / "a", tree)
     walk = os.walk
 
-    def reversed_walk(root):
+    def reversed_walk(root: Any) -> Iterator[Any]:
         for folder, subfolders, files in walk(root):
             subfolders.sort(reverse=True)
             yield folder, subfolders, sorted(files, reverse=True)
@@ -146,14 +152,14 @@ def test_the_order_of_the_file_system_does_not_matter(tree: Path, tmp_path: Path
     assert rows(tmp_path / "b", tree) == expected
 
 
-def test_several_processes_read_what_one_reads(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_several_processes_read_what_one_reads(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = rows(tmp_path / "a", tree)
     monkeypatch.setattr(pydocs, "FILES_PER_WORKER", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert rows(tmp_path / "b", tree) == expected
 
 
-def test_the_reading_processes_do_not_run_the_callers_script(tree: Path, tmp_path: Path, cache: Path):
+def test_the_reading_processes_do_not_run_the_callers_script(tree: Path, tmp_path: Path, cache: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(
         "import os\nfrom fgpt_hf.data import pydocs\nprint('ran')\n"
@@ -164,32 +170,34 @@ def test_the_reading_processes_do_not_run_the_callers_script(tree: Path, tmp_pat
     assert run.stdout == "ran\n"
 
 
-def test_a_docstring_of_a_vendored_copy_stays_with_the_shortest_path(tmp_path: Path, cache: Path):
+def test_a_docstring_of_a_vendored_copy_stays_with_the_shortest_path(tmp_path: Path, cache: Path) -> None:
     copied = 'def f(): "Copied."\n'
     files = {"pip/_vendor/rich.py": copied + 'def g(): "Old."\n', "rich.py": copied, "pip/again.py": copied}
     texts = {row["id"]: row["text"] for row in rows(cache, write_tree(tmp_path / "t", files))}
     assert texts == {"rich": "rich\n\nf()\nCopied.", "pip._vendor.rich": "pip._vendor.rich\n\ng()\nOld."}
 
 
-def test_modules_are_never_imported(tmp_path: Path, cache: Path):
+def test_modules_are_never_imported(tmp_path: Path, cache: Path) -> None:
     mark = tmp_path / "imported"
     source = f'"""Harmless."""\nopen({str(mark)!r}, "w")\nraise SystemExit\n'
     assert len(rows(cache, write_tree(tmp_path / "t", {"trap.py": source}))) == 1
     assert not mark.exists()
 
 
-def test_tests_and_the_project_itself_are_left_out(tmp_path: Path, cache: Path):
+def test_tests_and_the_project_itself_are_left_out(tmp_path: Path, cache: Path) -> None:
     files = {"a/tests/b.py": '"B."', "fgpt_hf/x.py": '"X."', "a/fgpt_hf.py": '"Namesake."', "a/test_utils.py": '"U."'}
     assert [row["id"] for row in rows(cache, write_tree(tmp_path / "t", files))] == ["a.fgpt_hf", "a.test_utils"]
 
 
-def test_the_first_search_path_wins_and_a_package_beats_a_module(tmp_path: Path, cache: Path):
+def test_the_first_search_path_wins_and_a_package_beats_a_module(tmp_path: Path, cache: Path) -> None:
     first = write_tree(tmp_path / "1", {"a/__init__.py": '"Package."', "a.py": '"Module."'})
     second = write_tree(tmp_path / "2", {"a.py": '"Second."', "b.py": '"B."'})
     assert [row["text"] for row in rows(cache, first, second)] == ["a\n\nPackage.", "b\n\nB."]
 
 
-def test_cookies_byte_order_marks_line_ends_and_form_feeds_are_read_as_python_reads_them(tmp_path: Path, cache: Path):
+def test_cookies_byte_order_marks_line_ends_and_form_feeds_are_read_as_python_reads_them(
+    tmp_path: Path, cache: Path
+) -> None:
     files = {
         "bom.py": b'\xef\xbb\xbf"""Caf\xc3\xa9."""',
         "crlf.py": b'"""One.\r\n\r\nTwo.\r\n"""\r\n',
@@ -202,7 +210,7 @@ def test_cookies_byte_order_marks_line_ends_and_form_feeds_are_read_as_python_re
 
 def test_files_that_cannot_be_read_are_skipped_and_counted(
     tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     expected = rows(cache, tree)
     broken = {
         "cookie.py": b"# coding: no-such-codec\n",
@@ -222,7 +230,7 @@ def test_files_that_cannot_be_read_are_skipped_and_counted(
     assert "3 of 10 modules have docstrings, 7 skipped" in caplog.text
 
 
-def test_without_any_docstring_the_error_names_the_place(tmp_path: Path, cache: Path):
+def test_without_any_docstring_the_error_names_the_place(tmp_path: Path, cache: Path) -> None:
     empty = write_tree(tmp_path / "bare", {"a.py": "x = 1\n"})
     with pytest.raises(ValueError, match=r"no docstring in 1 Python files under .*bare"):
         load_pydocs(cache, [empty])
@@ -231,13 +239,13 @@ def test_without_any_docstring_the_error_names_the_place(tmp_path: Path, cache: 
 # --------------------------------------------------------------------------------------------------------- the cache
 
 
-def test_the_second_call_reads_no_source(tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_second_call_reads_no_source(tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = rows(cache, tree)
     monkeypatch.setattr(pydocs, "_sources", lambda root: pytest.fail("looked for sources again"))
     assert rows(cache, tree) == expected
 
 
-def test_other_distributions_have_another_cache(tree: Path, cache: Path):
+def test_other_distributions_have_another_cache(tree: Path, cache: Path) -> None:
     before = rows(cache, tree)
     write_tree(tree, {"new.py": '"""New."""\n'})
     assert rows(cache, tree) == before
@@ -245,13 +253,15 @@ def test_other_distributions_have_another_cache(tree: Path, cache: Path):
     assert [row["id"] for row in rows(cache, tree)] == ["alone", "new", "shapes", "shapes.solids"]
 
 
-def test_the_cache_belongs_to_hf_home_unless_told_otherwise(tree: Path, tmp_path: Path, monkeypatch):
+def test_the_cache_belongs_to_hf_home_unless_told_otherwise(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     load_pydocs(search_paths=[tree])
     assert list((tmp_path / "home" / "fgpt" / "pydocs").glob("*/dataset_info.json"))
 
 
-def load_together(barrier, answers, tree: Path, cache: Path) -> None:
+def load_together(barrier: Any, answers: Any, tree: Path, cache: Path) -> None:
     import datasets  # noqa: F401  # the slow part, so that both start to build at once
 
     barrier.wait()
@@ -259,7 +269,7 @@ def load_together(barrier, answers, tree: Path, cache: Path) -> None:
     answers.put((dataset._fingerprint, hashlib.sha256("".join(dataset["text"]).encode()).hexdigest(), len(dataset)))
 
 
-def test_processes_that_build_at_once_share_one_whole_data_set(tmp_path: Path, cache: Path):
+def test_processes_that_build_at_once_share_one_whole_data_set(tmp_path: Path, cache: Path) -> None:
     modules = 300
     tree = write_tree(tmp_path / "t", {f"m{index:03}.py": SHAPES + f'def f(): "{index}"' for index in range(modules)})
     context = multiprocessing.get_context("spawn")
@@ -274,8 +284,10 @@ def test_processes_that_build_at_once_share_one_whole_data_set(tmp_path: Path, c
     assert [path.suffix for path in sorted(cache.iterdir())] == ["", ".lock"]
 
 
-def test_a_full_disk_leaves_nothing_behind_and_says_what_would_work(tree: Path, cache: Path, monkeypatch):
-    def full(dataset, path):
+def test_a_full_disk_leaves_nothing_behind_and_says_what_would_work(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(dataset: Any, path: Any) -> None:
         write_tree(Path(path), {"half.arrow": "half"})
         raise OSError(28, "No space left on device")
 
@@ -287,7 +299,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_what_would_work(tree: Path, 
     assert len(rows(cache, tree)) == 3
 
 
-def test_a_cache_that_cannot_be_a_folder_says_what_would_work(tree: Path, tmp_path: Path):
+def test_a_cache_that_cannot_be_a_folder_says_what_would_work(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file.*set HF_HOME to a writable folder"):
         load_pydocs(tmp_path / "file", [tree])

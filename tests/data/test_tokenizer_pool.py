@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def pool(source: TextSource) -> Iterator[TokenizerPool]:
 
 def epoch_of(pool: TokenizerPool, shards: list[Shard], seed: int, epoch: int) -> list[PackedBuffer]:
     endless = training_buffers(pool, shards, seed, epoch, EpochPosition())
-    found = []
+    found: list[Any] = []
     for number, buffer in endless:
         if number != epoch:
             return found
@@ -52,7 +53,7 @@ def epoch_of(pool: TokenizerPool, shards: list[Shard], seed: int, epoch: int) ->
 def documents_of(*rows: Ids) -> list[str]:
     """The beginnings of documents: `shard.number` of the text, which only the first piece of a document has."""
     tokenizer = build_tokenizer()
-    pieces = []
+    pieces = []  # type: ignore[var-annotated]
     for row in np.concatenate(rows).tolist():
         text = tokenizer.decode([token for token in row if token != PAD_ID])
         pieces += text.split("<|endoftext|>")[1:]

@@ -49,7 +49,7 @@ def test_padding_sees_itself_alone_and_is_seen_by_no_one() -> None:
 def test_batches_keep_to_their_budget_and_do_not_depend_on_the_order() -> None:
     trees = [build_prefix_tree([number], [Row(tuple(range(number + 2)), 1)]) for number in range(30)]
     found = list(batch_trees(trees, 64))
-    assert sorted(key for batch in found for tree in batch for key in tree.keys) == list(range(30))
+    assert sorted(key for batch in found for tree in batch for key in tree.keys) == list(range(30))  # type: ignore[type-var]
     assert all(len(batch) * max(len(tree.token_ids) for tree in batch) <= 64 for batch in found)
     assert list(batch_trees(trees[::-1], 64)) == found
 

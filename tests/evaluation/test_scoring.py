@@ -1,6 +1,7 @@
 """Scores: those of one row at a time, whatever the model, the batches and the order."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
 from tests.support.tiny import random_model
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
     "num_hidden_layers": 2,

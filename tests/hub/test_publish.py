@@ -32,7 +32,7 @@ HERE = Destination(repo_id="tester/tiny")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
 
 
@@ -81,7 +81,7 @@ def test_a_stranger_gets_the_published_model_by_its_name(
     files = repo.files("next")
     assert not any(b"secret of" in content or str(run).encode() in content for content in files.values())
     assert any(name.endswith(".py") for name in files) == (variant == "fgpt")
-    assert ModelCard(files["README.md"].decode()).data.license == "mit"
+    assert ModelCard(files["README.md"].decode()).data.license == "mit"  # type: ignore[attr-defined]
     assert files["figures/validation_loss.png"] and files[".eval_results/hellaswag.yaml"]
 
     found = loaded_by_a_stranger(server, tmp_path, "trust" if variant == "fgpt" else "stock", revision="v1")
@@ -141,7 +141,7 @@ def test_a_run_pushes_itself_with_its_card_when_it_ends(server: LoopbackHub, tmp
     assert repo.private
     assert repo.history()[0].title == f"Step 4: {last['tokens']:,} tokens, validation loss {last['eval_loss']:.3f}"
     card = ModelCard(repo.files()["README.md"].decode())
-    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}  # type: ignore[attr-defined]
     assert results == {"loss": last["eval_loss"], "bits_per_byte": last["eval_bits_per_byte"]}
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())["data"]
     assert sum(split["documents"] for split in provenance.values()) == 80
@@ -149,7 +149,9 @@ def test_a_run_pushes_itself_with_its_card_when_it_ends(server: LoopbackHub, tmp
     assert (tmp_path / "run" / "model" / "README.md").is_file()
 
 
-def test_a_dry_run_shows_every_file_and_its_size_and_touches_nothing(run: Path, capsys, monkeypatch) -> None:
+def test_a_dry_run_shows_every_file_and_its_size_and_touches_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     before = sorted(run.rglob("*"))
@@ -210,7 +212,14 @@ def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path
         (["{run}", "tester/tiny", "--watts", "-3"], "watts=-3.0 must be above zero"),
     ],
 )
-def test_the_command_line_refuses_in_one_line(arguments, problem, run, tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_line_refuses_in_one_line(
+    arguments: Any,
+    problem: Any,
+    run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     places = {"run": run, "empty": tmp_path}
@@ -251,7 +260,9 @@ def own_accelerator() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_accelerator")
-def test_a_run_without_a_token_is_refused_before_it_makes_its_folder(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_without_a_token_is_refused_before_it_makes_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     push = ["--push_to_hub", "--hub_model_id", "tester/tiny", "--output_dir", str(tmp_path / "run")]

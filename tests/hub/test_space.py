@@ -34,7 +34,7 @@ def test_the_space_has_the_models_names_and_commits_in_it(
     assert {path.name for path in (ROOT / "space").iterdir() if path.is_file()} | {"models.json"} <= files.keys()
     assert space.sdk == "gradio" and space.at().oid in capsys.readouterr().out
     card = SpaceCard(files["README.md"].decode())
-    assert card.data.models == ["tester/tiny", "tester/base"] and card.data.sdk_version and card.data.title == "tiny"
+    assert card.data.models == ["tester/tiny", "tester/base"] and card.data.sdk_version and card.data.title == "tiny"  # type: ignore[attr-defined]
     assert card.data["preload_from_hub"][0] == f"tester/tiny model.safetensors {model.at().oid}"
     assert "https://huggingface.co/tester/tiny" in card.text
     assert "https://huggingface.co/spaces/tester/chat" in model.files()["README.md"].decode()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -117,7 +118,7 @@ def test_what_people_wrote_in_the_card_survives(server: LoopbackHub, tmp_path: P
 
 def test_a_push_that_finds_a_newer_commit_merges_what_people_wrote_in_between(server: LoopbackHub) -> None:
     push_files(FILES, HERE, "first")
-    seen = []
+    seen: list[Any] = []
 
     def amend(files: Files, published: PublishedFiles) -> Files:
         if not seen:
@@ -243,7 +244,9 @@ def test_no_token_is_said_before_anything_is_asked(server: LoopbackHub, monkeypa
         (WRITE_TOKEN, "somebody/tiny", "the token may not write there: use one with the role 'write', of the owner"),
     ],
 )
-def test_a_token_that_will_not_do_is_refused(server: LoopbackHub, monkeypatch, token, repo_id, problem) -> None:
+def test_a_token_that_will_not_do_is_refused(
+    server: LoopbackHub, monkeypatch: pytest.MonkeyPatch, token: Any, repo_id: Any, problem: Any
+) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=problem):
         push_files(FILES, Destination(repo_id=repo_id), "whole")
@@ -251,7 +254,7 @@ def test_a_token_that_will_not_do_is_refused(server: LoopbackHub, monkeypatch, t
 
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])
-def test_a_repo_of_another_type_is_refused(server: LoopbackHub, kind) -> None:
+def test_a_repo_of_another_type_is_refused(server: LoopbackHub, kind: Any) -> None:
     server.add_repo(kind, REPO, {})
     with pytest.raises(UserError, match=f"tester/tiny is a {kind} on the Hub: choose another name for the model"):
         push_files(FILES, HERE, "whole")

@@ -94,4 +94,4 @@ def write_data(folder: Path) -> None:
         "my_choices.jsonl": [{"context": f"Number {n} of", "endings": endings, "label": n % 4} for n in range(8)],
     }
     for name, lines in rows.items():
-        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 """Attention implementations, recorded outputs, compiled and exported graphs."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -46,7 +48,7 @@ def test_a_head_size_that_fused_kernels_lack_is_padded_where_they_are(
         ALL_ATTENTION_FUNCTIONS._local_mapping,
         attention,
         lambda module, query, *rest, **kwargs: (
-            head_sizes.append((query.shape[2], query.shape[3])) or plain(module, query, *rest, **kwargs)
+            head_sizes.append((query.shape[2], query.shape[3])) or plain(module, query, *rest, **kwargs)  # type: ignore[func-returns-value]
         ),
     )
     monkeypatch.setattr(modeling_fgpt, "PADDED_DEVICES", ("cpu",))
@@ -72,7 +74,7 @@ def test_compiled_flex_attention_gives_the_same_logits() -> None:
 
 
 def test_flash_attention_is_told_where_the_documents_of_all_rows_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    def varlen(module, query, key, value, attention_mask, scaling, **kwargs):
+    def varlen(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any, **kwargs: Any) -> Any:
         """Attend within the bounds alone, as the kernel does over flattened rows."""
         assert attention_mask is None and module.is_causal
         rows, tokens = query.shape[0], query.shape[2]
@@ -116,7 +118,7 @@ def test_it_compiles_as_one_graph() -> None:
     with torch.no_grad():
         for given in ({}, {"position_ids": positions}):
             torch.testing.assert_close(compiled(ids, **given).logits, model(ids, **given).logits)
-        assert compiled.get_input_embeddings().weight is compiled.lm_head.weight
+        assert compiled.get_input_embeddings().weight is compiled.lm_head.weight  # type: ignore[attr-defined]
         # torch wraps what is raised in a single graph, and quotes it.
         with pytest.raises(torch._dynamo.exc.Unsupported, match=f"longer than the context of {CONTEXT}"):
             compiled(random_ids(1, CONTEXT + 1))
@@ -134,7 +136,7 @@ def test_compiled_steps_over_a_static_cache_equal_the_uncompiled_ones() -> None:
 
 
 def test_a_compiled_training_step_without_packing_needs_no_mask() -> None:
-    masks = []
+    masks: list[Any] = []
 
     def record(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
         calls = [node for node in graph.graph.nodes if "scaled_dot_product_attention" in str(node.target)]

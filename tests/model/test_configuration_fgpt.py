@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -23,7 +24,7 @@ def test_the_defaults_are_the_flagship() -> None:
 
 
 def test_gpt2_names_are_read_and_written_as_aliases() -> None:
-    config = FGPTConfig(n_embd=96, n_layer=2, n_head=4, n_positions=64, activation_function="gelu", resid_pdrop=0.1)
+    config = FGPTConfig(n_embd=96, n_layer=2, n_head=4, n_positions=64, activation_function="gelu", resid_pdrop=0.1)  # type: ignore[call-arg]
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 2, 4)
     assert (config.max_position_embeddings, config.hidden_act, config.residual_dropout) == (64, "gelu", 0.1)
     config.n_layer = 3
@@ -33,7 +34,7 @@ def test_gpt2_names_are_read_and_written_as_aliases() -> None:
 
 def test_every_name_of_gpt2s_shape_has_a_counterpart() -> None:
     gpt2 = GPT2Config(n_embd=48, n_layer=2, n_head=3, n_positions=32, n_inner=100, layer_norm_epsilon=1e-6)
-    shape = {name: getattr(gpt2, name) for name in FGPTConfig.attribute_map}
+    shape: dict[str, Any] = {name: getattr(gpt2, name) for name in FGPTConfig.attribute_map}
     config = FGPTConfig(**shape)
     assert {name: getattr(config, name) for name in shape} == shape
 
@@ -67,7 +68,7 @@ def test_a_value_of_the_wrong_type_is_refused_under_either_name(name: str) -> No
 
 
 def test_a_saved_config_loads_as_it_was_and_names_the_code_of_every_auto_class(tmp_path: Path) -> None:
-    config = FGPTConfig(n_embd=48, n_head=4, hidden_act="gelu", attention_bias=False, eos_token_id=[50256, 50260])
+    config = FGPTConfig(n_embd=48, n_head=4, hidden_act="gelu", attention_bias=False, eos_token_id=[50256, 50260])  # type: ignore[call-arg]
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == "fgpt"
@@ -88,7 +89,7 @@ def test_the_auto_class_gives_the_config_for_its_model_type() -> None:
 
 
 @pytest.mark.parametrize("module", [configuration_fgpt, modeling_fgpt])
-def test_the_files_that_travel_import_only_transformers_and_what_it_needs(module) -> None:
+def test_the_files_that_travel_import_only_transformers_and_what_it_needs(module: Any) -> None:
     imported = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
         if isinstance(node, ast.Import):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig
@@ -27,7 +28,7 @@ def damaged(folder: Path, **config: int) -> None:
         ({"hidden_size": 64}, "weights of .* do not have the shape in its config: model.*"),
     ],
 )
-def test_weights_that_are_not_all_there_are_not_made_up(loader, config, problem: str, tmp_path: Path) -> None:
+def test_weights_that_are_not_all_there_are_not_made_up(loader: Any, config: Any, problem: str, tmp_path: Path) -> None:
     folder = save(random_model(), tmp_path / "model")
     damaged(folder, **config)
     with pytest.raises(ValueError, match=problem):
@@ -36,7 +37,7 @@ def test_weights_that_are_not_all_there_are_not_made_up(loader, config, problem:
 
 @pytest.mark.parametrize("loader", [load_model, load_fgpt])
 @pytest.mark.parametrize("content", ["{", None])
-def test_a_tokenizer_that_cannot_be_read_is_named(loader, content: str | None, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_read_is_named(loader: Any, content: str | None, tmp_path: Path) -> None:
     folder = save(random_model(), tmp_path / "model")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
@@ -49,7 +50,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(loader, content: str | None, t
 def test_the_context_length_is_the_models_else_the_tokenizers_else_2048() -> None:
     model = random_model(max_position_embeddings=48)
     assert context_length(model, tokenizer()) == 48
-    model.config = AutoConfig.for_model("mamba")
+    model.config = AutoConfig.for_model("mamba")  # type: ignore[assignment]
     assert context_length(model, tokenizer()) == CONTEXT
     endless = tokenizer().__class__(vocab=tokenizer().get_vocab(), merges=[], model_max_length=10**30)
     assert context_length(model, endless) == DEFAULT_CONTEXT

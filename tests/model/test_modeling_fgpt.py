@@ -1,6 +1,7 @@
 """The network computes what transformers' GPT2LMHeadModel computes, and trains as GPT-2 does."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -215,7 +216,7 @@ def test_the_trainer_trains_it(tmp_path: Path) -> None:
     class Losses(TrainerCallback):
         values: list[float] = []
 
-        def on_log(self, args, state, control, logs, **kwargs) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:  # type: ignore[override]
             self.values += [logs["loss"]] if "loss" in logs else []
 
     rows = [{"input_ids": ids, "labels": ids, "position_ids": packed(6, 6)[0]} for ids in random_ids(8, 12)]

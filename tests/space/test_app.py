@@ -197,7 +197,7 @@ def test_a_reply_comes_piece_by_piece_and_is_what_generate_gives(chat_model: Lan
 
 def test_closing_a_reply_ends_the_writing(chat_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, forward = [], chat_model.model.forward
-    monkeypatch.setattr(chat_model.model, "forward", lambda *a, **k: (steps.append(1), forward(*a, **k))[1])
+    monkeypatch.setattr(chat_model.model, "forward", lambda *a, **k: (steps.append(1), forward(*a, **k))[1])  # type: ignore[func-returns-value]
     replies = Chat(chat_model, 60).reply("Hi", [], "", Settings(greedy=True, max_new_tokens=50))
     next(replies)
     replies.close()  # type: ignore[attr-defined]

@@ -77,7 +77,7 @@ class FaultyObjective(LanguageModelObjective):
     rows_that_fit = 0
     step = 0
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
         if 0 < self.rows_that_fit < len(batch["labels"]):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
         self.step += 1

@@ -45,7 +45,12 @@ RESULTS = {
 
 def tiny_model() -> FGPTForCausalLM:
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    }
     model = FGPTForCausalLM(FGPTConfig(**shape)).eval()
     model.generation_config = GenerationConfig(**GENERATION_IDS)
     return model

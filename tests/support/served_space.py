@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,12 @@ def write_chat_run(folder: Path, seed: int, **fields: object) -> Path:
     run = write_run(folder, **fields)
     shutil.rmtree(run / "model")
     torch.manual_seed(seed)
-    shape = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
+    shape: dict[str, Any] = {
+        "hidden_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+    }
     model = FGPTForCausalLM(FGPTConfig(**shape)).eval()
     ends = [END_OF_TEXT_ID, END_OF_TURN_ID]
     model.generation_config = GenerationConfig(bos_token_id=END_OF_TEXT_ID, eos_token_id=ends, pad_token_id=PAD_ID)

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2Tokenizer, PreTrainedModel
@@ -20,7 +21,12 @@ def tokenizer() -> GPT2Tokenizer:
 def random_model(**changes: int | str) -> FGPTForCausalLM:
     """A network with weights so large that every token matters to every other one."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": CONTEXT}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
     model = FGPTForCausalLM(FGPTConfig(**shape | changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

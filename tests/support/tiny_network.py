@@ -14,7 +14,7 @@ PAD = 2
 
 def tiny_config(**changes: Any) -> FGPTConfig:
     """Return the shape of a network of two layers that reads 48 tokens."""
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 48,
         "num_hidden_layers": 2,
@@ -68,7 +68,7 @@ def gpt2_names(model: FGPTForCausalLM, tensors: dict[str, torch.Tensor]) -> dict
 def gpt2_twin(model: FGPTForCausalLM) -> GPT2LMHeadModel:
     """Return transformers' GPT-2 with the weights of an FGPT."""
     config = model.config
-    shape = {name: getattr(config, name) for name in config.attribute_map}
+    shape: dict[str, Any] = {name: getattr(config, name) for name in config.attribute_map}
     special = {"bos_token_id": 0, "eos_token_id": None, "pad_token_id": PAD}
     twin = GPT2LMHeadModel(GPT2Config(vocab_size=config.vocab_size, **shape, **special)).eval()
     loaded = twin.load_state_dict(gpt2_names(model, dict(model.named_parameters())), strict=False)

@@ -3,6 +3,7 @@
 import random
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import pytest
 from jinja2 import TemplateError
@@ -16,7 +17,7 @@ CONTROL_IDS = set(CONTROL_TOKENS.values())
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return build_tokenizer()
 
 
@@ -42,14 +43,14 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_a_conversation_is_written_in_phi3s_format(tokenizer, messages):
+def test_a_conversation_is_written_in_phi3s_format(tokenizer: Any, messages: Any) -> None:
     ids, _ = encode_conversation(tokenizer, messages)
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False) == written(messages)
     assert ids == tokenizer(written(messages))["input_ids"]
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_the_mask_holds_the_replies_and_their_ends(tokenizer, messages):
+def test_the_mask_holds_the_replies_and_their_ends(tokenizer: Any, messages: Any) -> None:
     ids, mask = encode_conversation(tokenizer, messages)
     assert len(ids) == len(mask)
     spans = [(said, [index for _, index in span]) for said, span in groupby(zip(mask, ids, strict=True), itemgetter(0))]
@@ -60,7 +61,7 @@ def test_the_mask_holds_the_replies_and_their_ends(tokenizer, messages):
 
 
 @pytest.mark.parametrize("reply", ["x", "\nx", "\n\nx", "\n", " ", "\u00a0\u00a0x", "\u2028\n x", "\x85\x1cx", "\t"])
-def test_training_sees_the_prompt_that_generation_will_see(tokenizer, reply):
+def test_training_sees_the_prompt_that_generation_will_see(tokenizer: Any, reply: Any) -> None:
     """The newline of the header never merges with white space in front of a reply, which the template drops."""
     prompt = tokenizer.apply_chat_template(say("Hi"), add_generation_prompt=True)["input_ids"]
     ids, mask = encode_conversation(tokenizer, say("Hi", reply))
@@ -69,20 +70,20 @@ def test_training_sees_the_prompt_that_generation_will_see(tokenizer, reply):
     assert tokenizer.decode(ids[len(prompt) :]).replace("< |", "<|") == reply.lstrip() + "<|end|>\n"
 
 
-def test_the_generation_prompt_asks_for_a_reply(tokenizer):
+def test_the_generation_prompt_asks_for_a_reply(tokenizer: Any) -> None:
     messages = say("Hi", "Hello", "And?", system="Be brief.")
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert prompt == written(messages) + "<|assistant|>\n"
 
 
-def test_parts_of_text_are_joined(tokenizer):
+def test_parts_of_text_are_joined(tokenizer: Any) -> None:
     messages = say(parts("Hi ", "there"), parts("Hello"), system=parts("Be", " brief."))
     assert encode_conversation(tokenizer, messages) == encode_conversation(
         tokenizer, say("Hi there", "Hello", system="Be brief.")
     )
 
 
-def test_a_lone_surrogate_in_a_conversation_is_replaced(tokenizer):
+def test_a_lone_surrogate_in_a_conversation_is_replaced(tokenizer: Any) -> None:
     assert encode_conversation(tokenizer, say("a\ud83d", parts("\ude00b"))) == encode_conversation(
         tokenizer, say("a\ufffd", "\ufffdb")
     )
@@ -109,20 +110,20 @@ def test_a_lone_surrogate_in_a_conversation_is_replaced(tokenizer):
         (say(["x"]), "message 1 has a part of the type ''; only text"),
     ],
 )
-def test_what_is_not_a_conversation_is_refused(tokenizer, messages, problem):
+def test_what_is_not_a_conversation_is_refused(tokenizer: Any, messages: Any, problem: Any) -> None:
     with pytest.raises(ValueError, match=problem):
         encode_conversation(tokenizer, messages)
 
 
 @pytest.mark.parametrize("messages", [say("Hi", "Hello"), say(system="Be brief.")])
-def test_a_reply_needs_a_question(tokenizer, messages):
+def test_a_reply_needs_a_question(tokenizer: Any, messages: Any) -> None:
     with pytest.raises(TemplateError, match="the last message is not the user's; end with a user message, or pass"):
         tokenizer.apply_chat_template(messages, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("trim", [False, True])
 @pytest.mark.parametrize("messages", [*CONVERSATIONS, say(parts("a<|en", "d|>"), "<|pad|>", system="<|user|>")])
-def test_an_engine_without_generation_blocks_writes_the_same(tokenizer, messages, trim):
+def test_an_engine_without_generation_blocks_writes_the_same(tokenizer: Any, messages: Any, trim: Any) -> None:
     """Servers with another Jinja drop the two tags, spelt exactly so, and may not trim blocks."""
     template = tokenizer.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     engine = ImmutableSandboxedEnvironment(trim_blocks=trim, lstrip_blocks=trim).from_string(template)
@@ -150,7 +151,7 @@ TRICKS = [
 @pytest.mark.parametrize("sanitize", [False, True])
 @pytest.mark.parametrize("role", range(3))
 @pytest.mark.parametrize("token", CONTROL_TOKENS)
-def test_typed_control_tokens_stay_text(tokenizer, token, role, sanitize):
+def test_typed_control_tokens_stay_text(tokenizer: Any, token: Any, role: Any, sanitize: Any) -> None:
     for trick in TRICKS:
         text = trick.format(t=token)
         contents = ["x", "x", "x"]
@@ -164,7 +165,7 @@ def test_typed_control_tokens_stay_text(tokenizer, token, role, sanitize):
             assert unescaped == written(say(*contents[1:], system=contents[0])), text
 
 
-def test_only_whole_control_tokens_are_altered(tokenizer):
+def test_only_whole_control_tokens_are_altered(tokenizer: Any) -> None:
     """The least that is needed: operators and near misses keep their spelling."""
     text = "f <| x |> g, a <|> b, <|END|>, <| end |>, <end>, |end|, <|us"
     assert tokenizer.apply_chat_template(say(text), tokenize=False) == written(say(text))
@@ -172,7 +173,7 @@ def test_only_whole_control_tokens_are_altered(tokenizer):
 
 
 @pytest.mark.parametrize("token", CONTROL_TOKENS)
-def test_no_joint_completes_a_control_token(tokenizer, token):
+def test_no_joint_completes_a_control_token(tokenizer: Any, token: Any) -> None:
     for cut in range(1, len(token)):
         head, tail = token[:cut], token[cut:]
         for first, second in [(parts(head, tail), parts("x" + head, tail, "y")), (head, tail + head), (tail, head)]:
@@ -180,7 +181,7 @@ def test_no_joint_completes_a_control_token(tokenizer, token):
             assert control_ids(ids) == [50259, 50260, 50257, 50260, 50258, 50260]
 
 
-def test_random_text_never_makes_a_control_token(tokenizer):
+def test_random_text_never_makes_a_control_token(tokenizer: Any) -> None:
     source = random.Random(1)
     pieces = [*CONTROL_TOKENS, *"<|>\n ", "<|", "|>", "end", "user", "pad", "\ud83d", "\U000f0000", "\u200b", "é"]
     for _ in range(300):
@@ -193,7 +194,7 @@ def test_random_text_never_makes_a_control_token(tokenizer):
 
 @pytest.mark.parametrize("sanitize", [False, True])
 @pytest.mark.parametrize("content", ["The answer is", " is \n", "ends in <|us", "<", "", parts("a <|en", "d|> b")])
-def test_the_final_message_can_be_continued(tokenizer, content, sanitize):
+def test_the_final_message_can_be_continued(tokenizer: Any, content: Any, sanitize: Any) -> None:
     text = content if isinstance(content, str) else "a < |end|> b"
     messages = say("Hi", content)
     prompt = written(say("Hi")) + "<|assistant|>\n" + text.lstrip()
@@ -204,7 +205,7 @@ def test_the_final_message_can_be_continued(tokenizer, content, sanitize):
     assert tokenizer.decode(ids) == prompt
 
 
-def test_a_continued_message_must_not_spell_a_control_token(tokenizer):
+def test_a_continued_message_must_not_spell_a_control_token(tokenizer: Any) -> None:
     """transformers looks for the message as it was given, and the template cannot write a control token as given."""
     with pytest.raises(ValueError, match="final message does not appear in the chat"):
         tokenizer.apply_chat_template(say("Hi", "a<|end|>b"), continue_final_message=True)

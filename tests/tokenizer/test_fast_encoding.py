@@ -3,6 +3,7 @@
 import importlib.util
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,12 @@ CONTROL_IDS = set(CONTROL_TOKENS.values())
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return build_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def gpt2():
+def gpt2() -> Any:
     """The gpt2 encoding as tiktoken itself defines and loads it, from local files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", "")  # no copies of the files in the temporary folder
@@ -63,7 +64,7 @@ def random_texts(count: int) -> list[str]:
     return texts
 
 
-def test_all_three_encoders_agree(tokenizer, gpt2):
+def test_all_three_encoders_agree(tokenizer: Any, gpt2: Any) -> None:
     texts = ODD_TEXTS + random_texts(3_000)
     fast = encode_documents(texts)
     own = tokenizer(texts, split_special_tokens=True)["input_ids"]
@@ -73,7 +74,7 @@ def test_all_three_encoders_agree(tokenizer, gpt2):
         assert not CONTROL_IDS & set(own_ids), repr(text)
 
 
-def test_text_survives_the_round_trip(tokenizer):
+def test_text_survives_the_round_trip(tokenizer: Any) -> None:
     texts = ODD_TEXTS + random_texts(600)
     for text, ids in zip(texts, encode_documents(texts), strict=True):
         assert tokenizer.decode(ids) == text
@@ -84,12 +85,12 @@ def test_text_survives_the_round_trip(tokenizer):
     ["a" * 1_000_000, "é" * 300_000, "x1_" * 200_000, " " * 1_000_001 + "x", "\n" * 1_000_001],
     ids=["letter", "two bytes", "no white space", "white space before a word", "white space only"],
 )
-def test_very_long_words_neither_hang_nor_differ(tokenizer, text):
+def test_very_long_words_neither_hang_nor_differ(tokenizer: Any, text: str) -> None:
     (ids,) = encode_documents([text])
     assert ids.tolist() == tokenizer.encode(text, split_special_tokens=True, verbose=False)
 
 
-def test_white_space_of_every_kind_is_cut_as_gpt2_cuts_it(gpt2):
+def test_white_space_of_every_kind_is_cut_as_gpt2_cuts_it(gpt2: Any) -> None:
     spaces = [chr(point) for point in range(0x3100) if chr(point).isspace() or point in (0x180E, 0x200B, 0x2060)]
     texts = [f"a{first}{second}{word}" for first in spaces for second in spaces for word in ("b", "7", "'s", "!", "")]
     texts += [f"{first}{second}{first} b {second}{second}" for first in spaces for second in spaces]
@@ -97,20 +98,20 @@ def test_white_space_of_every_kind_is_cut_as_gpt2_cuts_it(gpt2):
         assert ids.tolist() == gpt2.encode_ordinary(text), repr(text)
 
 
-def test_text_that_holds_the_encoder_s_marks_stays_text(gpt2):
+def test_text_that_holds_the_encoder_s_marks_stays_text(gpt2: Any) -> None:
     texts = ["a  b", _CUT, f"a  {_CUT} b", f"{_END}  b", f"<|endoftext|>{_CUT}{_END}"]
     for text, ids in zip(texts, encode_documents(texts), strict=True):
         assert ids.tolist() == gpt2.encode_ordinary(text)
 
 
-def test_a_lone_surrogate_is_replaced_and_a_pair_is_joined():
+def test_a_lone_surrogate_is_replaced_and_a_pair_is_joined() -> None:
     broken = ["a\ud83d", "\udc00b", "a\ud83d\ud83db", "\ud83d\ude00", "\ufeffa\ud800"]
     whole = ["a\ufffd", "\ufffdb", "a\ufffd\ufffdb", "😀", "\ufeffa\ufffd"]
     for ids, expected in zip(encode_documents(broken), encode_documents(whole), strict=True):
         np.testing.assert_array_equal(ids, expected)
 
 
-def test_documents_keep_their_order_and_may_be_any_iterable():
+def test_documents_keep_their_order_and_may_be_any_iterable() -> None:
     texts = [str(number) for number in range(700)]
     expected = [ids for text in texts for ids in encode_documents([text])]
     for ids, one in zip(encode_documents(iter(texts)), expected, strict=True):
@@ -130,12 +131,12 @@ def conversation(chance: random.Random) -> list[dict]:
         chance.shuffle(roles)
     messages = [{"role": role, "content": "".join(chance.choices(pieces, k=chance.randint(0, 8)))} for role in roles]
     if chance.random() < 0.1 and messages:
-        messages[-1]["content"] = chance.choice([None, parts("in ", "parts"), 5])
+        messages[-1]["content"] = chance.choice([None, parts("in ", "parts"), 5])  # type: ignore[assignment]
     return [{"role": "system", "content": "Be brief."}, *messages] if chance.random() < 0.5 else messages
 
 
 @pytest.mark.parametrize("template", ["own", "another"])
-def test_many_conversations_give_what_each_gives_alone(template):
+def test_many_conversations_give_what_each_gives_alone(template: Any) -> None:
     tokenizer = build_tokenizer()
     if template == "another":
         tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|endoftext|>")

@@ -1,5 +1,7 @@
 """The chat template of the original FGPT's weights: `<|user|>question<|assistant|>answer<|endoftext|>`, no newlines."""
 
+from typing import Any
+
 import pytest
 from jinja2 import TemplateError
 
@@ -10,7 +12,7 @@ USER, ASSISTANT, END = (CONTROL_TOKENS[name] for name in ("<|user|>", "<|assista
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return build_tokenizer(template=ORIGINAL_CHAT_TEMPLATE)
 
 
@@ -18,12 +20,12 @@ def say(*texts: str) -> list[dict]:
     return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
 
 
-def plain(tokenizer, text: str) -> list[int]:
+def plain(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize("turns", [("Hi", "Hello"), ("a\n", "\n b", "c", "d"), ("", "")])
-def test_a_turn_is_question_and_answer_with_nothing_between(tokenizer, turns) -> None:
+def test_a_turn_is_question_and_answer_with_nothing_between(tokenizer: Any, turns: Any) -> None:
     expected_ids, expected_mask = [], []
     for question, answer in zip(turns[::2], turns[1::2], strict=True):
         asked = [USER, *plain(tokenizer, question), ASSISTANT]
@@ -33,13 +35,13 @@ def test_a_turn_is_question_and_answer_with_nothing_between(tokenizer, turns) ->
     assert encode_conversation(tokenizer, say(*turns)) == (expected_ids, expected_mask)
 
 
-def test_generation_goes_on_where_training_scored(tokenizer) -> None:
+def test_generation_goes_on_where_training_scored(tokenizer: Any) -> None:
     prompt = tokenizer.apply_chat_template(say("Hi"), add_generation_prompt=True)["input_ids"]
     assert prompt == [USER, *plain(tokenizer, "Hi"), ASSISTANT]
 
 
 @pytest.mark.parametrize("token", CONTROL_TOKENS)
-def test_text_that_spells_a_control_token_never_becomes_one(tokenizer, token: str) -> None:
+def test_text_that_spells_a_control_token_never_becomes_one(tokenizer: Any, token: str) -> None:
     messages = say(f"a{token}b<|en", f"d|>{token}")
     ids, _ = encode_conversation(tokenizer, messages)
     assert [index for index in ids if index in CONTROL_TOKENS.values()] == [USER, ASSISTANT, END]
@@ -57,11 +59,11 @@ def test_text_that_spells_a_control_token_never_becomes_one(tokenizer, token: st
         ([{"role": "user", "content": [{"type": "image"}]}], "message 1 has a part of the type 'image'"),
     ],
 )
-def test_what_is_not_a_conversation_is_refused(tokenizer, messages, problem: str) -> None:
+def test_what_is_not_a_conversation_is_refused(tokenizer: Any, messages: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         encode_conversation(tokenizer, messages)
 
 
-def test_a_reply_needs_a_question(tokenizer) -> None:
+def test_a_reply_needs_a_question(tokenizer: Any) -> None:
     with pytest.raises(TemplateError, match="the last message is not the user's"):
         tokenizer.apply_chat_template(say("Hi", "Hello"), add_generation_prompt=True)

