@@ -1,7 +1,7 @@
 """Compare packings: how many tokens each loses and how much it pads, on documents of the embedded corpus.
 
-`python benchmarks/packing.py [--documents 8000] [--row_length 256]` prints a row of a table for each. TRL's strategies
-are run by TRL itself (`trl.pack_dataset`); those of nanochat and of one stream are written after their loaders.
+`python benchmarks/packing.py [--documents 8000] [--row_length 256]` prints a row of a table for each. `bfd` and
+`bfd_split` are run by TRL itself (`trl.pack_dataset`); nanochat's and one stream are written after their loaders.
 A document is its tokens with an `<|endoftext|>` in front; the separators do not count as tokens.
 """
 
@@ -10,7 +10,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from trl import pack_dataset  # type: ignore[attr-defined]
 
 from fgpt_hf.data.packing import best_fit_decreasing
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=8000)
     parser.add_argument("--row_length", type=int, default=256)
     options = parser.parse_args()
+    disable_progress_bars()
     texts = load_pydocs().shuffle(seed=0)[: options.documents]["text"]
     lengths = [len(ids) for ids in encode_documents(texts)]
     print(f"{len(lengths):,} documents, {sum(lengths) / len(lengths):,.0f} tokens on average")

@@ -50,7 +50,7 @@ class ChatRows:
     def __str__(self) -> str:
         padding = float((self.ids == PAD_ID).mean())
         return (
-            f"{len(self):,} rows of {self.ids.shape[1]} tokens, {self.loss_mask.sum():,} of them learnt, "
+            f"{len(self):,} rows of {self.ids.shape[1]} tokens, {self.loss_mask.sum():,} of them scored, "
             f"{padding:.2%} padding"
         )
 

@@ -140,7 +140,7 @@ def split_rows(
     validation = [item for item in rows if item[0].hash_fraction < run.validation_fraction]
     if not train or not validation:
         raise UserError(
-            f"{run.dataset_name} with validation_fraction={run.validation_fraction} gives {len(train)} {kind} to learn "
-            f"and {len(validation)} to hold out, and both are needed{f' ({issues})' if len(issues) else ''}"
+            f"{run.dataset_name} with validation_fraction={run.validation_fraction} gives {len(train)} {kind} to train "
+            f"on and {len(validation)} to hold out, and both are needed{f' ({issues})' if len(issues) else ''}"
         )
     return train, validation

@@ -130,7 +130,7 @@ def load_preference_data(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase,
     encoded = encode_pairs(tokenizer, load_pairs(run, issues), length, run, issues)
     train, validation = split_rows(encoded, run, "pairs", issues)
     validation.sort(key=lambda item: item[0].hash_fraction)
-    description = f"{run.dataset_name}: {len(train):,} pairs to learn, {len(validation):,} held out"
+    description = f"{run.dataset_name}: {len(train):,} pairs to train on, {len(validation):,} held out"
     return PreferenceData(
         PairRows.without_reference([tokenized for _, tokenized in train]),
         [pair.times_an_epoch for pair, _ in train],

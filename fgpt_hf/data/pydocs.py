@@ -1,6 +1,8 @@
-"""The embedded corpus: the docstrings of the packages installed in the running environment.
+"""Build the embedded corpus: the docstrings of the packages installed in the running environment.
 
-Real text on any machine, without a network. Sources are parsed and never imported.
+It is real text on any machine, without a network: with this project's dependencies some 9,000 documents, 13 million
+tokens. The first use takes a minute on two cores, later ones read a cache. Sources are parsed and never imported. It is
+too small and too uniform for a useful model; for that stream `fineweb-edu`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # to be raised whenever the same packages would give another text
+FORMAT_VERSION = 1  # to be raised whenever the same packages would give other text
 MAX_SOURCE_BYTES = 1_000_000  # longer files are generated tables
 MAX_ARGUMENTS_CHARACTERS = 400  # one signature in a hundred is longer, up to 23,000
 FILES_PER_WORKER = 1_000  # about the work that pays for starting a process
@@ -43,9 +45,12 @@ Documentable: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.Asyn
 class Member(NamedTuple):
     """A documented module, class, function or method.
 
-    `name` is the full dotted name, unique within its module; `kind` is `module`, `class`, `function` or `method`.
-    `signature` reads like `MaskedArray.filled(self, fill_value=None)` or `class MaskedArray(ndarray)`, and is empty
-    for a module; `docstring` is without its indentation, and never blank.
+    Attributes:
+        name: the full dotted name, unique within its module.
+        kind: `module`, `class`, `function` or `method`.
+        signature: such as `MaskedArray.filled(self, fill_value=None)` or `class MaskedArray(ndarray)`; empty for a
+            module.
+        docstring: the text without its indentation, never blank.
     """
 
     name: str
@@ -55,16 +60,20 @@ class Member(NamedTuple):
 
 
 def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | None = None) -> Dataset:
-    """Return the docstrings under `search_paths`, by default this environment's site-packages, a row a module.
+    """Return the docstrings under `search_paths`, a row for each module.
 
     Columns: `id`, the module's dotted name, ascending and unique; `text`, the document; `members`, its list of
     `Member` fields in source order. Each docstring occurs once in the whole data set, and the project's own are not
-    in it. Built on the first call and kept in `cache_dir` (default: `fgpt/pydocs` in `HF_HOME`) until the installed
-    packages or Python change.
+    in it. Built on the first call and cached until the installed packages or Python change.
 
-    UserError if nothing is documented there, or if the cache cannot be written.
+    Args:
+        cache_dir: the cache's folder (default: `fgpt/pydocs` in `HF_HOME`).
+        search_paths: folders of packages (default: this environment's site-packages).
+
+    Raises:
+        UserError: nothing is documented there, or the cache cannot be written.
     """
-    from datasets import load_from_disk
+    from datasets import load_from_disk  # not above: the processes that read sources import this module
     from huggingface_hub.constants import HF_HOME
 
     site_packages = [Path(sysconfig.get_path(scheme)) for scheme in ("purelib", "platlib")]  # often one folder
@@ -79,7 +88,15 @@ def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | No
 def module_members(source: str, module: str) -> list[Member]:
     """Return the documented members of one module's source in order; the first documented definition of a name counts.
 
-    Definitions inside functions are left out, since no name leads to them. SyntaxError if the source does not parse.
+    Definitions inside functions are left out, since no name leads to them.
+
+    Raises:
+        SyntaxError: the source does not parse.
+
+    Example:
+        >>> (member,) = module_members('def join(a, *others):\\n    "Join path segments."', "os.path")
+        >>> member.name, member.signature, member.docstring
+        ('os.path.join', 'join(a, *others)', 'Join path segments.')
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's invalid escape sequences

@@ -153,7 +153,7 @@ def test_flawed_rows_are_told_or_refused(home: Path, caplog: pytest.LogCaptureFi
         ("--loss_type=hinge", "loss_type"),
         ("--beta=0", "beta=0.0 must be above zero"),
         ("--label_smoothing=0.5", "label_smoothing=0.5 must be zero or more and below 0.5"),
-        ("--validation_fraction=0.999999", "gives 0 pairs to learn"),
+        ("--validation_fraction=0.999999", "gives 0 pairs to train on"),
         ("--max_length=65", "max_length=65 is longer than the model's context of 64 tokens"),
         ("--max_length=4", "its prompt alone is longer than 4 tokens"),
         ("--model_name_or_path=nowhere", "nowhere"),

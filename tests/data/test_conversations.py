@@ -17,9 +17,9 @@ from fgpt_hf.data.mixtures import RowIssues
 Row = dict[str, Any]
 
 
-def say(*contents: str | None, system: str | None = None) -> list[Row]:
-    turns = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
-    return [{"role": "system", "content": system}, *turns] if system is not None else turns
+def turns(*contents: str | None, system: str | None = None) -> list[Row]:
+    found = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+    return [{"role": "system", "content": system}, *found] if system is not None else found
 
 
 def write(folder: Path, rows: Sequence[Row], name: str = "rows.json") -> Path:
@@ -37,9 +37,12 @@ def load(names: object, **fields: Any) -> tuple[list[Conversation], RowIssues]:
 
 
 FORMS: dict[str, Row] = {
-    "messages": {"messages": say("2 + 2?\nTell me.", "4")},
+    "messages": {"messages": turns("2 + 2?\nTell me.", "4")},
     "a prompt and its completion": {"prompt": "2 + 2?\nTell me.", "completion": "4"},
-    "messages that are one": {"prompt": say("2 + 2?\nTell me."), "completion": [{"role": "assistant", "content": "4"}]},
+    "messages that are one": {
+        "prompt": turns("2 + 2?\nTell me."),
+        "completion": [{"role": "assistant", "content": "4"}],
+    },
     "the original's": {"instruction": "2 + 2?", "input": "Tell me.", "output": "4"},
     "the original's without input": {"instruction": "2 + 2?\nTell me.", "input": "", "output": "4"},
 }
@@ -48,27 +51,27 @@ FORMS: dict[str, Row] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_row_gives_the_same_messages(tmp_path: Path, form: str) -> None:
     (found,), issues = load(write(tmp_path, [FORMS[form]]))
-    assert found.messages == say("2 + 2?\nTell me.", "4") and not len(issues)
+    assert found.messages == turns("2 + 2?\nTell me.", "4") and not len(issues)
 
 
 def test_an_empty_system_message_says_nothing_and_a_real_one_stays(tmp_path: Path) -> None:
-    rows = [{"messages": say("a", "b", system="")}, {"messages": say("a", "b", system="Be brief.")}]
+    rows = [{"messages": turns("a", "b", system="")}, {"messages": turns("a", "b", system="Be brief.")}]
     empty, real = load(write(tmp_path, rows))[0]
-    assert empty.messages == say("a", "b") and real.messages == say("a", "b", system="Be brief.")
+    assert empty.messages == turns("a", "b") and real.messages == turns("a", "b", system="Be brief.")
 
 
 BAD: dict[str, Row] = {
     "'output' is missing or empty": {"instruction": "a", "input": "", "output": " "},
     "'instruction' is missing or empty": {"instruction": None, "input": "a", "output": "b"},
     "'completion' is missing or empty": {"prompt": "a", "completion": ""},
-    "message 2 is missing or empty": {"messages": say("a", None)},
-    "no message is the assistant's": {"messages": say("a")},
+    "message 2 is missing or empty": {"messages": turns("a", None)},
+    "no message is the assistant's": {"messages": turns("a")},
 }
 
 
 @pytest.mark.parametrize("reason", BAD)
 def test_a_row_that_is_no_conversation_is_counted_and_named_or_refused(tmp_path: Path, reason: str) -> None:
-    good = {name: "fine" for name in BAD[reason]} if "messages" not in BAD[reason] else {"messages": say("a", "b")}
+    good = {name: "fine" for name in BAD[reason]} if "messages" not in BAD[reason] else {"messages": turns("a", "b")}
     path = write(tmp_path, [good, BAD[reason], good, BAD[reason]])
     found, issues = load(path)
     assert [conversation.row_id for conversation in found] == [f"row {n} of {path}" for n in (0, 2)]
@@ -84,7 +87,7 @@ def test_columns_without_conversations_are_named(tmp_path: Path) -> None:
 
 def test_a_mixture_takes_a_random_choice_that_is_always_the_same(tmp_path: Path) -> None:
     many = write(tmp_path, [{"prompt": f"a{n}", "completion": "b"} for n in range(200)])
-    few = write(tmp_path, [{"messages": say("c", "d")}], "few.json")
+    few = write(tmp_path, [{"messages": turns("c", "d")}], "few.json")
     found, _ = load(f"{many}:50,{few}*3")
     assert len(found) == 51 and [c.repeats for c in found] == [1.0] * 50 + [3.0]
     assert found == load(f"{many}:50,{few}*3")[0]
@@ -115,7 +118,7 @@ def test_of_a_tree_the_best_replies_are_followed() -> None:
         node("unranked too", "another", "assistant"),
     ]
     found = best_paths(Dataset.from_list(rows))
-    assert found["messages"] == [say("question", "better", "thanks"), say("another", "unranked")]
+    assert found["messages"] == [turns("question", "better", "thanks"), turns("another", "unranked")]
 
 
 @pytest.mark.parametrize("row", [{"messages": "hello"}, {"messages": [5]}, {"prompt": 5, "completion": "x"}])

@@ -1,4 +1,4 @@
-"""A name becomes shards of documents, and what is wrong with a name is said in one line."""
+"""A name becomes shards of documents, and what is wrong with it is one line."""
 
 import gzip
 import json
@@ -19,7 +19,6 @@ from fgpt_hf.data.conversations import load_conversations
 from fgpt_hf.data.corpora import Shard, ShardPosition, open_corpus
 from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.data.sources import CORPORA
-from fgpt_hf.data.splits import document_hash, is_validation
 from fgpt_hf.data.stream import EpochPosition, read_buffers
 from fgpt_hf.errors import UserError
 from tests.support.fineweb import CARD, documents, write_shard, write_shards
@@ -104,21 +103,6 @@ def test_a_file_that_changes_has_another_version_and_the_same_name(tmp_path: Pat
         versions.append(shards[-1].version)
     assert versions[0] != versions[1]
     assert shards[0].name == shards[1].name == str(tmp_path / "a.parquet")
-
-
-# the split
-
-
-def test_the_hash_of_a_document_is_the_same_for_ever() -> None:
-    assert document_hash("Once upon a time") == 0.1461806604011393
-    assert 0 <= document_hash("\ud800") < 1  # a lone surrogate
-
-
-def test_the_validation_fraction_is_a_fraction_of_the_documents() -> None:
-    texts = documents(20_000, most_words=4)
-    validation = {text for text in texts if is_validation(text, 0.05)}
-    assert len(validation) == pytest.approx(1000, abs=150)
-    assert validation < {text for text in texts if is_validation(text, 0.1)}  # a larger share keeps what was held out
 
 
 # bad input

@@ -1,4 +1,4 @@
-"""Packed conversations: each whole, none sees another, only replies are learnt, nothing is lost without being told."""
+"""Packed conversations: each complete, none sees another, only replies are scored, and whatever is cut is reported."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from fgpt_hf.data.instruct import InstructData, chat_batch, load_instruct_data, 
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
-from tests.data.test_conversations import run_on, say
+from tests.data.test_conversations import run_on, turns
 from tests.support.tiny import CONTEXT, random_model, tokenizer
 
 
@@ -27,7 +27,7 @@ def chats(count: int, seed: int = 0) -> list[list[dict[str, Any]]]:
         return " ".join(chance.choices(["one", "two", "three", "four"], k=chance.randint(1, 4)))
 
     return [
-        say(*(words() for _ in range(2 * chance.randint(1, 3))), system=chance.choice([None, "Be brief."]))
+        turns(*(words() for _ in range(2 * chance.randint(1, 3))), system=chance.choice([None, "Be brief."]))
         for _ in range(count)
     ]
 
@@ -78,23 +78,23 @@ def test_packed_and_unpacked_conversations_give_equal_losses_and_gradients() -> 
 
 
 def test_only_replies_and_their_ends_are_learnt(tmp_path: Path) -> None:
-    data = opened(tmp_path, [say(f"ask{n}", f"reply{n}", "again", "reply", system="be kind") for n in range(40)])
+    data = opened(tmp_path, [turns(f"ask{n}", f"reply{n}", "again", "reply", system="be kind") for n in range(40)])
     scored = scored_text(data)
     assert scored.count("<|end|>") == scored.count("reply") > 0
     assert not any(word in scored for word in ("ask", "again", "kind", "<|user|>", "<|assistant|>", "\n"))
 
 
 def test_everything_is_learnt_on_request_but_no_first_token_from_its_neighbour(tmp_path: Path) -> None:
-    data = opened(tmp_path, [say(f"ask{n}", f"reply{n}") for n in range(100)], assistant_only_loss=False)
+    data = opened(tmp_path, [turns(f"ask{n}", f"reply{n}") for n in range(100)], assistant_only_loss=False)
     not_scored = data.rows.ids[~data.rows.loss_mask]
     assert set(tokenizer().decode(not_scored).replace("<|pad|>", "").split("<|user|>")) == {""}
     assert (data.rows.positions[data.rows.loss_mask] > 0).all()
 
 
 def test_long_conversations_are_cut_left_out_or_refused_and_named(tmp_path: Path) -> None:
-    rows = [say(f"ask{n}", "fine") for n in range(40)]
-    rows[3:3] = [say("ask", "word " * CONTEXT)]
-    rows[7:7] = [say("word " * CONTEXT, "reply")]
+    rows = [turns(f"ask{n}", "fine") for n in range(40)]
+    rows[3:3] = [turns("ask", "word " * CONTEXT)]
+    rows[7:7] = [turns("word " * CONTEXT, "reply")]
     cut, skipped = opened(tmp_path, rows), opened(tmp_path, rows, long_rows="skip")
     assert f"1 cut, it is longer than {CONTEXT} tokens: row 3 of" in cut.description
     assert f"1 left out, its prompt alone is longer than {CONTEXT} tokens: row 7 of" in cut.description
@@ -108,17 +108,17 @@ def test_long_conversations_are_cut_left_out_or_refused_and_named(tmp_path: Path
 
 
 def test_roles_in_a_wrong_order_are_named_as_the_template_names_them(tmp_path: Path) -> None:
-    rows: list[Any] = [say(f"ask{n}", "fine") for n in range(40)]
+    rows: list[Any] = [turns(f"ask{n}", "fine") for n in range(40)]
     rows[5] = rows[5][::-1]
     assert "1 left out, not a conversation: message 1 has the role 'assistant'" in opened(tmp_path, rows).description
 
 
 def test_validation_conversations_are_not_scored_and_their_prompts_are_asked(tmp_path: Path) -> None:
-    data = opened(tmp_path, [say(f"ask {n} !", f"reply {n} !") for n in range(200)], validation_prompts=3)
-    told = tokenizer().decode(data.rows.ids.flatten())
+    data = opened(tmp_path, [turns(f"ask {n} !", f"reply {n} !") for n in range(200)], validation_prompts=3)
+    trained = tokenizer().decode(data.rows.ids.flatten())
     validation = tokenizer().decode(data.validation.ids.flatten())
-    assert told.count("ask") + validation.count("ask") == 200 and validation.count("ask") > 5
-    assert not {f"ask {n} !" for n in range(200) if f"ask {n} !" in told and f"ask {n} !" in validation}
+    assert trained.count("ask") + validation.count("ask") == 200 and validation.count("ask") > 5
+    assert not {f"ask {n} !" for n in range(200) if f"ask {n} !" in trained and f"ask {n} !" in validation}
     assert len(data.prompts) == 3
     for (message,) in data.prompts:
         assert message["role"] == "user" and message["content"] in validation
@@ -149,8 +149,8 @@ def test_a_position_leads_to_the_same_rows_again(tmp_path: Path) -> None:
 
 
 def test_data_that_does_not_fit_is_said(tmp_path: Path) -> None:
-    fine = [say(f"ask{n}", "fine") for n in range(40)]
+    fine = [turns(f"ask{n}", "fine") for n in range(40)]
     with pytest.raises(ValueError, match=f"max_length=65 is longer than the model's context of {CONTEXT} tokens"):
         opened(tmp_path, fine, max_length=CONTEXT + 1)
-    with pytest.raises(ValueError, match=r"gives 1 conversations to learn and 0 to hold out.*39 left out"):
-        opened(tmp_path, [fine[0], *[say("ask")] * 39], validation_fraction=1e-9)
+    with pytest.raises(ValueError, match=r"gives 1 conversations to train on and 0 to hold out.*39 left out"):
+        opened(tmp_path, [fine[0], *[turns("ask")] * 39], validation_fraction=1e-9)

@@ -84,10 +84,10 @@ def test_bad_rows_are_refused_where_they_are_to_be(reason: str, tmp_path: Path) 
 
 
 def test_replies_to_different_messages_and_replies_of_the_user_are_no_pairs(tmp_path: Path) -> None:
-    said = FORMS["without a prompt"]
-    other = {"chosen": said["chosen"], "rejected": [PROMPT | {"content": "else"}, *said["rejected"][1:]]}
+    good = FORMS["without a prompt"]
+    other = {"chosen": good["chosen"], "rejected": [PROMPT | {"content": "else"}, *good["rejected"][1:]]}
     users = {name: [PROMPT, PROMPT | {"content": name}] for name in ("chosen", "rejected")}
-    pairs, issues = load(tmp_path, [said, other, users])
+    pairs, issues = load(tmp_path, [good, other, users])
     assert len(pairs) == 1
     assert "'chosen' and 'rejected' are not replies to the same messages: row 1" in str(issues)
     assert "'chosen' does not end in a reply of the assistant: row 2" in str(issues)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from httpx2 import Request, Response
+from huggingface_hub.errors import HfHubHTTPError
 
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import Preparation
@@ -22,6 +24,7 @@ from fgpt_hf.data import prepare as prepare_module
 from fgpt_hf.data.prepare import packing_report, prepare, prepare_documents
 from fgpt_hf.data.shards import load_prepared, total_size
 from fgpt_hf.data.splits import TRAIN, VALIDATION
+from fgpt_hf.errors import UserError
 from tests.support.fineweb import documents, write_shard, write_shards
 
 PREPARE = """
@@ -185,8 +188,8 @@ def test_the_report_says_how_many_documents_each_split_has_and_how_they_fill_the
 
 def test_the_command_prepares_and_says_how_to_train(source: TextSource, tmp_path: Path) -> None:
     flags = {name: getattr(source, name) for name in source.__dataclass_fields__}
-    said = prepare_documents(Preparation(**flags, output_dir=str(tmp_path / "rows")))
-    assert said.endswith(f"train on them with --dataset_name {tmp_path / 'rows'}")
+    output = prepare_documents(Preparation(**flags, output_dir=str(tmp_path / "rows")))
+    assert output.endswith(f"train on them with --dataset_name {tmp_path / 'rows'}")
 
 
 # bad input
@@ -229,6 +232,35 @@ def test_a_truncated_shard_is_named_and_can_be_made_again(source: TextSource, tm
     shutil.rmtree(shard)
     prepare(source, folder)
     assert contents(folder) == expected
+
+
+def test_rows_that_the_hub_does_not_take_stay_in_their_folder(
+    source: TextSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise HfHubHTTPError("403 Forbidden", response=Response(403, request=Request("POST", "http://127.0.0.1/")))
+
+    monkeypatch.setattr("datasets.DatasetDict.push_to_hub", refuse)
+    flags = {name: getattr(source, name) for name in source.__dataclass_fields__}
+    with pytest.raises(UserError, match="tester/rows could not be written to: 403 Forbidden.* complete in .*rows"):
+        prepare_documents(Preparation(**flags, output_dir=str(tmp_path / "rows"), hub_dataset_id="tester/rows"))
+    assert len(rows(tmp_path / "rows", TRAIN)) > 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"finished": false, "format": 1}'])
+def test_a_damaged_manifest_is_named(source: TextSource, tmp_path: Path, content: str) -> None:
+    prepare(source, tmp_path / "rows")
+    (tmp_path / "rows" / "prepared.json").write_text(content)
+    with pytest.raises(UserError, match="prepared.json is damaged"):
+        load_prepared(tmp_path / "rows", 64)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"end": null, "sizes": {}}', '{"end": {"buffer": 1}, "sizes": {}}'])
+def test_a_damaged_record_of_a_shard_is_named(source: TextSource, tmp_path: Path, content: str) -> None:
+    prepare(source, tmp_path / "rows")
+    (tmp_path / "rows" / "shard-00000" / "shard.json").write_text(content)
+    with pytest.raises(UserError, match="shard.json is damaged"):
+        load_prepared(tmp_path / "rows", 64)
 
 
 def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:

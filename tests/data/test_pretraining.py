@@ -115,9 +115,9 @@ class Journey:
 
     def go(self, *command: str) -> str:
         process = self.start(*command)
-        said, errors = process.communicate(timeout=150)
+        output, errors = process.communicate(timeout=150)
         assert process.returncode == 0, errors
-        return said
+        return output
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The losses of a run by step; without what depends on the clock."""
@@ -196,7 +196,7 @@ def test_a_streamed_run_survives_faults_and_kills_on_one_process_and_on_two(jour
 @pytest.mark.slow
 def test_rows_prepared_from_the_hub_train_from_their_folder_and_from_the_hub(journey: Journey) -> None:
     journey.server.fail("POST", r"/commit/", status=503)
-    said = journey.go(
+    output = journey.go(
         "-c",
         "import sys; sys.argv[0] = 'fgpt'; from fgpt_hf.cli.main import main; main()",
         "prepare",
@@ -208,7 +208,7 @@ def test_rows_prepared_from_the_hub_train_from_their_folder_and_from_the_hub(jou
             "--hub_dataset_id=tester/rows",
         ),
     )
-    assert "rows of 64: none lost" in said and "train on them with --dataset_name tester/rows" in said
+    assert "rows of 64: none lost" in output and "train on them with --dataset_name tester/rows" in output
     for name in ("rows", "tester/rows"):
         journey.go(*training(f"from-{name.replace('/', '-')}", dataset_name=name))
     assert len(journey.metrics("from-rows")) == 25

@@ -1,4 +1,4 @@
-"""A name becomes a data set, a mixture of names several, and what is wrong with either is said in one line."""
+"""A name becomes a data set, a mixture of names several, and what is wrong with either is one line."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_embedded_rows_and_files_are_opened_alike(tmp_path: Path) -> None:
         assert load_rows(NAMES, name)["n"] == [1, 2]
 
 
-def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_opened_is_explained_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('[{"n": 1}, {"n": ')
     (tmp_path / "rows.json").write_text('[{"n": 1}]')
     (tmp_path / "empty.jsonl").touch()

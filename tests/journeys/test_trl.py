@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from fgpt_hf.data.batches import IGNORED
 from fgpt_hf.tokenizer.fast_encoding import encode_conversation
-from tests.data.test_conversations import say
+from tests.data.test_conversations import turns
 from tests.support.tiny import random_model, save
 
 trl = pytest.importorskip("trl")
@@ -18,7 +18,7 @@ trl = pytest.importorskip("trl")
 
 def test_sft_trainer_learns_the_replies_of_the_same_folder_and_rows(tmp_path: Path) -> None:
     folder = save(random_model(), tmp_path / "model")
-    rows = Dataset.from_list([{"messages": say(f"Name {n}.", f"It is {n}.", "Again.", f"{n}.")} for n in range(16)])
+    rows = Dataset.from_list([{"messages": turns(f"Name {n}.", f"It is {n}.", "Again.", f"{n}.")} for n in range(16)])
     options = trl.SFTConfig(
         output_dir=str(tmp_path / "out"),
         assistant_only_loss=True,
