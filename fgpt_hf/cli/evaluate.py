@@ -162,8 +162,8 @@ def _report(results: Results, options: EvaluateOptions, accelerator: "Accelerato
     if options.out:
         compared = {"models": models, "differences": [row.to_json() for row in paired]}
         write_results(options.out, models[0] if len(models) == 1 else compared)
-    for model in models if options.update_card else ():
-        write_to_card(Path(model["model"]), model)
+    for name, record in records.items() if options.update_card else ():
+        write_to_card(Path(name), record)
 
 
 def _print_tables(results: Results, paired: Sequence[Any]) -> None:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,9 @@ class TaskDataset:
     """A data set of the Hub that a task went through as a whole."""
 
     id: str
-    config: str | None
     task_id: str
-    split: str
+    config: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ class TaskRun:
 class ResultsRecord:
     """A model's results with all that a reader needs to trust and to reproduce them: the content of `results.json`.
 
+    Only `tasks` must be given.
+
     Attributes:
         settings: options of the evaluation, with `limit`, the most examples of a task.
         versions: by package.
@@ -127,17 +129,30 @@ class ResultsRecord:
         runs: by task, how it was evaluated.
     """
 
-    settings: Mapping[str, Any]
-    versions: Mapping[str, str]
-    conventions: Mapping[str, str]
     tasks: Mapping[str, Mapping[str, float]]
-    datasets: Mapping[str, TaskDataset]
-    runs: Mapping[str, TaskRun]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    conventions: Mapping[str, str] = field(default_factory=dict)
+    datasets: Mapping[str, TaskDataset] = field(default_factory=dict)
+    runs: Mapping[str, TaskRun] = field(default_factory=dict)
     harness: str = "fgpt-hf"
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in `results.json`."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ResultsRecord":
+        """Return the record that `to_json` gave.
+
+        Example:
+            >>> record = ResultsRecord(tasks={"hellaswag": {"acc": 0.3}})
+            >>> ResultsRecord.from_json(record.to_json()) == record
+            True
+        """
+        datasets = {task: TaskDataset(**values) for task, values in content.get("datasets", {}).items()}
+        runs = {task: TaskRun(**values) for task, values in content.get("runs", {}).items()}
+        return cls(**{**content, "datasets": datasets, "runs": runs})
 
 
 def results_record(
@@ -188,7 +203,7 @@ def _hub_dataset(result: TaskResult) -> tuple[str, TaskDataset | None]:
     source = find_task(name).source
     if file or not isinstance(source, HubSource):
         return result.task, None
-    return result.task, TaskDataset(source.path, source.configuration, result.task, source.split)
+    return result.task, TaskDataset(source.path, result.task, source.configuration, source.split)
 
 
 def _number(value: float | None) -> str:

@@ -200,7 +200,7 @@ def _data_rows(stage: Stage) -> Iterator[tuple[Any, ...]]:
     sizes = stage.provenance.splits
     for index, (split, size) in enumerate(sizes.items()):
         said_once = (stage.name, names) if index == 0 else ("", "")
-        yield *said_once, split, f"{size.examples:,} {stage.examples}", f"{size.tokens:,}"
+        yield *said_once, split, f"{size.documents:,} {stage.examples}", f"{size.tokens:,}"
     if not sizes:
         yield stage.name, names, "", "", ""
 

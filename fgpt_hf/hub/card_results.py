@@ -1,14 +1,15 @@
 """A run's measurements in the Hub's two forms: the card's `model-index` and the files of `.eval_results/`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
-from fgpt_hf.hub.run_record import RunRecord, parse_evaluation
+from fgpt_hf.evaluation.results import ResultsRecord
+from fgpt_hf.hub.run_record import RunRecord
 from fgpt_hf.hub.stage import Stage, without_folders
 
 # Keys of metrics.jsonl, each with what the Hub calls the metric and what it measures; {text} is named by the stage.
@@ -47,16 +48,17 @@ def validation_measurements(record: RunRecord) -> list[Measurement]:
 
 def benchmark_measurements(record: RunRecord) -> list[Measurement]:
     """Return every number of `results.json`; a task's name says if only its first examples were taken."""
-    evaluation = record.evaluation
     return [
         Measurement(
-            _task_name(record, score.task),
-            score.metric,
-            score.value,
-            score.error,
-            evaluation.conventions.get(score.metric),
+            _task_name(record, task),
+            metric,
+            value,
+            metrics.get(f"{metric}_stderr"),
+            record.results.conventions.get(metric),
         )
-        for score in evaluation.scores
+        for task, metrics in record.results.tasks.items()
+        for metric, value in metrics.items()
+        if not metric.endswith("_stderr")
     ]
 
 
@@ -85,19 +87,18 @@ def metric_names(entries: Sequence[EvalResult]) -> list[str]:
 
 def result_files(record: RunRecord) -> dict[str, bytes]:
     """Return the files of `.eval_results/`, one for each task that went through a whole data set of the Hub."""
-    files, evaluation = {}, record.evaluation
-    for task, source in evaluation.hub_tasks.items():
-        headline = evaluation.headline_metrics.get(task)
+    files, results = {}, record.results
+    for task, dataset in results.datasets.items():
+        headline = results.runs[task].headline_metric if task in results.runs else None
         entries = [
             EvalResultEntry(
-                dataset_id=source.dataset_id,
-                task_id=source.task_id,
-                value=score.value,
-                dataset_revision=source.revision,
-                notes=_notes(score.metric, evaluation.conventions.get(score.metric), score.error),
+                dataset_id=dataset.id,
+                task_id=dataset.task_id,
+                value=value,
+                notes=_notes(metric, results.conventions.get(metric), results.tasks[task].get(f"{metric}_stderr")),
             )
-            for score in evaluation.scores
-            if score.task == task and headline in (None, score.metric)
+            for metric, value in results.tasks[task].items()
+            if not metric.endswith("_stderr") and headline in (None, metric)
         ]
         if entries:
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
@@ -105,14 +106,21 @@ def result_files(record: RunRecord) -> dict[str, bytes]:
     return files
 
 
-def write_to_card(folder: Path, results: Mapping[str, Any]) -> None:
-    """Put results, as `ResultsRecord.to_json` gives them, into the `README.md` and `.eval_results/` of a folder.
+def write_to_card(folder: Path, results: ResultsRecord) -> None:
+    """Put results into the `README.md` and `.eval_results/` of a model's folder.
 
     Results of the same tasks and metrics are replaced; all others stay.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> write_to_card(folder, ResultsRecord(tasks={"hellaswag": {"acc": 0.3}}))
+        >>> ModelCard.load(folder / "README.md").data.eval_results[0].metric_value
+        0.3
     """
     readme, name = folder / "README.md", folder.resolve().name
     card = ModelCard.load(readme) if readme.is_file() else ModelCard(f"---\n{{}}\n---\n# {name}\n")
-    record = RunRecord(folder, evaluation=parse_evaluation(results), card_results=card.data.get("eval_results", []))
+    record = RunRecord(folder, results=results, card_results=card.data.get("eval_results", []))
     card.data["model_name"] = card.data.get("model_name", name)
     card.data["eval_results"] = all_results(record)
     card.save(readme)
@@ -130,8 +138,8 @@ def _scored_text(stage: Stage | None) -> str:
 
 def _task_name(record: RunRecord, task: str) -> str:
     name = record.stage.without_folders(task) if record.stage else without_folders(task)
-    first = record.evaluation.first_examples.get(task)
-    return f"{name} (first {first})" if first else name
+    run = record.results.runs.get(task)
+    return f"{name} (first {run.examples})" if run and record.results.settings.get("limit") else name
 
 
 def _entries(record: RunRecord) -> list[EvalResult]:
@@ -143,9 +151,10 @@ def _entries(record: RunRecord) -> list[EvalResult]:
         _entry(measured, only_id or names, names, "validation (by a hash of each example)")
         for measured in validation_measurements(record)
     ]
-    for score, measured in zip(record.evaluation.scores, benchmark_measurements(record), strict=True):
-        if source := record.evaluation.hub_tasks.get(score.task):
-            own.append(_entry(measured, source.dataset_id, measured.task, source.split, source.config))
+    datasets_by_name = {_task_name(record, task): dataset for task, dataset in record.results.datasets.items()}
+    for measured in benchmark_measurements(record):
+        if source := datasets_by_name.get(measured.task):
+            own.append(_entry(measured, source.id, measured.task, source.split, source.config))
         else:
             own.append(_entry(measured, re.split("[ =]", measured.task)[0], measured.task))
     return own

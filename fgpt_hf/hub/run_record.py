@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from transformers import PreTrainedConfig
 
 from fgpt_hf.errors import UserError
+from fgpt_hf.evaluation.results import ResultsRecord
 from fgpt_hf.files import read_json, read_json_lines
 from fgpt_hf.hub.stage import Stage, read_stage
 from fgpt_hf.model.io import load_config
@@ -28,47 +29,6 @@ class Sample(NamedTuple):
     outputs: Mapping[str, str]
 
 
-class Score(NamedTuple):
-    """One number of one benchmark, with its standard error where that is known."""
-
-    task: str
-    metric: str
-    value: float
-    error: float | None = None
-
-
-class HubTask(NamedTuple):
-    """The data set on the Hub that a benchmark comes from, and what the Hub calls the task."""
-
-    dataset_id: str
-    task_id: str
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `results.json` holds.
-
-    Attributes:
-        scores: every number, task by task.
-        hub_tasks: the tasks that went through a whole data set of the Hub.
-        first_examples: for tasks of which only the first examples were taken, how many.
-        headline_metrics: the metric by which a task is known.
-        conventions: what a metric means.
-        harness: the program that computed the scores, with the `versions` of its packages.
-    """
-
-    scores: Sequence[Score] = ()
-    hub_tasks: Mapping[str, HubTask] = field(default_factory=dict)
-    first_examples: Mapping[str, int] = field(default_factory=dict)
-    headline_metrics: Mapping[str, str] = field(default_factory=dict)
-    conventions: Mapping[str, str] = field(default_factory=dict)
-    harness: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """All that is known of a model; whatever a run did not record is empty.
@@ -80,7 +40,7 @@ class RunRecord:
         stage: the run that trained it, and the stages before.
         metrics: the lines of `metrics.jsonl`.
         samples: the lines of `samples.jsonl`.
-        evaluation: the benchmarks in `results.json`.
+        results: the benchmarks in `results.json`.
         card_results: the `model-index` of the folder's present card, to which an evaluation may have added.
     """
 
@@ -90,7 +50,7 @@ class RunRecord:
     stage: Stage | None = None
     metrics: Sequence[Mapping[str, float]] = ()
     samples: Sequence[Sample] = ()
-    evaluation: Evaluation = Evaluation()
+    results: ResultsRecord = ResultsRecord(tasks={})
     card_results: Sequence[EvalResult] = ()
 
     @cached_property
@@ -171,36 +131,8 @@ def read_run_record(model: Path) -> RunRecord:
         stage=read_stage(read_record(run / RECORD), _read_json(run / PROVENANCE), last),
         metrics=metrics,
         samples=[_sample(line) for line in read_json_lines(run / "samples.jsonl") if line["step"] <= step],
-        evaluation=Evaluation() if is_checkpoint else parse_evaluation(_read_json(run / RESULTS)),
+        results=ResultsRecord(tasks={}) if is_checkpoint else _read_results(run / RESULTS),
         card_results=record.card_results,
-    )
-
-
-def parse_evaluation(results: Mapping[str, Any]) -> Evaluation:
-    """Return what `evaluation.results.ResultsRecord.to_json` gave; everything but `tasks` may be missing."""
-    limit, runs = results.get("settings", {}).get("limit"), results.get("runs", {})
-    return Evaluation(
-        scores=[
-            Score(task, metric, value, numbers.get(f"{metric}_stderr"))
-            for task, numbers in results.get("tasks", {}).items()
-            for metric, value in numbers.items()
-            if not metric.endswith("_stderr")
-        ],
-        hub_tasks={
-            task: HubTask(
-                found["id"],
-                found.get("task_id", task),
-                found.get("config"),
-                found.get("split"),
-                found.get("revision"),
-            )
-            for task, found in results.get("datasets", {}).items()
-        },
-        first_examples={task: run["examples"] for task, run in runs.items()} if limit else {},
-        headline_metrics={task: run["headline_metric"] for task, run in runs.items() if "headline_metric" in run},
-        conventions=results.get("conventions", {}),
-        harness=results.get("harness"),
-        versions=results.get("versions", {}),
     )
 
 
@@ -215,6 +147,13 @@ def results_of_card(card: str) -> list[EvalResult]:
         return results
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"the front matter of the model card cannot be read: {error}") from error
+
+
+def _read_results(path: Path) -> ResultsRecord:
+    try:
+        return ResultsRecord.from_json({"tasks": {}, **_read_json(path)})
+    except TypeError as error:
+        raise UserError(f"{path} does not hold the results of fgpt evaluate: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

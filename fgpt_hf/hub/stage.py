@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
-from fgpt_hf.data.sources import COMPRESSIONS, CONVERSATIONS, CORPORA, FILE_FORMATS, PREFERENCES, parse_mixture
+from fgpt_hf.data.sources import CONVERSATIONS, PREFERENCES, is_local, on_hub, parse_mixture
+from fgpt_hf.data.splits import Sizes, SplitSize
 
 # At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
 _FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
-_REGISTRIES = (CORPORA, CONVERSATIONS, PREFERENCES)
+URLS = {**CONVERSATIONS.files, **PREFERENCES.files}  # data sets behind an address, by name
 METHODS = {"sigmoid": "DPO", "ipo": "IPO", "simpo": "SimPO"}
-
-
-class SplitSize(NamedTuple):
-    """How many examples a split has, and how many tokens they are."""
-
-    examples: int
-    tokens: int
 
 
 class DatasetName(NamedTuple):
@@ -43,7 +37,7 @@ class Provenance:
         training_flops: floating-point operations of the training.
     """
 
-    splits: Mapping[str, SplitSize] = field(default_factory=dict)
+    splits: Sizes = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     local: Sequence[str] = ()
     device: str | None = None
@@ -127,22 +121,15 @@ class Stage:
         return {**vars(self.run), **self.provenance.source}.get(option)
 
     def _dataset(self, name: str) -> DatasetName:
-        configuration = self._source("dataset_config_name")
-        for known in _REGISTRIES:
-            if name in known.on_hub:
-                hub_id, default = known.on_hub[name]
-                return DatasetName(hub_id, hub_id, configuration=configuration or default)
-            if name in known.embedded or name in known.files:
-                return DatasetName(name, url=known.files.get(name))
-        if self._is_local(name):
-            return DatasetName(Path(name).name)
-        return DatasetName(name, name, configuration=configuration)
+        found = on_hub(name) if name not in self.provenance.local else None
+        if found:
+            configuration = self._source("dataset_config_name") or found.configuration
+            return DatasetName(found.repo_id, found.repo_id, configuration=configuration)
+        return DatasetName(name, url=URLS[name]) if name in URLS else DatasetName(Path(name).name)
 
     def _is_local(self, name: str) -> bool:
         """Whether a name is that of a file or a folder of the machine that trained."""
-        path = Path(name)
-        looks_local = path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[0] in "./~" or path.exists()
-        return looks_local or name in self.provenance.local
+        return is_local(name) or name in self.provenance.local
 
 
 def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapping[str, float]) -> Stage:
@@ -177,7 +164,7 @@ def _parse_run(values: Mapping[str, Any]) -> Run:
 
 def _parse_provenance(values: Mapping[str, Any]) -> Provenance:
     known = {name: values[name] for name in (option.name for option in fields(Provenance)) if name in values}
-    sizes = {split: SplitSize(size["documents"], size["tokens"]) for split, size in values.get("data", {}).items()}
+    sizes = {split: SplitSize(**size) for split, size in values.get("data", {}).items()}
     return Provenance(**known | {"splits": sizes})
 
 

@@ -4,15 +4,13 @@ The Hub makes the commit when everything is uploaded: an interruption at any mom
 the next push uploads only what is missing.
 """
 
-import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -27,8 +25,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import sha256_of
-
-logger = logging.getLogger(__name__)
+from fgpt_hf.retries import is_transient, retry
 
 WEIGHTS_AND_CODE = (
     "model*.safetensors",
@@ -57,17 +54,14 @@ PUBLISHED = (
     "figures/*.png",
     ".eval_results/*.yaml",
 )
-PASSING = {408, 412, 429, 500, 502, 503, 504}  # answers after which the same request may succeed
 REFUSALS = {
     401: "the token is not valid (it may have expired): run `hf auth login` again",
     403: "the token may not write there: use one with the role 'write', of the owner or a member",
 }
-WAITS = (1.0, 2.0, 4.0)  # seconds before each further attempt
 TRY_AGAIN = "publish again to continue where it stopped"
 
 Content = Path | bytes
 Files = Mapping[str, Content]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +143,8 @@ def push_files(
     """Make one commit of files, by their path in the repo; return the commit's URL. The repo is created if need be.
 
     Weights and code that are not among the files are deleted, all other files in the repo stay, and files that are
-    there unchanged make no new commit. Transient errors are retried.
+    there unchanged make no new commit. Transient errors are retried, a newer commit on the branch
+    among them.
 
     Args:
         amend: returns the files to push in view of those that are published, so that it can merge texts. It is called
@@ -163,10 +158,11 @@ def push_files(
     api, repo_id, tag = HfApi(), destination.repo_id, destination.tag
     make_ready(destination)
     with _plain_errors(repo_id):
-        taken = _persistently(lambda: _tagged_commit(api, destination))
-        url, commit = _persistently(lambda: _commit(api, files, destination, message, amend))
+        taken = retry(repo_id, lambda: _tagged_commit(api, destination))
+        url, commit = retry(repo_id, lambda: _commit(api, files, destination, message, amend))
         if tag and taken is None:
-            _persistently(lambda: api.create_tag(repo_id, tag=tag, revision=commit, tag_message=message, exist_ok=True))
+            label = {"tag": tag, "revision": commit, "tag_message": message}
+            retry(repo_id, lambda: api.create_tag(repo_id, **label, exist_ok=True))
         elif tag and taken != commit:
             raise UserError(
                 f"tag={tag} already names another commit of {repo_id}: the files are published, choose another tag"
@@ -178,7 +174,7 @@ def make_ready(destination: Destination) -> None:
     """Find the repo to write to, or create it; raises as `push_files`."""
     check_access(destination.repo_id)
     with _plain_errors(destination.repo_id):
-        _persistently(lambda: _make_repo(HfApi(), destination))
+        retry(destination.repo_id, lambda: _make_repo(HfApi(), destination))
 
 
 def pin_model(repo_id: str, revision: str | None = None) -> PinnedModel:
@@ -188,7 +184,7 @@ def pin_model(repo_id: str, revision: str | None = None) -> PinnedModel:
         UserError: there is no such model, or none that this token may read; the Hub could not be reached.
     """
     with _plain_errors(repo_id):
-        info = _persistently(lambda: HfApi().model_info(repo_id, revision=revision))
+        info = retry(repo_id, lambda: HfApi().model_info(repo_id, revision=revision))
     names = [sibling.rfilename for sibling in info.siblings or ()]
     return PinnedModel(repo_id, str(info.sha), tuple(name for name in names if name.endswith(".safetensors")))
 
@@ -210,7 +206,7 @@ def check_access(repo_id: str) -> None:
     if get_token() is None:
         raise UserError("no token for the Hub: run `hf auth login`, or set HF_TOKEN to one that may write")
     with _plain_errors(repo_id):
-        user = _persistently(HfApi().whoami)
+        user = retry(repo_id, HfApi().whoami)
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"the token may only read, and {repo_id} is to be written: use one with the role 'write'")
 
@@ -297,19 +293,6 @@ def _commit(
     return info.commit_url, str(info.oid)
 
 
-def _persistently(request: Callable[[], T]) -> T:
-    """Make a request, and again after a while if its failure is transient."""
-    for wait in WAITS:
-        try:
-            return request()
-        except HTTPError as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code not in PASSING:
-                raise
-            logger.warning("the Hub failed (%s); trying again in %.0f s", _one_line(error)[:100], wait)
-            time.sleep(wait)
-    return request()
-
-
 @contextmanager
 def _plain_errors(repo_id: str) -> Iterator[None]:
     """Turn the Hub's errors into messages that say what they mean and what would help."""
@@ -319,7 +302,7 @@ def _plain_errors(repo_id: str) -> Iterator[None]:
         raise UserError(f"{repo_id} cannot be published offline: unset HF_HUB_OFFLINE") from error
     except HfHubHTTPError as error:
         problem, status = error.server_message or _one_line(error), error.response.status_code
-        if status in PASSING:
+        if is_transient(error):
             raise UserError(f"{repo_id}: the Hub answered {status} ({problem}); {TRY_AGAIN}") from error
         meaning = REFUSALS.get(status, f"{repo_id}: the Hub refuses with {status}")
         raise UserError(f"{meaning} (the Hub says: {problem})") from error

@@ -16,12 +16,14 @@ from fgpt_hf import FGPTForCausalLM
 from fgpt_hf.config.option_groups import PreferenceLoss
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import InstructRun, Run
+from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.errors import UserError
+from fgpt_hf.evaluation.results import ResultsRecord
 from fgpt_hf.hub.card import CardOptions, build_card, card_data, figure_files, update_card, write_card
 from fgpt_hf.hub.card_merge import CARD, merge_card
 from fgpt_hf.hub.card_results import result_files
-from fgpt_hf.hub.run_record import RunRecord, Sample, parse_evaluation, read_run_record
-from fgpt_hf.hub.stage import Provenance, SplitSize, Stage
+from fgpt_hf.hub.run_record import RunRecord, Sample, read_run_record
+from fgpt_hf.hub.stage import Provenance, Stage
 from tests.support.loopback_hub import card_errors
 from tests.support.run_folders import METRICS, PROVENANCE, RESULTS, SAMPLES, write_run
 
@@ -206,10 +208,15 @@ def test_no_value_of_a_run_can_break_the_page(record: RunRecord) -> None:
         commit=HOSTILE,
     )
     run = replace(INSTRUCT, **names, use_peft=True, lora_target_modules=HOSTILE, dataset_train_split=HOSTILE)
-    results = {"tasks": {HOSTILE: {HOSTILE: 1.0}}, "conventions": {HOSTILE: HOSTILE}, "harness": HOSTILE}
+    results = ResultsRecord(
+        tasks={HOSTILE: {HOSTILE: 1.0}},
+        conventions={HOSTILE: HOSTILE},
+        versions={HOSTILE: HOSTILE},
+        harness=HOSTILE,
+    )
     hostile = replace(
         with_run(record, run, provenance, Stage(replace(BASE, dataset_name=HOSTILE))),
-        evaluation=parse_evaluation(results | {"versions": {HOSTILE: HOSTILE}}),
+        results=results,
         samples=[Sample(1, HOSTILE, {"greedy": HOSTILE})],
     )
     options = CardOptions(license=HOSTILE, base_model=HOSTILE, space=HOSTILE)
@@ -257,8 +264,8 @@ def test_what_lay_on_the_machine_that_trained_is_not_looked_for_on_the_hub(recor
 
 
 def test_a_benchmark_from_a_file_is_named_without_its_folder(record: RunRecord) -> None:
-    results = {"tasks": {"pydocs-validation=/home/me/x.txt": {"bits_per_byte": 1.0}}}
-    card = build_card(replace(record, evaluation=parse_evaluation(results)), OPTIONS)
+    results = ResultsRecord(tasks={"pydocs-validation=/home/me/x.txt": {"bits_per_byte": 1.0}})
+    card = build_card(replace(record, results=results), OPTIONS)
     assert "| `pydocs-validation=x.txt` | `bits_per_byte` |" in card and "/home/me" not in card
 
 
@@ -312,7 +319,7 @@ def test_a_checkpoints_card_knows_nothing_of_later_steps(run: Path, tmp_path: Pa
     checkpoint = shutil.copytree(run / "model", tmp_path / "run" / "checkpoints" / "step_00000200")
     early = read_run_record(checkpoint)
     assert (early.last["step"], early.last["eval_loss"]) == (0, METRICS[0]["eval_loss"])
-    assert not early.evaluation.scores
+    assert not early.results.tasks
     assert [sample.outputs["greedy"] for sample in early.last_samples] == [" early"]
 
 
@@ -322,7 +329,7 @@ def test_the_run_before_is_read_back_with_the_one_that_started_from_it(tmp_path:
     (run / "provenance.json").write_text(json.dumps(PROVENANCE | {"started_from": before}))
     base, instruct = read_run_record(run / "model").stages
     assert base.run == BASE and isinstance(instruct.run, InstructRun)
-    assert (base.tokens, base.provenance.splits["train"].examples) == (819_200, 75_000)
+    assert (base.tokens, base.provenance.splits["train"].documents) == (819_200, 75_000)
 
 
 def test_figures_come_from_the_run(record: RunRecord) -> None:
@@ -417,6 +424,6 @@ def test_damaged_files_are_named(run: Path, tmp_path: Path, name: str, content: 
 
 
 def test_results_may_hold_nothing_but_tasks(record: RunRecord) -> None:
-    bare = replace(record, evaluation=parse_evaluation({"tasks": {"hellaswag": {"acc": 0.3}}}))
+    bare = replace(record, results=ResultsRecord(tasks={"hellaswag": {"acc": 0.3}}))
     assert "| `hellaswag` | `acc` | 0.3000 |" in build_card(bare, CardOptions())
     assert result_files(bare) == {}
