@@ -43,13 +43,16 @@ def main(arguments: Sequence[str]) -> None:
 
         # Checks
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
-        rows = (data.validation, bytes_of_token, plan.rows, chat_batch)
-        loss = ValidationLoss(run.eval_steps, accelerator, model, *rows)
+        loss = ValidationLoss(
+            run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, collate=chat_batch
+        )
         tasks = [Benchmark(name, tokenizer, run.eval_task_limit) for name in run.task_names]
         benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks)
         prompts = prompts_that_fit(tokenizer, [*FIXED_PROMPTS, *data.prompts], context, run.max_new_tokens)
-        decoding = (stage.folder.append_sample, run.seed, run.max_new_tokens)
-        samples = ChatSamples(run.sample_steps, accelerator, model, tokenizer, prompts, *decoding)
+        write = stage.folder.append_sample
+        samples = ChatSamples(
+            run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed, run.max_new_tokens
+        )
 
         # Train
         objective = LanguageModelObjective(model)

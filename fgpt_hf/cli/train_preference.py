@@ -40,8 +40,10 @@ def main(arguments: Sequence[str]) -> None:
         objective = PreferenceObjective(model, loss_config)
         means = ValidationMeans(run.eval_steps, accelerator, objective, data.validation_batches(plan.rows))
         prompts = prompts_that_fit(tokenizer, [*FIXED_PROMPTS, *data.prompts], context, run.max_new_tokens)
-        decoding = (stage.folder.append_sample, run.seed, run.max_new_tokens)
-        samples = ChatSamples(run.sample_steps, accelerator, model, tokenizer, prompts, *decoding)
+        write = stage.folder.append_sample
+        samples = ChatSamples(
+            run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed, run.max_new_tokens
+        )
 
         # Train
         trainer = stage.trainer(plan, objective, tokenizer, batches, [means, samples])
