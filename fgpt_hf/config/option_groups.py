@@ -31,7 +31,13 @@ class RunOptions:
         "Continue the run in output_dir exactly from this folder under checkpoints/, or from 'latest'.",
         unset="start anew",
     )
-    seed: int = option(1337, "Random seed for initialization, data order and dropout.", minimum=0, fixed_on_resume=True)
+    seed: int = option(
+        1337,
+        "Random seed for initialization, data order and dropout.",
+        minimum=0,
+        maximum=2**32 - 1,  # NumPy's
+        fixed_on_resume=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

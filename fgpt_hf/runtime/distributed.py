@@ -28,6 +28,8 @@ from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+# What tells whether each is installed, the fastest first.
+FLASH_ATTENTION = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
 
 
 def start_accelerator(run: Run) -> Accelerator:
@@ -36,7 +38,8 @@ def start_accelerator(run: Run) -> Accelerator:
     Every process but the first logs errors only.
 
     Raises:
-        UserError: the device lacks the precision, the tracker is not installed, or the processes cannot connect.
+        UserError: the device lacks the precision, the tracker is not installed, the processes cannot connect, or
+            `fsdp` finds no launcher.
     """
     cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when asked to
     device = _connect(cpu).device
@@ -49,6 +52,8 @@ def start_accelerator(run: Run) -> Accelerator:
         log_with=None if run.report_to == "none" else run.report_to,
         project_dir=run.folder,
     )
+    if run.fsdp and not torch.distributed.is_initialized():
+        raise UserError("fsdp=true shards across processes: start the run with torchrun, or leave the flag out")
     if not accelerator.is_main_process:
         logging.getLogger("fgpt_hf").setLevel(logging.ERROR)
     if device.type == "cpu":
@@ -160,15 +165,18 @@ def all_reduce_sum(accelerator: Accelerator, *values: float) -> list[float]:
 
 
 def resolve_attn_implementation(run: Run, accelerator: Accelerator) -> str:
-    """Return the attention implementation that the run names, or for `auto` the fastest one installed."""
+    """Return the attention implementation that the run names, or for `auto` the fastest one installed.
+
+    Raises:
+        UserError: the run names a flash attention that is not installed.
+    """
+    installed = [name for name, is_available in FLASH_ATTENTION.items() if is_available()]
+    if run.attn_implementation in FLASH_ATTENTION and run.attn_implementation not in installed:
+        raise UserError(f"attn_implementation={run.attn_implementation} is not installed here: auto takes what is")
     if run.attn_implementation != "auto":
         return run.attn_implementation
-    if accelerator.device.type == "cuda" and accelerator.mixed_precision != "no":
-        if is_flash_attn_3_available():
-            return "flash_attention_3"
-        if is_flash_attn_2_available():
-            return "flash_attention_2"
-    return "sdpa"
+    is_usable = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
+    return installed[0] if installed and is_usable else "sdpa"
 
 
 @contextmanager

@@ -78,6 +78,8 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["prepare", "--max_train_tokenz=3"], "'--max_train_tokenz=3': did you mean --max_train_tokens?"),
         (["prepare", "--max_train_tokens=0"], "max_train_tokens=0 must be above zero"),
         (["train-base", "--max_stepz", "3"], "did you mean --max_steps?"),
+        (["train-base", "--seed=4294967296"], "seed=4294967296 must be zero or more and at most 4294967295"),
+        (["train-base", "--preset=quickstart", "--fsdp"], "start the run with torchrun, or leave the flag out"),
         (["estimate", "--device=h1000"], "device='h1000' is not known: the devices are"),
     ],
 )
