@@ -126,7 +126,7 @@ def random_batch(run: Run, length: int) -> Batch:
     if not isinstance(run, PreferenceRun):
         ids[:, :: length // 4] = END_OF_TEXT_ID
         return as_batch(ids)
-    pairs = torch.from_numpy(ids.astype(np.int64)).unflatten(0, (-1, 2))  # type: ignore[no-untyped-call]
+    pairs = torch.from_numpy(ids.astype(np.int64)).unflatten(0, (-1, 2))
     return {"input_ids": pairs, "labels": pairs, "reference": torch.zeros(len(pairs), 2)}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from datasets import Dataset, disable_progress_bars
-from trl import pack_dataset  # type: ignore[attr-defined]
+from trl import pack_dataset
 
 from fgpt_hf.data.packing import best_fit_decreasing
 from fgpt_hf.data.pydocs import load_pydocs

@@ -160,7 +160,7 @@ def _own_first_token(model: Path) -> Iterator[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True).eval()  # type: ignore[no-untyped-call]
+    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True).eval()
     question = [{"role": "user", "content": PROMPT}]
 
     def first_token() -> None:

@@ -97,7 +97,7 @@ def measure(name: str, dtype: str, steps: int) -> tuple[float, int]:
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = loss_of(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -123,7 +123,7 @@ def fgpt(name: str) -> Contender:
     keep_freed_memory()
     model = FGPTForCausalLM(CONFIG)
     if name == "fgpt-compiled":
-        model.get_decoder().compile()  # type: ignore[no-untyped-call]
+        model.get_decoder().compile()
     objective = LanguageModelObjective(model)
 
     def loss_of(batch: Batch) -> Tensor:

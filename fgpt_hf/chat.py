@@ -143,7 +143,7 @@ class ChatSession:
             self._generate(prompt, streamer)
         except KeyboardInterrupt:
             stopped = True
-            streamer.end()  # type: ignore[no-untyped-call]
+            streamer.end()
         self.turns.append(Turn(message, streamer.text))
         return ChatReply(streamer.text, stopped, self._dropped - dropped_before)
 

@@ -12,7 +12,7 @@ DEFAULTS = Settings()
 
 def add_api(demo: Demo) -> None:
     """Add `/chat` to the page that is being built."""
-    gr.api(endpoint(demo), api_name="chat", **MODEL_QUEUE)  # type: ignore[attr-defined]
+    gr.api(endpoint(demo), api_name="chat", **MODEL_QUEUE)
 
 
 def endpoint(demo: Demo) -> Callable[..., Iterator[str]]:

@@ -18,7 +18,7 @@ class Card:
         self.folder, file = folder, folder / "README.md"
         card = ModelCard(file.read_text("utf-8"), ignore_metadata_errors=True) if file.is_file() else None
         self.text: str = card.text.strip() if card else ""
-        self.data: dict[str, Any] = card.data.to_dict() if card else {}  # type: ignore[no-untyped-call]
+        self.data: dict[str, Any] = card.data.to_dict() if card else {}
 
     @property
     def title(self) -> str:

@@ -167,7 +167,7 @@ class LanguageModel:
                 )
         except Exception as error:  # raised again in the thread that reads
             failures.append(error)
-            streamer.end()  # type: ignore[no-untyped-call]
+            streamer.end()
 
 
 def fetch(model_id: str) -> Path:

@@ -142,8 +142,8 @@ def _start_session(options: ChatOptions) -> "ChatSession":
     from fgpt_hf.chat import ChatSession
     from fgpt_hf.model.io import load_model, model_folder
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     name = str(model_folder(Path(options.model))) if Path(options.model).is_dir() else options.model
     model, tokenizer = load_model(name, "auto", options.trust_remote_code)
     device: Any = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -59,5 +59,5 @@ def main(arguments: Sequence[str]) -> None:
 def new_model(run: BaseRun) -> FGPTForCausalLM:
     """Return a network of the run's shape, initialized as GPT-2, that stops at the end of a text or a turn."""
     model = FGPTForCausalLM(network(run))
-    model.generation_config = GenerationConfig(**GENERATION_IDS)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(**GENERATION_IDS)
     return model

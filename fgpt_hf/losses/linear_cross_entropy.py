@@ -30,9 +30,7 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> 
         tensor(9.2103)
     """
     scored = labels != IGNORED
-    total: Tensor = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        states[scored], embeddings, labels[scored], _product_dtype(states)
-    )
+    total: Tensor = _SummedCrossEntropy.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
     return total
 
 
@@ -52,9 +50,7 @@ def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
         tensor([4.6052, 0.0000])
     """
     scored = labels != IGNORED
-    losses: Tensor = _TokenLosses.apply(  # type: ignore[no-untyped-call]
-        states[scored], embeddings, labels[scored], _product_dtype(states)
-    )
+    losses: Tensor = _TokenLosses.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
     return losses.new_zeros(len(labels)).masked_scatter(scored, losses)
 
 

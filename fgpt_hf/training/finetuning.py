@@ -53,7 +53,7 @@ def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase
         )
     if not tokenizer.chat_template:
         raise UserError(f"{run.model_name_or_path} has no chat template: put chat_template.jinja into its folder")
-    model.generation_config = GenerationConfig(**GENERATION_IDS)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(**GENERATION_IDS)
     if run.new_token_init == "mean" and (tokens := unseen_role_tokens(model)):
         start_from_mean(model, tokens)
         logger.info(
@@ -93,7 +93,7 @@ def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokeni
     """Replace the adapter of a finished run by the whole model, if the run asks for that."""
     if run.use_peft and run.merge_adapter and folder.is_writer and (folder.model / ADAPTER).is_file():
         base, _ = load_fgpt(run.model_name_or_path)
-        base.generation_config = GenerationConfig(**GENERATION_IDS)  # type: ignore[no-untyped-call]
+        base.generation_config = GenerationConfig(**GENERATION_IDS)
         whole = merge_adapter_into(base, folder.model)
         with atomic_directory(folder.model) as partial:
             save_model(whole, tokenizer, partial)

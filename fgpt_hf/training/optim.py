@@ -94,7 +94,7 @@ class Muon(torch.optim.Muon):
 class _StayFloat32(TorchFunctionMode):
     """Within, `tensor.bfloat16()` gives a copy in the tensor's own type."""
 
-    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.bfloat16:
             return args[0].clone()
         return func(*args, **(kwargs or {}))

@@ -18,7 +18,7 @@ def outcome(main: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """Return the exit code and what stands on stderr."""
     monkeypatch.setattr(sys, "argv", ["/usr/bin/fgpt", "chat"])
     with pytest.raises(SystemExit) as ended:
-        command_line(main)  # type: ignore[arg-type]
+        command_line(main)
     return ended.value.code, capsys.readouterr().err
 
 
@@ -46,13 +46,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 def test_the_traceback_of_a_mistake_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FGPT_TRACEBACK", "1")
     with pytest.raises(UserError):
-        command_line(raising(UserError("no")))  # type: ignore[arg-type]
+        command_line(raising(UserError("no")))
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes differ"), OSError("the connection broke"), KeyError("loss")])
 def test_a_bug_keeps_its_traceback_and_says_where_to_report_it(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
-        command_line(raising(error))  # type: ignore[arg-type]
+        command_line(raising(error))
     assert raised.value.__notes__[0].endswith(f"Please report it with the lines above: {ISSUES}")
 
 

@@ -145,7 +145,7 @@ class Parrot:
 )
 def test_the_letter_that_is_written_counts(accelerator: Accelerator, reply: str, acc: float, answered: float) -> None:
     asked = [Example(["Which one?"] * 4, list("ABCD"), label) for label in range(4)]
-    found = letter_scores(asked, Encoder(tokenizer(), CONTEXT), accelerator, Parrot(reply))  # type: ignore[arg-type]
+    found = letter_scores(asked, Encoder(tokenizer(), CONTEXT), accelerator, Parrot(reply))
     assert {name: statistics.fmean(values) for name, values in found.items()} == {"acc": acc, "answered": answered}
 
 

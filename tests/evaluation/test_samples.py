@@ -35,7 +35,7 @@ def test_a_sample_is_what_transformers_generates_after_the_end_of_the_last_text(
     Samples(1, Accelerator(cpu=True), model, tokenizer(), ["The cat"], lines.append, seed=3, max_new_tokens=6)(0)
     inputs = tokenizer()("<|endoftext|>The cat", return_tensors="pt")
     torch.manual_seed(3)
-    written: Any = model.generate(**inputs, do_sample=True, top_k=50, max_new_tokens=6)  # type: ignore[misc]
+    written: Any = model.generate(**inputs, do_sample=True, top_k=50, max_new_tokens=6)
     ids = written[0, inputs["input_ids"].shape[1] :]
     assert lines[0]["sampled"] == tokenizer().decode(ids, skip_special_tokens=True)
 

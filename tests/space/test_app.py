@@ -96,7 +96,7 @@ def test_first_turns_go_as_a_whole_until_the_reply_has_room() -> None:
     for context in range(len(whole.ids) + 9, 40, -1):
         cut = chat_prompt(tokenizer(), [*turns(3), ask], "Be brief.", context, 10)
         rest = [{"role": "system", "content": "Be brief."}, *turns(3)[2 * cut.left_out :], ask]
-        same = tokenizer().apply_chat_template(rest, add_generation_prompt=True, return_dict=False)  # type: ignore[arg-type]
+        same = tokenizer().apply_chat_template(rest, add_generation_prompt=True, return_dict=False)
         assert cut.ids == same and len(cut.ids) + 10 <= context and cut.left_out > 0
 
 

@@ -59,7 +59,7 @@ def main(requirements: str, script: str) -> None:
     lines = [line for line in Path(requirements).read_text("utf-8").splitlines() if line and not line.startswith("#")]
     own = () if "fgpt-hf" in lines else ("fgpt_hf",)
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
-    sys.meta_path[:] = [OnlyNeeded(sys.meta_path, needed_distributions(lines), ("tests", *own))]  # type: ignore[list-item]
+    sys.meta_path[:] = [OnlyNeeded(sys.meta_path, needed_distributions(lines), ("tests", *own))]
     sys.argv = [script]
     sys.path.insert(0, str(Path(script).resolve().parent))
     runpy.run_path(script, run_name="__main__")
