@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset
 
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.mixtures import MixtureRow, Row, RowIssues, RowReader, read_mixture
+from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, read_mixture
 from fgpt_hf.data.sources import CONVERSATIONS
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
@@ -48,7 +48,7 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
         rows = TREES[name](rows) if name in TREES else rows
         messages_of = _layout(name, rows.column_names)
 
-        def read(row: Row, row_id: str, repeats: float) -> Conversation:
+        def read(row: DatasetRow, row_id: str, repeats: float) -> Conversation:
             messages = _checked(messages_of(row))
             fraction = hash_fraction_of(row, messages)
             return Conversation(messages=messages, row_id=row_id, hash_fraction=fraction, repeats=repeats)
@@ -61,20 +61,20 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
 # What rows of conversations and of pairs have in common
 
 
-def instruction_message(row: Row) -> Message:
+def instruction_message(row: DatasetRow) -> Message:
     """Return Alpaca's prompt: the instruction, then a line end and the input if there is one."""
     given = row.get("input") or ""
     return {"role": "user", "content": filled_column(row, "instruction") + (f"\n{given}" if given.strip() else "")}
 
 
-def filled_column(row: Row, column: str) -> Any:
+def filled_column(row: DatasetRow, column: str) -> Any:
     """Return the value in a column; UserError if it is missing or empty."""
     if not (row[column].strip() if isinstance(row[column], str) else row[column]):
         raise UserError(f"{column!r} is missing or empty")
     return row[column]
 
 
-def messages_in(row: Row, column: str, role: str) -> list[Message]:
+def messages_in(row: DatasetRow, column: str, role: str) -> list[Message]:
     """Return the messages in a column, where text alone is one message of `role`; UserError if there is none."""
     content = filled_column(row, column)
     if isinstance(content, str):
@@ -84,7 +84,7 @@ def messages_in(row: Row, column: str, role: str) -> list[Message]:
     return content
 
 
-def hash_fraction_of(row: Row, messages: Sequence[Message]) -> float:
+def hash_fraction_of(row: DatasetRow, messages: Sequence[Message]) -> float:
     """Return the hash of the document that a row was made of, if it has that, or else of all messages."""
     if isinstance(fraction := row.get("document_hash"), float):
         return fraction
@@ -94,7 +94,7 @@ def hash_fraction_of(row: Row, messages: Sequence[Message]) -> float:
 # Layouts
 
 
-def _layout(name: str, columns: Sequence[str]) -> Callable[[Row], list[Message]]:
+def _layout(name: str, columns: Sequence[str]) -> Callable[[DatasetRow], list[Message]]:
     """Return the function that turns a row with these columns into messages."""
     for needed, messages_of in LAYOUTS.items():
         if set(needed) <= set(columns):
@@ -105,7 +105,7 @@ def _layout(name: str, columns: Sequence[str]) -> Callable[[Row], list[Message]]
     )
 
 
-def _from_messages(row: Row) -> list[Message]:
+def _from_messages(row: DatasetRow) -> list[Message]:
     """Return the messages, without a system message that is empty."""
     messages = messages_in(row, "messages", "user") if row["messages"] else []
     if messages and messages[0].get("role") == "system" and not messages[0].get("content"):
@@ -113,15 +113,15 @@ def _from_messages(row: Row) -> list[Message]:
     return messages
 
 
-def _from_completion(row: Row) -> list[Message]:
+def _from_completion(row: DatasetRow) -> list[Message]:
     return [*messages_in(row, "prompt", "user"), *messages_in(row, "completion", "assistant")]
 
 
-def _from_instruction(row: Row) -> list[Message]:
+def _from_instruction(row: DatasetRow) -> list[Message]:
     return [instruction_message(row), {"role": "assistant", "content": filled_column(row, "output")}]
 
 
-LAYOUTS: Mapping[tuple[str, ...], Callable[[Row], list[Message]]] = {
+LAYOUTS: Mapping[tuple[str, ...], Callable[[DatasetRow], list[Message]]] = {
     ("messages",): _from_messages,
     ("prompt", "completion"): _from_completion,
     ("instruction", "output"): _from_instruction,
@@ -141,7 +141,7 @@ def _checked(messages: list[Message]) -> list[Message]:
 
 def best_paths(rows: Dataset) -> Dataset:
     """Return a conversation for each tree of `OpenAssistant/oasst1`: its prompt, and always the best ranked reply."""
-    replies: dict[str | None, list[Row]] = defaultdict(list)
+    replies: dict[str | None, list[DatasetRow]] = defaultdict(list)
     for row in rows:
         if not row["deleted"]:
             replies[row["parent_id"]].append(row)

@@ -21,7 +21,7 @@ from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
-Row: TypeAlias = Mapping[str, Any]  # a row of a data set, by column
+DatasetRow: TypeAlias = Mapping[str, Any]  # a row of a data set, by column
 
 SHOWN = 5  # rows that are named for each issue
 
@@ -55,7 +55,7 @@ class MixtureRow:
 ReadRow = TypeVar("ReadRow", bound=MixtureRow)
 Encoding = TypeVar("Encoding")
 # Reads a row, given its id and its repeats; raises UserError if the row is malformed.
-RowReader: TypeAlias = Callable[[Row, str, float], ReadRow]
+RowReader: TypeAlias = Callable[[DatasetRow, str, float], ReadRow]
 
 
 class RowIssues:

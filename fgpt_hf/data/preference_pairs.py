@@ -12,7 +12,7 @@ from datasets import Dataset, Value
 
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.conversations import Message, hash_fraction_of, instruction_message, messages_in
-from fgpt_hf.data.mixtures import MixtureRow, Row, RowIssues, RowReader, read_mixture
+from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, read_mixture
 from fgpt_hf.data.sources import PREFERENCES
 from fgpt_hf.errors import UserError
 
@@ -59,7 +59,7 @@ def _open_reader(name: str, rows: Dataset) -> tuple[Dataset, RowReader[Pair]]:
     return rows, _read_pair
 
 
-def _read_pair(row: Row, row_id: str, repeats: float) -> Pair:
+def _read_pair(row: DatasetRow, row_id: str, repeats: float) -> Pair:
     chosen, rejected = (_conversation(row, column) for column in ("chosen", "rejected"))
     prompt = chosen[:-1]
     if prompt != rejected[:-1] or not prompt:
@@ -81,12 +81,12 @@ def _read_pair(row: Row, row_id: str, repeats: float) -> Pair:
     )
 
 
-def _conversation(row: Row, column: str) -> list[Message]:
+def _conversation(row: DatasetRow, column: str) -> list[Message]:
     """Return all messages up to a reply, which the column holds alone or with the messages before it."""
     messages = messages_in(row, column, "assistant")
     before = _prompt(row) if messages[0].get("role") == "assistant" else []
     return [{"role": message.get("role"), "content": message.get("content")} for message in [*before, *messages]]
 
 
-def _prompt(row: Row) -> list[Message]:
+def _prompt(row: DatasetRow) -> list[Message]:
     return messages_in(row, "prompt", "user") if "prompt" in row else [instruction_message(row)]

@@ -71,7 +71,7 @@ def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | No
         search_paths: folders of packages (default: this environment's site-packages).
 
     Raises:
-        UserError: nothing is documented there, or the cache cannot be written.
+        UserError: nothing is documented there, or the cache cannot be written or is damaged.
     """
     from datasets import load_from_disk  # not above: the processes that read sources import this module
     from huggingface_hub.constants import HF_HOME
@@ -82,7 +82,10 @@ def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | No
     folder = Path(cache_dir or Path(HF_HOME, "fgpt", "pydocs")) / _environment_key(roots)
     if not folder.is_dir():
         _build(roots, folder)
-    return load_from_disk(folder)
+    try:
+        return load_from_disk(folder)
+    except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
+        raise UserError(f"{folder} is damaged: delete it, and the corpus is built again ({error})") from error
 
 
 def module_members(source: str, module: str) -> list[Member]:

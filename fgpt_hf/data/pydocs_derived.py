@@ -21,8 +21,8 @@ from datasets import Dataset
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.splits import document_hash
 
-Member: TypeAlias = Mapping[str, str]  # the fields of a `pydocs.Member`
-Row: TypeAlias = dict[str, Any]
+MemberFields: TypeAlias = Mapping[str, str]  # the fields of a `pydocs.Member`
+DerivedRow: TypeAlias = dict[str, Any]
 
 ANSWER_WORDS = range(4, 41)  # shorter first sentences say nothing, longer ones are seldom sentences
 MAX_SIGNATURE_CHARACTERS = 120
@@ -52,7 +52,7 @@ def load_pydocs_chat() -> Dataset:
     )
 
 
-def document_chats(text: str, members: Sequence[Member]) -> Iterator[Row]:
+def document_chats(text: str, members: Sequence[MemberFields]) -> Iterator[DerivedRow]:
     """Yield a conversation for each member of a document whose docstring begins with a sentence."""
     hash_of_document = document_hash(text)
     for member in members:
@@ -75,7 +75,7 @@ def first_sentence(docstring: str) -> str | None:
     return " ".join(words) if len(words) in ANSWER_WORDS and not MARKUP.search(" ".join(words)) else None
 
 
-def _display_name(member: Member) -> str:
+def _display_name(member: MemberFields) -> str:
     """Return a function's signature if it is short, or else the dotted name."""
     signature = member["signature"].removeprefix("async ")
     is_short = member["kind"] in ("function", "method") and len(signature) <= MAX_SIGNATURE_CHARACTERS
@@ -87,14 +87,14 @@ def _display_name(member: Member) -> str:
 
 def load_pydocs_preference() -> Dataset:
     """Return rows of `prompt`, `chosen`, `rejected` and `document_hash`, each prompt once."""
-    by_prompt: dict[str, Row] = {}
+    by_prompt: dict[str, DerivedRow] = {}
     for document in load_pydocs():
         for row in document_pairs(document["text"], document["members"]):
             by_prompt.setdefault(row["prompt"], row)
     return Dataset.from_list(list(by_prompt.values()))
 
 
-def document_pairs(text: str, members: Sequence[Member]) -> Iterator[Row]:
+def document_pairs(text: str, members: Sequence[MemberFields]) -> Iterator[DerivedRow]:
     """Yield a pair for each conversation about a document's members.
 
     Half of the rejected replies are the answer of another member, if there is one; the others are a loop.
@@ -124,14 +124,14 @@ def looping_reply(sentence: str) -> str:
 # Multiple choice
 
 
-def load_pydocs_choice() -> list[Row]:
+def load_pydocs_choice() -> list[DerivedRow]:
     """Return rows of `id`, `context`, `endings` and `label`, of the documents that base training holds out."""
     documents = ((document_hash(document["text"]), document) for document in load_pydocs())
     validation = sorted((item for item in documents if item[0] < VALIDATION_FRACTION), key=lambda item: item[0])
     return [row for _, document in validation for row in module_choices(document["members"])]
 
 
-def module_choices(members: Sequence[Member]) -> list[Row]:
+def module_choices(members: Sequence[MemberFields]) -> list[DerivedRow]:
     """Return a row for each docstring of a module that is long enough.
 
     The context is about half a docstring, behind its signature as in the corpus; an ending is the next words, as many
@@ -145,7 +145,7 @@ def module_choices(members: Sequence[Member]) -> list[Row]:
     ]
 
 
-def _split_definition(member: Member) -> tuple[str, str] | None:
+def _split_definition(member: MemberFields) -> tuple[str, str] | None:
     """Return the context and the ending of a docstring, cut between words, or None if it is too short."""
     words = member["docstring"].split(" ")
     middle = min(len(words) // 2, CONTEXT_WORDS.stop - 1)
@@ -155,7 +155,7 @@ def _split_definition(member: Member) -> tuple[str, str] | None:
     return f"{member['signature']}\n{' '.join(words[:middle])}".strip(), ending
 
 
-def _choice(name: str, context: str, ending: str, others: Sequence[str]) -> Row | None:
+def _choice(name: str, context: str, ending: str, others: Sequence[str]) -> DerivedRow | None:
     wrong = sorted({other for other in others if other != ending}, key=lambda other: _shuffle_key(name, other))
     if len(wrong) < ENDINGS - 1:
         return None

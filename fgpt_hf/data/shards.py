@@ -139,7 +139,8 @@ def load_prepared(folder: Path, row_length: int) -> PreparedData:
     """Return the rows of a prepared folder.
 
     Raises:
-        UserError: they are of another tokenizer or length, a shard is damaged, or the preparation is not finished.
+        UserError: they are of another tokenizer or length, a shard is damaged or missing, or the preparation is
+            not finished.
     """
     manifest = Manifest.read(folder / PREPARED)
     require_fitting(str(folder), manifest, row_length)
@@ -150,6 +151,8 @@ def load_prepared(folder: Path, row_length: int) -> PreparedData:
             f"the preparation of {folder} is not finished: run `fgpt prepare` again to go on, or keep the {tokens:,} "
             f"tokens that are there with --max_train_tokens {tokens}"
         )
+    if total_size(records) != manifest.sizes:
+        raise UserError(f"{folder} lacks {shard_name(len(records))} or a later shard: run `fgpt prepare` again")
     return PreparedData({split: PreparedRows(_open_split(folder, len(records), split)) for split in SPLITS}, manifest)
 
 

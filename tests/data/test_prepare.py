@@ -263,6 +263,15 @@ def test_a_damaged_record_of_a_shard_is_named(source: TextSource, tmp_path: Path
         load_prepared(tmp_path / "rows", 64)
 
 
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_missing_shard_is_named(source: TextSource, tmp_path: Path, missing: int) -> None:
+    assert len(prepare(source, tmp_path / "rows")) > 3
+    shutil.rmtree(tmp_path / "rows" / f"shard-0000{missing}")
+    with pytest.raises(UserError, match=f"lacks shard-0000{missing} or a later shard: run `fgpt prepare` again"):
+        load_prepared(tmp_path / "rows", 64)
+
+
 def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 3 + '{"text": null}\n')
     source = TextSource(dataset_name=str(tmp_path / "a.jsonl"), preprocessing_num_workers=1)

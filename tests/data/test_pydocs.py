@@ -14,6 +14,7 @@ import pytest
 
 from fgpt_hf.data import pydocs
 from fgpt_hf.data.pydocs import Member, load_pydocs, module_members
+from fgpt_hf.errors import UserError
 
 SHAPES = '''"""Shapes in the plane."""
 
@@ -243,6 +244,14 @@ def test_the_second_call_reads_no_source(tree: Path, cache: Path, monkeypatch: p
     expected = rows(cache, tree)
     monkeypatch.setattr(pydocs, "_sources", lambda root: pytest.fail("looked for sources again"))
     assert rows(cache, tree) == expected
+
+
+def test_a_damaged_cache_is_named(tree: Path, cache: Path) -> None:
+    rows(cache, tree)
+    (data,) = cache.rglob("*.arrow")
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged: delete it, and the corpus is built again"):
+        rows(cache, tree)
 
 
 def test_other_distributions_have_another_cache(tree: Path, cache: Path) -> None:
