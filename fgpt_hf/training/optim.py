@@ -1,4 +1,4 @@
-"""Which parameter is moved how, and how far at each step."""
+"""Optimizers with their parameter groups, and learning-rate schedules."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from fgpt_hf.runtime.hardware import supports_bf16
 
 
 class Rule(NamedTuple):
-    """Parameters whose name matches `pattern`, and no earlier rule's, get this optimizer and this decay."""
+    """The optimizer and the decay of the parameters whose names match `pattern`, and no earlier rule's."""
 
     pattern: str
     optimizer: Literal["muon", "adamw"]
@@ -32,10 +32,10 @@ RULES = (
 
 
 def parameter_groups(model: nn.Module) -> list[tuple[Rule, list[tuple[str, nn.Parameter]]]]:
-    """The trainable parameters with their names, under the first rule of `RULES` that matches each.
+    """Group the trainable parameters, with their names, by the first rule of `RULES` that matches each.
 
     Raises:
-        UserError: a parameter that no rule matches.
+        UserError: no rule matches a parameter.
     """
     groups: dict[Rule, list[tuple[str, nn.Parameter]]] = {rule: [] for rule in RULES}
     for name, parameter in model.named_parameters():
@@ -48,7 +48,14 @@ def parameter_groups(model: nn.Module) -> list[tuple[Rule, list[tuple[str, nn.Pa
 
 
 def describe_groups(model: nn.Module, optim: str) -> str:
-    """A line for each group: optimizer, decay, how many parameters, pattern."""
+    """Return a line for each group: optimizer, decay, number of parameters, pattern.
+
+    Example:
+        >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
+        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> [line.split()[:3] for line in describe_groups(model, "muon").splitlines()]
+        [['adamw', 'free', '120'], ['adamw', 'decayed', '410,624'], ['muon', 'decayed', '768']]
+    """
     return "\n".join(
         f"{_optimizer_of(rule, optim):6} {'decayed' if rule.decays else 'free':8}"
         f"{sum(parameter.numel() for _, parameter in members):>14,}  {rule.pattern}"
@@ -57,10 +64,10 @@ def describe_groups(model: nn.Module, optim: str) -> str:
 
 
 def build_optimizer(model: nn.Module, run: Run) -> "JointOptimizer":
-    """AdamW for all parameters, or Muon for the matrices inside the layers with AdamW for the rest.
+    """Build AdamW for all parameters, or Muon for the matrices inside the layers and AdamW for the rest.
 
-    Muon's updates are scaled to AdamW's typical size (Liu et al. 2025, arXiv:2502.16982), so that one learning rate
-    and one decay serve both.
+    Muon's updates are scaled to the typical size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so both share one
+    learning rate and one weight decay.
     """
     settings: dict[str, list[dict[str, Any]]] = {"muon": [], "adamw": []}
     for rule, members in parameter_groups(model):
@@ -80,9 +87,15 @@ def build_optimizer(model: nn.Module, run: Run) -> "JointOptimizer":
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon, which multiplies in bfloat16, but in float32 where the hardware does not multiply bfloat16 itself.
+    """torch's Muon (Jordan et al. 2024), with float32 products on hardware that lacks bfloat16.
 
-    There the products would take up to a hundred times as long, and a step of a small model half a minute.
+    torch multiplies in bfloat16. Where the hardware only emulates that, products take up to a hundred times as long.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(4, 4))
+        >>> optimizer = Muon([weight], lr=0.02, adjust_lr_fn="match_rms_adamw")
+        >>> weight.sum().backward()
+        >>> optimizer.step()
     """
 
     def step(self, closure: Any = None) -> Any:
@@ -92,7 +105,7 @@ class Muon(torch.optim.Muon):
 
 
 class _StayFloat32(TorchFunctionMode):
-    """Within, `tensor.bfloat16()` gives a copy in the tensor's own type."""
+    """A context in which `tensor.bfloat16()` returns a copy in the tensor's own type."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.bfloat16:
@@ -101,37 +114,50 @@ class _StayFloat32(TorchFunctionMode):
 
 
 class JointOptimizer:
-    """Several optimizers of one model that act as one, as far as a training loop and a loss scaler ask."""
+    """Several optimizers of one model with the interface of one, as far as a training loop and a loss scaler need."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of every group."""
         for group in self.param_groups:
             group["lr"] = learning_rate
 
     def step(self, closure: None = None) -> None:
+        """Update all parameters."""
         for optimizer in self.optimizers:
             optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of all parameters."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the states of all optimizers."""
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the states of all optimizers."""
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
 
 
 def learning_rate_factor(kind: str, step: int, max_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:
-    """The share of the peak rate at `step` (from 0): linear warm-up, then the schedule over what remains."""
+    """Return the learning rate at `step`, counted from 0, as a fraction of its peak.
+
+    The rate rises linearly over `warmup_steps`, and then follows the schedule `kind` over the remaining steps.
+
+    Example:
+        >>> [learning_rate_factor("linear", step, max_steps=6, warmup_steps=2) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
@@ -139,22 +165,44 @@ def learning_rate_factor(kind: str, step: int, max_steps: int, warmup_steps: int
 
 
 def cosine(progress: float, min_ratio: float) -> float:
-    """Half a cosine from 1 to `min_ratio` (Loshchilov and Hutter 2017)."""
+    """Decay from 1 to `min_ratio` along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983).
+
+    Example:
+        >>> cosine(0.5, min_ratio=0.1)
+        0.55
+    """
     return min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def linear(progress: float, min_ratio: float) -> float:
-    """A line from 1 to zero, whatever `min_ratio` (Bergsma et al. 2025, arXiv:2502.15938)."""
+    """Decay from 1 to 0 along a line (Bergsma et al. 2025, arXiv:2502.15938); `min_ratio` has no effect.
+
+    Example:
+        >>> linear(0.25, min_ratio=0.1)
+        0.75
+    """
     return 1 - progress
 
 
 def warmup_stable_decay(progress: float, min_ratio: float) -> float:
-    """1, then over the last fifth a line to `min_ratio` (Hägele et al. 2024, arXiv:2405.18392)."""
+    """Stay at 1, then decay to `min_ratio` along a line over the last fifth (Hägele et al. 2024, arXiv:2405.18392).
+
+    The warm-up before is `learning_rate_factor`'s, as for every schedule.
+
+    Example:
+        >>> warmup_stable_decay(0.5, min_ratio=0.1), round(warmup_stable_decay(0.9, min_ratio=0.1), 3)
+        (1.0, 0.55)
+    """
     return 1 - (1 - min_ratio) * max(0.0, progress - 0.8) / 0.2
 
 
 def constant(progress: float, min_ratio: float) -> float:
-    """1 throughout."""
+    """Stay at 1.
+
+    Example:
+        >>> constant(0.9, min_ratio=0.1)
+        1.0
+    """
     return 1.0
 
 
