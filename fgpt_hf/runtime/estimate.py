@@ -1,4 +1,7 @@
-"""What a run takes, from its shape alone: parameters, arithmetic, memory, and the micro-batch that fits."""
+"""Estimate parameters, FLOPs, memory and the largest micro-batch of a run, from its options alone.
+
+The network is counted on torch's meta device, without memory (`model.shapes`).
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,25 +18,31 @@ from fgpt_hf.model.lora import adapted_layers, adapter_parameters
 from fgpt_hf.model.shapes import parameter_shapes
 from fgpt_hf.runtime.hardware import Machine
 
-USABLE_SHARE = 0.9  # of the memory: allocators lose some between their blocks
-FLOAT, LOW = 4, 2  # bytes of a float32, and of a bfloat16 or float16
+USABLE_SHARE = 0.9  # of the memory; allocators lose some between their blocks
+FLOAT, LOW = 4, 2  # bytes of a float32; of a bfloat16 or float16
 
 
-class Parameters(NamedTuple):
-    """How many there are: in the layers' matrices, in the token and the position embeddings, and in the rest."""
+class ParameterCounts(NamedTuple):
+    """Parameters of a network: the layers' matrices, both kinds of embeddings, and biases and normalizations."""
 
     matrices: int
-    tokens: int
-    positions: int
+    token_embeddings: int
+    position_embeddings: int
     vectors: int
 
     @property
     def total(self) -> int:
+        """All parameters."""
         return sum(self)
 
 
 class Memory(NamedTuple):
-    """Bytes that each device holds of each kind, and whether gradients stay while a further micro-batch runs."""
+    """Bytes on each device, by purpose.
+
+    Attributes:
+        working: what one layer needs while it is differentiated.
+        gradients_stay: whether gradients are kept while a further micro-batch runs.
+    """
 
     weights: int
     gradients: int
@@ -45,12 +54,16 @@ class Memory(NamedTuple):
 
     @property
     def fixed(self) -> int:
-        """What does not depend on the rows of a micro-batch."""
+        """Bytes that do not depend on the rows of a micro-batch."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        """A step's only micro-batch trades its activations for gradients; the next ones find gradients there."""
+        """Bytes at the peak of a step.
+
+        With one micro-batch, activations are freed as gradients are written, so only the larger counts; with
+        accumulation both are live.
+        """
         moving = self.activations + self.loss + self.working
         moving = moving + self.gradients if self.gradients_stay else max(moving, self.gradients)
         return self.weights + self.optimizer + moving
@@ -72,69 +85,78 @@ def network(run: BaseRun) -> FGPTConfig:
             residual_dropout=run.dropout,
             attention_dropout=run.dropout,
         )
-    except ValueError as error:  # the config travels without this package, and so without its UserError
+    except ValueError as error:  # the configuration is published without this package's UserError
         raise UserError(str(error)) from error
 
 
-def parameters(config: FGPTConfig) -> Parameters:
-    """Count the parameters of a network of this shape, a tied head once."""
-    counts = dict.fromkeys(Parameters._fields, 0)
+def count_parameters(config: FGPTConfig) -> ParameterCounts:
+    """Count the parameters of a network of this shape, a tied head once.
+
+    Example:
+        >>> count_parameters(FGPTConfig()).total
+        712035360
+    """
+    counts = dict.fromkeys(ParameterCounts._fields, 0)
     for name, shape in parameter_shapes(config).items():
         counts[_kind_of_parameter(name, shape)] += shape.numel()
-    return Parameters(**counts)
+    return ParameterCounts(**counts)
 
 
 def _kind_of_parameter(name: str, shape: torch.Size) -> str:
     if "embed_positions" in name:
-        return "positions"
+        return "position_embeddings"
     if "embed_tokens" in name or "lm_head" in name:
-        return "tokens"
+        return "token_embeddings"
     return "matrices" if len(shape) == 2 else "vectors"
 
 
-def trained_parameters(run: Run, config: FGPTConfig) -> Parameters:
-    """Those that the optimizer moves: all of the network's, or an adapter's beside them."""
+def count_trained_parameters(run: Run, config: FGPTConfig) -> ParameterCounts:
+    """Count the parameters that the optimizer updates: the network's, or an adapter's instead."""
     if adapter := adapter_parameters(run, config):
-        return Parameters(matrices=0, tokens=0, positions=0, vectors=adapter)
-    return parameters(config)
+        return ParameterCounts(matrices=0, token_embeddings=0, position_embeddings=0, vectors=adapter)
+    return count_parameters(config)
 
 
 def flops_per_token(run: Run, config: FGPTConfig) -> int:
-    """Operations of a token's forward and backward pass: 6 N + 12 layers * width * length.
+    """Return the FLOPs of a token's forward and backward pass: 6 N + 12 layers x width x length.
 
-    Chowdhery et al. 2022 (PaLM), appendix B; as in nanoGPT, N leaves out the position embeddings, which are looked up
-    and not multiplied, and nothing is taken off for the causal mask or added for recomputed activations. Frozen
-    weights have no gradients, a third of the work; the embeddings under an adapter have them, for the role tokens.
+    The formula is that of Chowdhery et al. 2022 (PaLM), appendix B. As in nanoGPT, N leaves out position embeddings,
+    which are looked up and not multiplied. The causal mask saves nothing, and recomputed activations count once. Frozen
+    weights have no gradients, a third of the work, so they count 4 N. The embeddings under an adapter do have them,
+    because the rows of the role tokens are trained.
+
+    Example:
+        >>> f"{flops_per_token(PRESETS['fgpt-712m'], network(PRESETS['fgpt-712m'])):.3g}"
+        '4.77e+09'
     """
-    counts, adapter = parameters(config), adapter_parameters(run, config)
+    counts, adapter = count_parameters(config), adapter_parameters(run, config)
     attention = 12 * config.num_hidden_layers * config.hidden_size * run.sequence_length(config.max_position_embeddings)
     frozen = counts.matrices + counts.vectors if adapter else 0
-    return 6 * (counts.total - counts.positions + adapter) - 2 * frozen + attention
+    return 6 * (counts.total - counts.position_embeddings + adapter) - 2 * frozen + attention
 
 
 def mfu(run: Run, config: FGPTConfig, tokens_per_second: float, machine: Machine) -> float | None:
-    """Model FLOPs utilisation: the share of all devices' bfloat16 peak, or None where that is not known."""
+    """Return model FLOPs utilization: the fraction of all devices' bfloat16 peak, or None if that is unknown."""
     if machine.peak_flops is None:
         return None
     return flops_per_token(run, config) * tokens_per_second / (machine.peak_flops * machine.processes)
 
 
 def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batches: int) -> Memory:
-    """What a device holds when it trains on `micro_batches` a step, each `rows` rows of the greatest length."""
-    counts, trained, adapter = parameters(config), trained_parameters(run, config), adapter_parameters(run, config)
+    """Estimate the memory of each device with `micro_batches` per step, each of `rows` rows of the full length."""
+    counts, trained = count_parameters(config), count_trained_parameters(run, config)
+    adapter = adapter_parameters(run, config)
     low = is_low_precision(run, machine)
     tokens = rows * run.sequences_per_row * run.sequence_length(config.max_position_embeddings)
     activations = _activations(run, config, low) * tokens
-    # The small products of adapters leave holes in a C library's heap, about as large as these (docs/benchmarks.md).
+    # The small products of adapters fragment a C library's heap by about as much (docs/benchmarks.md).
     holes = activations if adapter and machine.kind == "cpu" else 0
-    adamw_values = 2 * trained.total - (trained.matrices if run.optim == "muon" else 0)  # Muon has one a parameter
-    copies = 1
-    if machine.processes > 1 and not run.fsdp:
-        copies = 2  # DDP gathers gradients in buckets of their own
+    adamw_values = 2 * trained.total - (trained.matrices if run.optim == "muon" else 0)  # Muon keeps one per parameter
+    copies = 2 if machine.processes > 1 and not run.fsdp else 1  # DDP collects gradients in buckets of its own
     sharing = machine.processes if run.fsdp else 1
     whole = whole_gradients = 0
-    if sharing > 1:  # embeddings stay gathered throughout a pass, layers while they and the next one compute
-        whole = counts.tokens + counts.positions + 2 * counts.matrices // config.num_hidden_layers
+    if sharing > 1:  # embeddings stay gathered for a whole pass, a layer while it and the one before it compute
+        whole = counts.token_embeddings + counts.position_embeddings + 2 * counts.matrices // config.num_hidden_layers
         whole_gradients = counts.total if micro_batches > 1 else whole  # FSDP shares them after the last micro-batch
     return Memory(
         weights=FLOAT * ((counts.total + adapter) // sharing + whole) + LOW * low * _low_copies(run, config),
@@ -142,15 +164,15 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
         optimizer=FLOAT * adamw_values // sharing,
         activations=activations,
         loss=_loss(config, machine, low, tokens),
-        # The gradients within the layer that is being differentiated; and the look-up's, dense beside the head's, or
-        # with an adapter the embeddings again, with the rows of the role tokens.
-        working=_layer_activations(run, config, low) * tokens + FLOAT * counts.tokens + holes,
+        # The gradients within one layer, and the dense gradient of the token look-up beside the head's; with an
+        # adapter, a copy of the embeddings with the rows of the role tokens.
+        working=_layer_activations(run, config, low) * tokens + FLOAT * counts.token_embeddings + holes,
         gradients_stay=micro_batches > 1,
     )
 
 
 def largest_micro_batch(run: Run, config: FGPTConfig, machine: Machine) -> int | None:
-    """The most rows, a power of two, that fit the memory and divide a device's rows of a step; None if not even one."""
+    """Return the largest power of two of rows that fits the memory and divides a device's rows per step, or None."""
     best = None
     for rows in _powers_of_two(rows_on_device(run, machine)):
         need = memory(run, config, machine, rows, rows_on_device(run, machine) // rows)
@@ -160,9 +182,7 @@ def largest_micro_batch(run: Run, config: FGPTConfig, machine: Machine) -> int |
 
 
 def rows_on_device(run: Run, machine: Machine) -> int:
-    """The rows of a step that one device trains on.
-
-    A run that leaves its micro-batch open says by its numbers what all devices do together, else what each does.
+    """Return the rows of a step on each device.
 
     Raises:
         UserError: the rows of a step do not divide among the processes.
@@ -170,21 +190,21 @@ def rows_on_device(run: Run, machine: Machine) -> int:
     rows = run.rows_per_step(machine.processes)
     if rows % machine.processes:
         raise UserError(
-            f"per_device_train_batch_size=auto: {rows} rows a step do not divide among {machine.processes} processes; "
-            "give per_device_train_batch_size and gradient_accumulation_steps as numbers"
+            f"per_device_train_batch_size=auto: {rows} rows per step do not divide among {machine.processes} "
+            "processes; give per_device_train_batch_size and gradient_accumulation_steps as numbers"
         )
     return rows // machine.processes
 
 
 def is_low_precision(run: Run, machine: Machine) -> bool:
-    """Whether products are bfloat16 or float16, as the run asks or else the machine has them."""
+    """Return whether products are bfloat16 or float16: as the run asks, or else as the hardware supports."""
     return run.fp16 or (machine.has_bf16 if run.bf16 is None else run.bf16)
 
 
 def remedies(run: Run, config: FGPTConfig, machine: Machine) -> list[str]:
-    """Which changes, each by itself, let at least one row fit such devices."""
+    """Return the changes of flags, each of which alone lets at least one row fit such devices."""
     found = []
-    adapted = adapter_parameters(run, config) > 0  # PEFT's layers are not shared
+    adapted = adapter_parameters(run, config) > 0  # PEFT's layers cannot be sharded
     for processes in () if adapted else (2, 4, 8, 16, 32, 64):
         if processes > machine.processes and _fits(replace(run, fsdp=True), config, machine, processes):
             found.append(f"--fsdp on {processes} such devices")
@@ -193,12 +213,12 @@ def remedies(run: Run, config: FGPTConfig, machine: Machine) -> list[str]:
         found.append("--gradient_checkpointing")
     if isinstance(run, TuningRun):
         return found + _tuning_remedies(run, config, machine)
-    smaller = (preset for preset in PRESETS.values() if parameters(network(preset)).total < parameters(config).total)
+    smaller = (preset for preset in PRESETS.values() if _size(network(preset)) < _size(config))
     return found + [f"--preset {preset.preset}" for preset in smaller if _fits(preset, network(preset), machine)]
 
 
 def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> list[str]:
-    """Those that leave the model as large as it is."""
+    """Return those changes that keep the model."""
     found = []
     if not (run.use_peft or run.fsdp) and _fits(replace(run, use_peft=True), config, machine):
         found.append("--use_peft")
@@ -209,33 +229,37 @@ def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> li
     return found
 
 
+def _size(config: FGPTConfig) -> int:
+    return count_parameters(config).total
+
+
 def _fits(run: Run, config: FGPTConfig, machine: Machine, processes: int | None = None) -> bool:
     machine = machine._replace(processes=processes or machine.processes)
     return memory(run, config, machine, 1, 2).total <= USABLE_SHARE * machine.memory_bytes
 
 
 def _low_copies(run: Run, config: FGPTConfig) -> int:
-    """The weights of which autocast makes copies that stay: frozen ones only for a backward pass that keeps them."""
-    matrices, adapter = parameters(config).matrices, adapter_parameters(run, config)
+    """Count the weights whose low-precision copies autocast keeps; of frozen ones, those that a backward pass needs."""
+    matrices, adapter = count_parameters(config).matrices, adapter_parameters(run, config)
     if adapter and run.gradient_checkpointing:
         matrices //= config.num_hidden_layers
     return matrices + adapter
 
 
 def _activations(run: Run, config: FGPTConfig, low: bool) -> int:
-    """Bytes that a token leaves for the backward pass."""
+    """Return the bytes that a token keeps for the backward pass."""
     layer = _layer_activations(run, config, low)
-    ends = 3 * FLOAT * config.hidden_size  # the embeddings, the last normalisation's input and output
+    ends = 3 * FLOAT * config.hidden_size  # the embeddings, and the last normalization's input and output
     if run.gradient_checkpointing:
         return config.num_hidden_layers * FLOAT * config.hidden_size + layer + ends
     return config.num_hidden_layers * layer + ends
 
 
 def _layer_activations(run: Run, config: FGPTConfig, low: bool) -> int:
-    """Bytes that a token leaves in a layer.
+    """Return the bytes that a token keeps in a layer.
 
-    Both normalisations' inputs in float32; what each product multiplies, of which autocast makes a copy for each of the
-    three that share it; queries, keys and values; the activation's input and output; what adapters narrow it to.
+    They hold both normalizations' inputs in float32; the input of each product, with a copy by autocast for each of the
+    three that share one; queries, keys and values; the activation's input and output; and the adapters' narrow states.
     """
     width, inner = config.hidden_size, _inner_width(config)
     products = LOW * (8 * width + 2 * inner) if low else FLOAT * (6 * width + 2 * inner)
@@ -244,14 +268,14 @@ def _layer_activations(run: Run, config: FGPTConfig, low: bool) -> int:
 
 
 def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
-    """Bytes of what a token's adapters pass from their first matrices to their second ones, in a layer."""
+    """Return the bytes of a token's states between the two matrices of the adapters in a layer."""
     if not (isinstance(run, TuningRun) and run.use_peft):
         return 0
     return (LOW if low else FLOAT) * run.lora_r * len(adapted_layers(run, config)) // config.num_hidden_layers
 
 
 def _attention_weights(run: Run, config: FGPTConfig, low: bool) -> int:
-    """Bytes of a token's attention weights in a layer, or of the mask that keeps packed documents apart."""
+    """Return the bytes of a token's attention weights in a layer, or of the mask that separates packed documents."""
     length = run.sequence_length(config.max_position_embeddings)
     if run.attn_implementation == "eager":
         return (FLOAT + LOW * low) * config.num_attention_heads * length
@@ -259,7 +283,7 @@ def _attention_weights(run: Run, config: FGPTConfig, low: bool) -> int:
 
 
 def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:
-    """Bytes of the states and their gradients, the embeddings' copy and gradient, and one chunk of logits."""
+    """Return the bytes of states and their gradients, the embeddings' copy and gradient, and one chunk of logits."""
     size = LOW if low else FLOAT
     states = tokens * config.hidden_size * (3 * FLOAT + LOW * low)
     embeddings = config.vocab_size * config.hidden_size * (FLOAT + LOW * low)
@@ -274,7 +298,7 @@ def _inner_width(config: FGPTConfig) -> int:
 
 
 def _powers_of_two(number: int) -> Iterator[int]:
-    """Those that divide a number, ascending."""
+    """Yield the powers of two that divide a number, in ascending order."""
     power = 1
     while number % power == 0:
         yield power

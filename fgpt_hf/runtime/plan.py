@@ -20,11 +20,11 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapter_parameters
 from fgpt_hf.runtime.estimate import (
     USABLE_SHARE,
+    count_parameters,
     flops_per_token,
     largest_micro_batch,
     memory,
     network,
-    parameters,
     remedies,
     rows_on_device,
 )
@@ -153,7 +153,8 @@ def estimate_command(arguments: Sequence[str]) -> str:
 
 def _needs(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machine) -> Iterator[str]:
     """Yield lines on parameters, tokens, arithmetic and memory."""
-    counts, per_step, flops = parameters(config), _tokens_per_step(run, config, machine), flops_per_token(run, config)
+    counts, flops = count_parameters(config), flops_per_token(run, config)
+    per_step = _tokens_per_step(run, config, machine)
     tokens = plan.max_steps * per_step
     at_most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are shorter than the longest ones
     yield (

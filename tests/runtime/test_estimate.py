@@ -14,12 +14,12 @@ from fgpt_hf.data.batches import as_batch
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.runtime import estimate
 from fgpt_hf.runtime.estimate import (
+    count_parameters,
     flops_per_token,
     largest_micro_batch,
     memory,
     mfu,
     network,
-    parameters,
     remedies,
     rows_on_device,
 )
@@ -46,9 +46,9 @@ def test_parameters_are_those_of_the_network(preset: str) -> None:
     config = network(PRESETS[preset])
     with torch.device("meta"):
         model = FGPTForCausalLM(config)
-    counts = parameters(config)
+    counts = count_parameters(config)
     assert counts.total == model.num_parameters()
-    assert counts.positions == model.model.embed_positions.weight.numel()
+    assert counts.position_embeddings == model.model.embed_positions.weight.numel()
     assert counts.matrices == sum(weight.numel() for weight in model.model.layers.parameters() if weight.ndim == 2)
 
 
@@ -60,7 +60,7 @@ def test_parameters_are_those_of_other_shapes_too(changes: dict[str, object]) ->
     config = FGPTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, **changes)
     with torch.device("meta"):
         model = FGPTForCausalLM(config)
-    assert parameters(config).total == model.num_parameters()
+    assert count_parameters(config).total == model.num_parameters()
 
 
 def test_operations_are_those_of_the_matrix_products() -> None:
@@ -176,7 +176,7 @@ def test_sharding_divides_and_replicas_do_not() -> None:
 def test_sharded_gradients_are_whole_until_the_last_micro_batch() -> None:
     run, config = replace(PRESETS["fgpt-712m"], fsdp=True), network(PRESETS["fgpt-712m"])
     need = memory(run, config, known_machine("h100", processes=8), rows=1, micro_batches=2)
-    assert need.gradients == pytest.approx(4 * parameters(config).total * (1 + 1 / 8))
+    assert need.gradients == pytest.approx(4 * count_parameters(config).total * (1 + 1 / 8))
 
 
 def test_the_micro_batch_is_the_largest_power_of_two_that_fits_and_divides_the_step() -> None:
@@ -198,7 +198,7 @@ def test_rows_of_a_step_are_each_devices_or_all_devices_together() -> None:
     eight = MACHINE._replace(processes=8)
     assert rows_on_device(run, eight) == 64
     assert rows_on_device(replace(run, auto_find_batch_size=True), eight) == 8
-    with pytest.raises(ValueError, match="64 rows a step do not divide among 3 processes"):
+    with pytest.raises(ValueError, match="64 rows per step do not divide among 3 processes"):
         rows_on_device(replace(run, auto_find_batch_size=True), eight._replace(processes=3))
 
 
@@ -214,7 +214,7 @@ def test_a_remedy_fits() -> None:
 
 def test_autocasts_copies_of_frozen_weights_stay_only_for_a_backward_pass_that_keeps_them() -> None:
     run = replace(ADAPTED, bf16=True)
-    config, counts = TINY_NETWORK, parameters(TINY_NETWORK)
+    config, counts = TINY_NETWORK, count_parameters(TINY_NETWORK)
     checkpointed = replace(run, gradient_checkpointing=True)
     whole, one = (memory(each, config, MACHINE, 1, 1).weights for each in (run, checkpointed))
     assert whole - one == 2 * counts.matrices * 2 // 3  # two layers of three, two bytes each
