@@ -8,7 +8,7 @@ from typer import Argument, Option
 from fgpt_hf.config.options import Limits
 
 if TYPE_CHECKING:
-    from fgpt_hf.hub.card import CardOptions
+    from fgpt_hf.hub.card_options import CardOptions
     from fgpt_hf.hub.upload import Destination
 
 
@@ -56,7 +56,7 @@ def publish(
     """
     Limits().check("dollars_per_hour", dollars_per_hour)
     Limits().check("watts", watts)
-    from fgpt_hf.hub.card import CardOptions  # takes seconds, which a mistake in the options need not wait for
+    from fgpt_hf.hub.card_options import CardOptions
     from fgpt_hf.hub.upload import Destination
 
     destination = Destination(repo_id=repo_id, private=private, revision=revision, tag=tag)

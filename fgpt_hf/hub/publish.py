@@ -15,8 +15,9 @@ from typing import Any
 from fgpt_hf.config.runs import Run
 from fgpt_hf.convert.export import write_gpt2
 from fgpt_hf.files import PARTIAL
-from fgpt_hf.hub.card import CardOptions, figure_files, update_card, write_card
+from fgpt_hf.hub.card import figure_files, update_card, write_card
 from fgpt_hf.hub.card_merge import CARD, merge_card
+from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
 from fgpt_hf.hub.upload import (

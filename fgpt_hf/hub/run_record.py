@@ -153,7 +153,7 @@ def _read_results(path: Path) -> ResultsRecord:
     try:
         return ResultsRecord.from_json({"tasks": {}, **_read_json(path)})
     except TypeError as error:
-        raise UserError(f"{path} does not hold the results of fgpt evaluate: {error}") from error
+        raise UserError(f"{path} does not hold the results of this version's fgpt evaluate: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fgpt_hf.data.splits import Sizes, SplitSize
 # At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
 _FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
 URLS = {**CONVERSATIONS.files, **PREFERENCES.files}  # data sets behind an address, by name
+HUB = "https://huggingface.co"
 METHODS = {"sigmoid": "DPO", "ipo": "IPO", "simpo": "SimPO"}
 
 

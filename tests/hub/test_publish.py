@@ -18,7 +18,7 @@ from fgpt_hf.cli import main, train_base
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
-from fgpt_hf.hub.card import CardOptions
+from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.publish import CheckpointUploader, commit_message, files_to_publish, size_table
 from fgpt_hf.hub.run_record import read_run_record
 from fgpt_hf.hub.upload import Destination

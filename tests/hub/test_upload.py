@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import constants
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.hub.card import CardOptions, build_card
+from fgpt_hf.hub.card import build_card
+from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.publish import keep_published_text
 from fgpt_hf.hub.run_record import read_run_record
 from fgpt_hf.hub.upload import (
