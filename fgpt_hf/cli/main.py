@@ -24,16 +24,37 @@ class RunCommand(NamedTuple):
 
     module: str
     help: str
+    example: str
 
 
 COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
-    "train-base": RunCommand("fgpt_hf.cli.train_base", "Train a base model on documents."),
-    "train-instruct": RunCommand("fgpt_hf.cli.train_instruct", "Tune a model on conversations."),
-    "train-preference": RunCommand("fgpt_hf.cli.train_preference", "Tune a model on preferences (DPO, IPO, SimPO)."),
+    "train-base": RunCommand(
+        "fgpt_hf.cli.train_base",
+        "Train a base model on documents.",
+        "fgpt train-base --preset fgpt-124m --dataset_name documents.jsonl",
+    ),
+    "train-instruct": RunCommand(
+        "fgpt_hf.cli.train_instruct",
+        "Tune a model on conversations.",
+        "fgpt train-instruct --model_name_or_path runs/quickstart/base --dataset_name pydocs-chat",
+    ),
+    "train-preference": RunCommand(
+        "fgpt_hf.cli.train_preference",
+        "Tune a model on preferences (DPO, IPO, SimPO).",
+        "fgpt train-preference --model_name_or_path runs/quickstart/instruct --dataset_name pydocs-preference",
+    ),
     "chat": chat,
     "evaluate": evaluate,
-    "prepare": RunCommand("fgpt_hf.cli.prepare", "Tokenize and pack documents once, for many runs."),
-    "estimate": RunCommand("fgpt_hf.cli.estimate", "Estimate a run's memory, time and cost."),
+    "prepare": RunCommand(
+        "fgpt_hf.cli.prepare",
+        "Tokenize and pack documents once, for many runs.",
+        "fgpt prepare --dataset_name fineweb-edu --output_dir data/fineweb-edu",
+    ),
+    "estimate": RunCommand(
+        "fgpt_hf.cli.estimate",
+        "Estimate a run's memory, time and cost.",
+        "fgpt estimate --preset fgpt-712m --device h100",
+    ),
     "report": report,
     "convert": convert,
     "export": export,
@@ -82,7 +103,7 @@ def _parser() -> Callable[..., int | None]:
     app.callback(invoke_without_command=True)(_without_command)
     for name, command in COMMANDS.items():
         if isinstance(command, RunCommand):
-            pass_on = _pass_arguments_to(name, command.module)
+            pass_on = _pass_arguments_to(name, command)
             app.command(name, help=command.help, context_settings=dict(PARSED_BY_THE_RUN))(pass_on)
         else:
             app.command(name)(command)
@@ -100,14 +121,16 @@ def _without_command(
         print(context.get_help())
 
 
-def _pass_arguments_to(name: str, module: str) -> Callable[[typer.Context], None]:
-    """Return a command that hands all of its arguments to the module's `main`."""
+def _pass_arguments_to(name: str, command: RunCommand) -> Callable[[typer.Context], None]:
+    """Return a command that hands all of its arguments to the module's `main`, whose parser also has the help."""
 
-    def command(context: typer.Context) -> None:
+    def pass_on(context: typer.Context) -> None:
+        if {"-h", "--help"} & set(context.args):
+            print(f"{command.help}\n\nExample: {command.example}\n")
         with program_name(f"fgpt {name}"):
-            import_module(module).main(context.args)
+            import_module(command.module).main(context.args)
 
-    return command
+    return pass_on
 
 
 def _one_line(error: typer.TyperException) -> str:

@@ -52,7 +52,7 @@ def test_the_help_of_a_run_lists_its_fields(command: str, capsys: pytest.Capture
         run([command, "--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0
-    assert text.startswith(f"usage: fgpt {command} ") and "--dataset_name" in text
+    assert f"Example: fgpt {command} --" in text and f"usage: fgpt {command} " in text and "--dataset_name" in text
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
