@@ -118,7 +118,7 @@ class Stage:
         return without_folders(value)
 
     def _source(self, option: str) -> Any:
-        """An option that describes the text, of the run that prepared it or of this one."""
+        """Return an option that describes the text, from the run that prepared it or else from this one."""
         return {**vars(self.run), **self.provenance.source}.get(option)
 
     def _dataset(self, name: str) -> DatasetName:

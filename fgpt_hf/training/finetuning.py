@@ -82,8 +82,10 @@ def unseen_role_tokens(model: FGPTForCausalLM) -> Sequence[str]:
 
 @torch.no_grad()
 def start_from_mean(model: FGPTForCausalLM, tokens: Sequence[str]) -> None:
-    """Set the embeddings of tokens, input and output, to the mean of GPT-2's own (Hewitt 2021, Initializing New Word
-    Embeddings)."""
+    """Set the embeddings of tokens, input and output, to the mean of GPT-2's own (Hewitt 2021).
+
+    Source: Initializing New Word Embeddings for Pretrained Language Models.
+    """
     for embeddings in (model.model.embed_tokens, model.lm_head):
         for token in tokens:
             embeddings.weight[CONTROL_TOKENS[token]] = embeddings.weight[:END_OF_TEXT_ID].mean(dim=0)

@@ -94,6 +94,7 @@ assert isinstance(reply[1]["content"], str)
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_this_package_loads_generates_and_chats(trained: tuple[Path, str], tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

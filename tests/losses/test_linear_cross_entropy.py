@@ -133,6 +133,7 @@ print(peak_memory_bytes(cpu) - before)
 """
 
 
+@pytest.mark.slow
 def test_the_lean_losses_need_an_eighth_of_the_memory() -> None:
     lean, weighted, plain_bytes = (
         int(subprocess.run([sys.executable, "-c", MEASURE, kind], capture_output=True, text=True, check=True).stdout)

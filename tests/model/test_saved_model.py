@@ -170,6 +170,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_stranger_loads_and_runs_a_saved_folder_by_its_own_code(tmp_path: Path) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")

@@ -35,7 +35,8 @@ def original_choice(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: str, endings: Sequence[str]
 ) -> int:
     """The ending with the least mean loss per token: all in one batch padded with zeros, context and ending encoded
-    apart."""
+    apart.
+    """
     context_ids = tokenizer.encode(context)
     encoded = [tokenizer.encode(f" {ending}") for ending in endings]
     length = len(context_ids) + max(map(len, encoded))

@@ -405,6 +405,7 @@ def test_datasets_loads_shards_by_configuration_streaming_or_not(client: Client)
     assert all("datasets-server.127.0.0.1" in stray for stray in client.server.strays)
 
 
+@pytest.mark.slow
 def test_datasets_streams_the_parts_of_a_shard_that_it_needs(client: Client) -> None:
     shard = client.folder / "large.parquet"
     table = pyarrow.table({"text": [str(n) for n in range(1000)], "image": [bytes(100_000)] * 1000})
