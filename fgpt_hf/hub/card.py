@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from fgpt_hf.hub.card_merge import CARD, mark_as_generated, merge_card
+from fgpt_hf.hub.card_merge import mark_as_generated, merge_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import all_results, metric_names, validation_measurements
 from fgpt_hf.hub.card_tables import (
@@ -17,6 +17,7 @@ from fgpt_hf.hub.card_tables import (
     result_rows,
     training_rows,
 )
+from fgpt_hf.hub.front_matter import CARD, read_card
 from fgpt_hf.hub.markdown import code, code_block, link, table, text
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
 from fgpt_hf.hub.stage import HUB, Stage
@@ -50,7 +51,7 @@ def write_card(model: Path) -> Path:
 def update_card(record: RunRecord, options: CardOptions) -> str:
     """Return a new card that keeps what people wrote in the one of the model's folder."""
     card, file = build_card(record, options), record.model / CARD
-    return merge_card(card, file.read_text(encoding="utf-8")) if file.is_file() else card
+    return merge_card(card, read_card(file)) if file.is_file() else card
 
 
 def build_card(record: RunRecord, options: CardOptions) -> str:

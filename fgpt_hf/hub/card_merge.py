@@ -10,15 +10,13 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card_results import join_results, metric_names
-from fgpt_hf.hub.run_record import results_of_card
+from fgpt_hf.hub.front_matter import CARD, results_of_card, split_card
 
-CARD = "README.md"
 _BEGIN = "<!-- fgpt: written from the run; edits up to the end mark are lost, edits outside stay ({digest}) -->"
 _END = "<!-- fgpt: end -->"
 _GENERATED = re.compile(
     re.escape(_BEGIN).replace(r"\{digest\}", "(?P<digest>[0-9a-f]*)") + "(?P<body>.*)" + re.escape(_END), re.DOTALL
 )
-_FRONT_MATTER = re.compile(r"\A---\r?\n(?P<yaml>.*?)\r?\n---\r?\n?", re.DOTALL)
 _JOINED = ("tags", "datasets")  # lists in which a person's entries stay beside the run's
 
 
@@ -37,7 +35,7 @@ def merge_card(card: str, published: str, keep_results: bool = True) -> str:
     the published one.
 
     Raises:
-        UserError: people edited both, differently.
+        UserError: people edited both, differently; or a front matter is not YAML.
 
     Example:
         >>> new = mark_as_generated("---\\nlicense: mit\\n---\\n# tiny")
@@ -66,10 +64,8 @@ class _Parts:
     """A card taken apart: front matter, a person's text before, the generated body, a person's text after."""
 
     def __init__(self, card: str) -> None:
-        front = _FRONT_MATTER.match(card)
-        text = card[front.end() :] if front else card
+        self.fields, text = split_card(card)
         generated = _GENERATED.search(text)
-        self.fields: dict[str, Any] = (yaml.safe_load(front["yaml"]) if front else None) or {}
         self.before = text[: generated.start()].strip() if generated else text.strip()
         self.after = text[generated.end() :].strip() if generated else ""
         self.body = generated["body"].strip() if generated else ""

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
 from fgpt_hf.evaluation.results import ResultsRecord
+from fgpt_hf.hub.front_matter import CARD, read_card, tidy_card
 from fgpt_hf.hub.run_record import RunRecord
 from fgpt_hf.hub.stage import Stage, without_folders
 
@@ -118,8 +119,8 @@ def write_to_card(folder: Path, results: ResultsRecord) -> None:
         >>> ModelCard.load(folder / "README.md").data.eval_results[0].metric_value
         0.3
     """
-    readme, name = folder / "README.md", folder.resolve().name
-    card = ModelCard.load(readme) if readme.is_file() else ModelCard(f"---\n{{}}\n---\n# {name}\n")
+    readme, name = folder / CARD, folder.resolve().name
+    card = ModelCard(tidy_card(read_card(readme) if readme.is_file() else f"# {name}\n"))
     record = RunRecord(folder, results=results, card_results=card.data.get("eval_results", []))
     card.data["model_name"] = card.data.get("model_name", name)
     card.data["eval_results"] = all_results(record)

@@ -16,23 +16,23 @@ from fgpt_hf.config.runs import Run
 from fgpt_hf.convert.export import write_gpt2
 from fgpt_hf.files import PARTIAL
 from fgpt_hf.hub.card import figure_files, update_card, write_card
-from fgpt_hf.hub.card_merge import CARD, merge_card
+from fgpt_hf.hub.card_merge import merge_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
+from fgpt_hf.hub.front_matter import CARD, read_card
+from fgpt_hf.hub.published_files import Content, Files, publishable, refuse_links
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
 from fgpt_hf.hub.upload import (
-    Content,
     Destination,
-    Files,
     PublishedFiles,
     check_access,
-    check_name,
-    publishable,
+    check_destination,
+    check_hub_id,
     push_files,
     push_folder,
 )
 from fgpt_hf.model.io import load_fgpt, model_folder
-from fgpt_hf.training.run_folder import RunFolder
+from fgpt_hf.training.run_folder import METRICS, PROVENANCE, RECORD, RESULTS, SAMPLES, RunFolder, find_run
 
 logger = logging.getLogger(__name__)
 
@@ -61,29 +61,43 @@ def files_to_publish(model: Path, destination: Destination, options: CardOptions
     """Yield all files of a publication, by their path in the repo; they exist until the block ends.
 
     Raises:
-        UserError: not a model's folder, or not a name for a repo.
+        UserError: not a model's folder, or one with links or damaged files in it; not a name for a repo, a branch, a
+            tag or a base model.
     """
-    check_name(destination.repo_id)
-    record = read_run_record(model_folder(model))
+    check_destination(destination)
+    if options.base_model is not None:
+        check_hub_id("base_model", options.base_model)
+    folder = model_folder(model)
+    refuse_links(model, [folder])
+    files = publishable(folder)
+    record = _linkless_record(folder)
     is_stock = record.config is not None and record.config.model_type == "gpt2"
     options = replace(options, repo_id=destination.repo_id, stock=options.stock or is_stock)
     beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
     beside |= {**result_files(record), **record_files(record)}
     with TemporaryDirectory() as scratch:
-        folder = record.model
         if options.stock and not is_stock:
             folder = Path(scratch, "gpt2")
             write_gpt2(*load_fgpt(str(record.model)), folder)
-        yield publishable(folder) | beside
+            files = publishable(folder)
+        yield files | beside
+
+
+def _linkless_record(model: Path) -> RunRecord:
+    """Return what a model's folder and its run's folder say; raise UserError if a file of the run is a link."""
+    if run := find_run(model):
+        figures = (run / "figures").glob("*.png")
+        refuse_links(run, [*(run / name for name in (RECORD, METRICS, SAMPLES, RESULTS, PROVENANCE)), *figures])
+    return read_run_record(model)
 
 
 def keep_published_text(files: Files, published: PublishedFiles) -> Files:
     """Return the files with a card that keeps what people wrote in the published one; for `push_files`."""
-    text = published.read_text(CARD)
+    text = published.read_card()
     if text is None or CARD not in files:
         return files
     new = files[CARD]
-    card = new.decode() if isinstance(new, bytes) else new.read_text(encoding="utf-8")
+    card = new.decode() if isinstance(new, bytes) else read_card(new)
     return {**files, CARD: merge_card(card, text, keep_results=published.has_same_weights(files)).encode()}
 
 

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from huggingface_hub import EvalResult, ModelCard, get_local_safetensors_metadata
+from huggingface_hub import EvalResult, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import PreTrainedConfig
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.results import ResultsRecord
 from fgpt_hf.files import read_json, read_json_lines
+from fgpt_hf.hub.front_matter import read_card, results_of_card
 from fgpt_hf.hub.stage import Stage, read_stage
 from fgpt_hf.model.io import load_config
 from fgpt_hf.model.lora import ADAPTER
@@ -116,7 +116,7 @@ def read_run_record(model: Path) -> RunRecord:
     record = RunRecord(
         model,
         config=load_config(str(model)) if _read_json(config) else None,
-        card_results=results_of_card(readme.read_text(encoding="utf-8")) if readme.is_file() else [],
+        card_results=results_of_card(read_card(readme)) if readme.is_file() else [],
     )
     if run is None:
         return record
@@ -134,19 +134,6 @@ def read_run_record(model: Path) -> RunRecord:
         results=ResultsRecord(tasks={}) if is_checkpoint else _read_results(run / RESULTS),
         card_results=record.card_results,
     )
-
-
-def results_of_card(card: str) -> list[EvalResult]:
-    """Return the results in a card's `model-index`.
-
-    Raises:
-        UserError: the card's front matter cannot be read.
-    """
-    try:
-        results: list[EvalResult] = ModelCard(card, ignore_metadata_errors=True).data.get("eval_results", [])
-        return results
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"the front matter of the model card cannot be read: {error}") from error
 
 
 def _read_results(path: Path) -> ResultsRecord:

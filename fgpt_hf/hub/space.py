@@ -7,11 +7,12 @@ from pathlib import Path
 from huggingface_hub import SpaceCard
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.hub.card_merge import CARD
 from fgpt_hf.hub.card_options import CardOptions
+from fgpt_hf.hub.front_matter import CARD
 from fgpt_hf.hub.publish import publish
+from fgpt_hf.hub.published_files import Content
 from fgpt_hf.hub.run_record import read_run_record
-from fgpt_hf.hub.upload import Content, Destination, PinnedModel, check_name, make_ready, pin_model, push_files
+from fgpt_hf.hub.upload import Destination, PinnedModel, check_name, make_ready, pin_model, push_files
 from fgpt_hf.model.io import model_folder
 
 # Of an installed package, into which setup.py puts them; of a clone.

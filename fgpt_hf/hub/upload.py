@@ -5,10 +5,9 @@ the next push uploads only what is missing.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,43 +24,19 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import sha256_of
+from fgpt_hf.hub.front_matter import CARD, read_card
+from fgpt_hf.hub.published_files import WEIGHTS_AND_CODE, Files, matches, publishable
 from fgpt_hf.retries import is_transient, retry
 
-WEIGHTS_AND_CODE = (
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "configuration_fgpt.py",
-    "modeling_fgpt.py",
-)
 REPLACED = {"model": WEIGHTS_AND_CODE, "space": ("*.py",)}  # deleted from a repo if a push does not bring it again
 MEASURED = ("metrics.jsonl", "samples.jsonl", ".eval_results/*.yaml")  # deleted when other weights come
-# Nothing else is published: no optimizer state, no token files, no logs, no pickles. A star stands for no slash.
-PUBLISHED = (
-    "README.md",
-    "LICENSE",
-    "config.json",
-    "generation_config.json",
-    *WEIGHTS_AND_CODE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "figures/*.png",
-    ".eval_results/*.yaml",
-)
 REFUSALS = {
     401: "the token is not valid (it may have expired): run `hf auth login` again",
     403: "the token may not write there: use one with the role 'write', of the owner or a member",
 }
 TRY_AGAIN = "publish again to continue where it stopped"
-
-Content = Path | bytes
-Files = Mapping[str, Content]
+# Stricter than git: components of word characters, dots and dashes that begin with no dot or dash, and no "..".
+_GIT_NAME = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +83,12 @@ class PublishedFiles:
     commit: str
     hashes: Mapping[str, str | None]
 
-    def read_text(self, path: str) -> str | None:
-        """Return the text of a file, or None if the repo has none of that name."""
-        if path not in self.hashes:
+    def read_card(self) -> str | None:
+        """Return the text of the repo's `README.md`, or None if it has none."""
+        if CARD not in self.hashes:
             return None
-        file = HfApi().hf_hub_download(self.repo_id, path, repo_type=self.kind, revision=self.commit)
-        return Path(file).read_text(encoding="utf-8")
+        file = HfApi().hf_hub_download(self.repo_id, CARD, repo_type=self.kind, revision=self.commit)
+        return read_card(Path(file))
 
     def has_same_weights(self, files: Files) -> bool:
         """Return whether every weight file among `files` is in the repo already."""
@@ -172,6 +147,7 @@ def push_files(
 
 def make_ready(destination: Destination) -> None:
     """Find the repo to write to, or create it; raises as `push_files`."""
+    check_destination(destination)
     check_access(destination.repo_id)
     with _plain_errors(destination.repo_id):
         retry(destination.repo_id, lambda: _make_repo(HfApi(), destination))
@@ -187,12 +163,6 @@ def pin_model(repo_id: str, revision: str | None = None) -> PinnedModel:
         info = retry(repo_id, lambda: HfApi().model_info(repo_id, revision=revision))
     names = [sibling.rfilename for sibling in info.siblings or ()]
     return PinnedModel(repo_id, str(info.sha), tuple(name for name in names if name.endswith(".safetensors")))
-
-
-def publishable(folder: Path) -> dict[str, Content]:
-    """Return the files of a folder that may be published, by their path in the repo."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path for name, path in files.items() if _matches(name, PUBLISHED)}
 
 
 def check_access(repo_id: str) -> None:
@@ -211,6 +181,31 @@ def check_access(repo_id: str) -> None:
         raise UserError(f"the token may only read, and {repo_id} is to be written: use one with the role 'write'")
 
 
+def check_destination(destination: Destination) -> None:
+    """Raise UserError unless repo, branch and tag can have these names; the Hub is not asked."""
+    check_name(destination.repo_id)
+    for option in ("revision", "tag"):
+        name = getattr(destination, option)
+        if name is not None and (not _GIT_NAME.fullmatch(name) or name.endswith((".", "/", ".lock"))):
+            raise UserError(f"{option}={name!r} cannot be a name in git: give letters, digits, '-', '_', '.' and '/'")
+
+
+def check_hub_id(option: str, name: str) -> None:
+    """Raise UserError unless a name can be that of a model on the Hub.
+
+    Example:
+        >>> check_hub_id("base_model", "openai-community/gpt2")
+        >>> check_hub_id("base_model", "runs/quickstart/base")
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: base_model='runs/quickstart/base' cannot be a model's id on the Hub: give user/name
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(f"{option}={name!r} cannot be a model's id on the Hub: give user/name") from None
+
+
 def check_name(repo_id: str) -> None:
     """Raise UserError unless the name can be that of a user's or an organization's repo.
 
@@ -227,16 +222,6 @@ def check_name(repo_id: str) -> None:
         good = False
     if not good:
         raise UserError(f"{repo_id!r} cannot be a repo's name: give user/name, of letters, digits, '-', '_' and '.'")
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a path has one of these forms, in which a star stands for no slash.
-
-    Example:
-        >>> _matches("figures/loss.png", ["figures/*.png"]), _matches("figures/old/loss.png", ["figures/*.png"])
-        (True, False)
-    """
-    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def _make_repo(api: HfApi, destination: Destination) -> None:
@@ -278,7 +263,7 @@ def _commit(
     hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in head.siblings or ()}
     published = PublishedFiles(repo_id, kind, str(head.sha), hashes)
     replaced = (*REPLACED[kind], *(() if published.has_same_weights(files) else MEASURED))
-    stale = [path for path in sorted(hashes.keys() - files.keys()) if _matches(path, replaced)]
+    stale = [path for path in sorted(hashes.keys() - files.keys()) if matches(path, replaced)]
     info = api.create_commit(
         repo_id,
         [

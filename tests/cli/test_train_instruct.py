@@ -15,8 +15,8 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PRESETS
 from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.files import read_json_lines
-from fgpt_hf.hub.card_merge import CARD
-from fgpt_hf.hub.upload import publishable
+from fgpt_hf.hub.front_matter import CARD
+from fgpt_hf.hub.published_files import publishable
 from tests.support.launched import Launched
 from tests.support.tiny import random_model, save
 

@@ -20,9 +20,10 @@ from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.results import ResultsRecord
 from fgpt_hf.hub.card import build_card, card_data, figure_files, update_card, write_card
-from fgpt_hf.hub.card_merge import CARD, merge_card
+from fgpt_hf.hub.card_merge import merge_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
+from fgpt_hf.hub.front_matter import CARD
 from fgpt_hf.hub.run_record import RunRecord, Sample, read_run_record
 from fgpt_hf.hub.stage import Provenance, Stage
 from tests.support.loopback_hub import card_errors

@@ -1,6 +1,7 @@
 """From a run's folder to a stranger who loads the model by its name."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from fgpt_hf.cli import main, train_base
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
+from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.publish import CheckpointUploader, commit_message, files_to_publish, size_table
 from fgpt_hf.hub.run_record import read_run_record
@@ -207,6 +209,10 @@ def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path
         (["{empty}", "tester/tiny"], "neither the folder nor its model/ holds config.json and"),
         (["{empty}/none", "tester/tiny"], "no model "),
         (["{run}", "tester/tiny"], "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
+        (["{run}", "tester/tiny", "--dry_run", "--tag", "v 1"], "tag='v 1' cannot be a name in git: give letters"),
+        (["{run}", "tester/tiny", "--dry_run", "--revision", "../x"], "revision='../x' cannot be a name in git"),
+        (["{run}", "tester/tiny", "--dry_run", "--base_model", "runs/x/base"], "base_model='runs/x/base' cannot be a"),
+        (["{run}", "tester/tiny", "--dry_run", "--space", "chat"], "'chat' cannot be a repo's name: give user/name"),
         (["{run}", "tester/tiny", "--as", "llama"], "'llama' is not one of 'fgpt', 'gpt2'"),
         (["{run}", "tester/tiny", "--watts", "many"], "'--watts': 'many' should be a valid number"),
         (["{run}", "tester/tiny", "--watts", "-3"], "watts=-3.0 must be above zero"),
@@ -228,6 +234,50 @@ def test_the_command_line_refuses_in_one_line(
         main.main()
     assert stop.value.code == 2
     assert problem in capsys.readouterr().err.splitlines()[-1]
+
+
+def with_damage(run: Path, folder: Path, name: str, content: bytes | Path) -> Path:
+    """A copy of a run in which one file holds other bytes, or is a link."""
+    shutil.copytree(run, folder)
+    (folder / name).unlink()
+    if isinstance(content, Path):
+        (folder / name).symlink_to(content)
+    else:
+        (folder / name).write_bytes(content)
+    return folder
+
+
+RUN_FILES = ("metrics.jsonl", "samples.jsonl", "results.json", "provenance.json", "run.yaml")
+
+
+@pytest.mark.parametrize("name", [*RUN_FILES, "figures/validation_loss.png", "model/model.safetensors"])
+def test_a_link_in_a_run_or_its_model_is_refused_before_the_hub_is_asked(
+    name: str, run: Path, server: LoopbackHub, tmp_path: Path
+) -> None:
+    linked = with_damage(run, tmp_path / "run", name, run / name)
+    with pytest.raises(UserError, match=f"{Path(name).name} is a link to .*, and publish follows none"):
+        main.run(["publish", str(linked), "tester/tiny"])
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("folder", ["model", "figures"])
+def test_a_linked_folder_is_refused(folder: str, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / folder)
+    (tmp_path / "run" / folder).symlink_to(run / folder)
+    with pytest.raises(UserError, match=f"{folder} is a link to .*, and publish follows none"):
+        main.run(["publish", str(tmp_path / "run"), "tester/tiny", "--dry_run"])
+
+
+@pytest.mark.parametrize("variant", ["fgpt", "gpt2"])
+def test_weights_that_are_cut_are_refused_before_the_hub_is_asked(
+    variant: str, run: Path, server: LoopbackHub, tmp_path: Path
+) -> None:
+    whole = (run / "model" / "model.safetensors").read_bytes()
+    cut = with_damage(run, tmp_path / "run", "model/model.safetensors", whole[:-1000])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged: "):
+        main.run(["publish", str(cut), "tester/tiny", "--as", variant])
+    assert server.requests == []
 
 
 def test_a_run_stopped_while_it_goes_on_publishes_no_earlier_model(

@@ -8,28 +8,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import constants
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card import build_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.publish import keep_published_text
+from fgpt_hf.hub.published_files import Content, Files
 from fgpt_hf.hub.run_record import read_run_record
 from fgpt_hf.hub.upload import (
-    Content,
     Destination,
-    Files,
     PublishedFiles,
     check_access,
-    publishable,
     push_files,
-    push_folder,
 )
 from tests.support.loopback_hub import ORGANIZATION, READ_TOKEN, WRITE_TOKEN, LoopbackHub, hub_environment
 from tests.support.run_folders import write_run
 
-FILES: dict[str, Content] = {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"# Tiny\n"}
+WEIGHTS = safetensors.numpy.save({"weight": np.zeros(3, dtype=np.float32)})
+FILES: dict[str, Content] = {"config.json": b"{}", "model.safetensors": WEIGHTS, "README.md": b"# Tiny\n"}
 REPO = "tester/tiny"
 HERE = Destination(repo_id=REPO)
 
@@ -78,25 +78,6 @@ def test_what_was_measured_goes_with_the_weights_that_it_was_measured_on(server:
     assert b"eval_loss" not in files["README.md"] and b"validation" in files["README.md"]
 
 
-def test_a_folder_gives_its_publishable_files_only(server: LoopbackHub, tmp_path: Path) -> None:
-    secrets = ["training.pt", "optimizer.bin", "pytorch_model.bin", "ids.npy", "train.log", "run.yaml", ".env", "a.pkl"]
-    secrets += [
-        "model/deep.safetensors",
-        "figures/old/loss.png",
-        "optimizer.safetensors",
-        "checkpoints/model.safetensors",
-        "scheduler.pt",
-        "manifest.json",
-        "notes.md",
-    ]
-    for name in (*FILES, *secrets, "figures/loss.png", ".eval_results/hellaswag.yaml"):
-        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "model" / name).write_bytes(b"# content of its own\n")
-    assert publishable(tmp_path / "model").keys() == {*FILES, "figures/loss.png", ".eval_results/hellaswag.yaml"}
-    push_folder(tmp_path / "model", HERE, "Step 1")
-    assert not set(secrets) & server.repo("model", REPO).files().keys()
-
-
 def test_private_organisation_revision_and_tag_are_options(server: LoopbackHub) -> None:
     place = Destination(repo_id=f"{ORGANIZATION}/tiny", private=True, revision="next", tag="v1.0")
     push_files(FILES, place, "first")
@@ -124,7 +105,7 @@ def test_a_push_that_finds_a_newer_commit_merges_what_people_wrote_in_between(se
     def amend(files: Files, published: PublishedFiles) -> Files:
         if not seen:
             server.repo("model", REPO).add({"README.md": "# By a person\n"})
-        seen.append(published.read_text("README.md"))
+        seen.append(published.read_card())
         return {**files, "README.md": f"{seen[-1]} and more".encode()}
 
     push_files(FILES | {"config.json": b"[]"}, HERE, "second", amend)
