@@ -1,7 +1,6 @@
 """FGPT: GPT-2's network, built from the parts of transformers.
 
-This file is published with a model's weights, beside `configuration_fgpt.py`. It imports torch, transformers and that
-file only.
+This file is published beside a model's weights. It imports torch, transformers and `configuration_fgpt.py` only.
 
 Legend: B rows, T tokens of a row, S key slots that a query can see (cache and padding included), H heads, D head size,
 C width, V vocabulary.
@@ -48,14 +47,8 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend by plain matrix products: the reference for fused kernels, and the implementation that returns weights.
 
-    Args:
-        query: `(B, H, T, D)`.
-        key: `(B, H, S, D)`.
-        value: `(B, H, S, D)`.
-        attention_mask: `(B, 1, T, S)`, added to the scores.
-
-    Returns:
-        The attended values, `(B, T, H, D)`, and the attention weights, `(B, H, T, S)`.
+    `query` is `(B, H, T, D)`; `key` and `value` are `(B, H, S, D)`; `attention_mask`, `(B, 1, T, S)`, is added to the
+    scores. Returns the attended values, `(B, T, H, D)`, and the weights, `(B, H, T, S)`.
     """
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
@@ -134,8 +127,7 @@ class FGPTMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
-        transformed: torch.Tensor = self.down_proj(self.act_fn(self.up_proj(hidden_states)))
-        return transformed
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
 
 def residual_projection(inputs: int, outputs: int, bias: bool) -> nn.Linear:
@@ -172,8 +164,7 @@ class FGPTLayer(GradientCheckpointingLayer):
         attended, _ = self.self_attn(normed, attention_mask, past_key_values, **kwargs)
         hidden_states = hidden_states + self.residual_dropout(attended)
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
-        hidden_states = hidden_states + self.residual_dropout(transformed)
-        return hidden_states
+        return hidden_states + self.residual_dropout(transformed)
 
 
 class FGPTPreTrainedModel(PreTrainedModel):
@@ -205,13 +196,7 @@ class FGPTPreTrainedModel(PreTrainedModel):
 
 
 class FGPTModel(FGPTPreTrainedModel):
-    """The network without its head: token ids to final hidden states.
-
-    Example:
-        >>> config = FGPTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-        >>> FGPTModel(config)(torch.tensor([[15496, 11, 995]])).last_hidden_state.shape
-        torch.Size([1, 3, 32])
-    """
+    """The network without its head: token ids to final hidden states."""
 
     def __init__(self, config: FGPTConfig) -> None:
         super().__init__(config)
@@ -287,7 +272,7 @@ class FGPTModel(FGPTPreTrainedModel):
     def _first_layer(self) -> int:
         """The index of the first layer held here: 0, or in a later stage of a pipeline the first that is no identity.
 
-        Such a stage has no cache for the layers before, and gets hidden states, positions included, as `inputs_embeds`.
+        Such a stage has no cache for the layers before, and gets hidden states with positions as `inputs_embeds`.
         """
         return next(index for index, layer in enumerate(self.layers) if not isinstance(layer, nn.Identity))
 
@@ -318,8 +303,7 @@ class FGPTModel(FGPTPreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + start).unsqueeze(0)
         # The two embeddings may be on different devices.
         position_embeds = self.embed_positions(position_ids).to(inputs_embeds.device)
-        hidden_states: torch.Tensor = self.embedding_dropout(inputs_embeds + position_embeds)
-        return hidden_states
+        return self.embedding_dropout(inputs_embeds + position_embeds)
 
 
 def document_bounds(position_ids: torch.Tensor) -> TransformersKwargs:
@@ -327,12 +311,8 @@ def document_bounds(position_ids: torch.Tensor) -> TransformersKwargs:
     (queries, keys), (longest_query, longest_key) = prepare_fa_kwargs_from_position_ids(position_ids)
     if not is_tracing(position_ids):  # wait for the device once, here, instead of in each layer
         longest_query = longest_key = int(longest_query)
-    return {
-        "cu_seq_lens_q": queries,
-        "cu_seq_lens_k": keys,
-        "max_length_q": longest_query,
-        "max_length_k": longest_key,
-    }
+    lengths: TransformersKwargs = {"max_length_q": longest_query, "max_length_k": longest_key}
+    return {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys, **lengths}
 
 
 class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
@@ -364,9 +344,7 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Return the next-token logits, `(B, T, V)`, and with `labels` the loss in nats per token.
 
-        Other arguments are those of `FGPTModel.forward`.
-
-        Args:
+        Args (others are those of `FGPTModel.forward`):
             labels: `(B, T)`; label t is predicted by the logits of token t - 1, and -100 is ignored. The loss is the
                 mean over the labels, or their sum divided by `num_items_in_batch`.
             logits_to_keep: compute logits only for this many last tokens (0 for all), or at these positions.
@@ -378,8 +356,6 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
             >>> outputs = model(input_ids=ids, labels=ids)
             >>> outputs.logits.shape, outputs.loss.shape
             (torch.Size([1, 3, 50304]), torch.Size([]))
-            >>> model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False).shape
-            torch.Size([1, 8])
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -404,13 +380,10 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
 
 
 def states_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Return the hidden states, of `(B, T, C)`, whose logits are wanted.
+    """Return the hidden states, of `(B, T, C)`, whose logits are wanted (transformers' `slice_logits_to_keep` of 5.23).
 
-    transformers has this as `slice_logits_to_keep` since 5.23, but models load in earlier versions too.
-
-    Args:
-        logits_to_keep: the number of last tokens, 0 for all; or positions, `(K,)` for all rows or `(B, K)`; or a
-            `(B, T)` mask, which gives `(K, C)`.
+    `logits_to_keep` is the number of last tokens, 0 for all; or positions, `(K,)` for all rows or `(B, K)`; or a mask,
+    `(B, T)`, which gives `(K, C)`.
     """
     if isinstance(logits_to_keep, int):
         return hidden_states[:, -logits_to_keep:]
