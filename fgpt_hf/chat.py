@@ -1,7 +1,11 @@
-"""A chat with a language model: its turns, those of them that fit in the context, and its streamed replies."""
+"""A chat with a language model: its turns, those of them that fit in the context, and its streamed replies.
+
+A model that was not taught to answer continues texts instead, each by itself.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import context_length
+from fgpt_hf.model.lora import has_adapter
+from fgpt_hf.tokenizer.tokenizer import has_control_tokens
+from fgpt_hf.training.finetuning import unseen_role_tokens
+from fgpt_hf.training.run_folder import RECORD, find_run, read_record
 
 MAX_REPLY_TOKENS = 512  # or half the context where that is less
 Message = dict[str, str]
@@ -66,22 +74,40 @@ def turns_to_drop(turns: int, length_without: Callable[[int], int], max_length: 
     return next((dropped for dropped in range(turns) if length_without(dropped) <= max_length), turns)
 
 
+def is_taught_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a model was trained on conversations, as far as its folder and its weights show.
+
+    Every FGPT model has a chat template. The run's record says what a model was trained on; without one, a model whose
+    embeddings of the users' and the assistant's tokens lie among those of unused tokens has never seen a conversation.
+    """
+    if tokenizer.chat_template is None:
+        return False
+    name = model.name_or_path  # nothing for a model that was not loaded
+    if name and Path(name).is_dir() and (run := find_run(Path(name))):
+        return "model_name_or_path" in read_record(run / RECORD)
+    if has_adapter(model) or not has_control_tokens(tokenizer):
+        return True
+    return not {"<|user|>", "<|assistant|>"} <= set(unseen_role_tokens(model))
+
+
 class ChatSession:
     """A chat of one user with one model.
 
     Args:
         model: Any causal language model, on its device.
-        tokenizer: Its tokenizer, with a chat template.
+        tokenizer: Its tokenizer.
         decoding: Options of `generate`, such as `{"do_sample": True, "temperature": 0.7}`.
         max_new_tokens: Longest reply, for which room is kept in the context (default: 512, or half the context).
         system: System prompt.
 
     Attributes:
+        answers: Whether the model was taught to answer; one that was not continues texts, and remembers none of them.
         system: System prompt, which may be changed at any time.
         turns: All turns, including those that no longer fit in the context.
 
     Raises:
-        UserError: The tokenizer has no chat template, or the longest reply fills the whole context.
+        UserError: A model that was not taught to answer is given a system prompt, or the longest reply fills the whole
+            context.
 
     Example:
         >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
@@ -101,10 +127,11 @@ class ChatSession:
         max_new_tokens: int | None = None,
         system: str | None = None,
     ) -> None:
-        if tokenizer.chat_template is None:
+        self.answers = is_taught_to_answer(model, tokenizer)
+        if system and not self.answers:
             raise UserError(
-                f"{model.name_or_path} has no chat template, which marks who speaks: choose a model that was trained "
-                "to answer"
+                f"{model.name_or_path} was not taught to answer, so it would continue a system prompt like any other "
+                "text: leave system out, or choose a model that was tuned on conversations"
             )
         self.model, self.tokenizer, self.decoding, self.system = model, tokenizer, decoding, system
         self.context = context_length(model, tokenizer)
@@ -120,6 +147,15 @@ class ChatSession:
     def messages(self) -> list[Message]:
         """Return the whole chat as chat templates and data sets have it."""
         return as_messages(self.system, self.turns)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what was said as rows that training reads: one conversation, or texts."""
+        return (
+            [{"messages": self.messages}]
+            if self.answers
+            else [{"text": turn.user + turn.assistant} for turn in self.turns]
+        )
 
     def reset(self) -> None:
         """Forget all turns."""
@@ -161,15 +197,17 @@ class ChatSession:
     def _prompt(self, message: str) -> torch.Tensor:
         """Return the ids `(1, tokens)` of the system prompt, the latest turns that fit, and the message.
 
-        A turn that has been dropped once stays out.
+        A turn that has been dropped once stays out. A model that was not taught to answer reads the message alone.
         """
 
         def ids_without(dropped: int) -> list[int]:
+            if not self.answers:
+                return self._begin_document(message)
             messages = as_messages(self.system, self.turns[self._dropped + dropped :])
             return self._encode([*messages, {"role": "user", "content": message}])
 
         max_length = self.context - self.max_new_tokens
-        turns = len(self.turns) - self._dropped
+        turns = len(self.turns) - self._dropped if self.answers else 0
         dropped = turns_to_drop(turns, lambda count: len(ids_without(count)), max_length)
         ids = ids_without(dropped)
         if len(ids) >= self.context:
@@ -177,6 +215,13 @@ class ChatSession:
             raise UserError(f"{subject} has {len(ids)} tokens, and the model reads {self.context}: make it shorter")
         self._dropped += dropped
         return torch.tensor([ids], device=self.model.device)
+
+    def _begin_document(self, text: str) -> list[int]:
+        """Return the ids of a text behind the token that begins or ends a document, as in base training."""
+        ids: list[int] = self.tokenizer(text, split_special_tokens=True)["input_ids"]  # typed control tokens stay text
+        starts = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id]
+        start = [token for token in starts if token is not None][:1]
+        return ids if ids[:1] == start else [*start, *ids]
 
     def _encode(self, messages: list[Message]) -> list[int]:
         try:

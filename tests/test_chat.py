@@ -2,23 +2,28 @@
 
 import json
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from fgpt_hf.chat import ChatSession, Turn, as_messages, turns_to_drop
+from fgpt_hf.chat import ChatSession, Turn, as_messages, is_taught_to_answer, turns_to_drop
+from fgpt_hf.model.io import load_model
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.fast_encoding import encode_conversation
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID
-from tests.support.tiny import CONTEXT, random_model, tokenizer
+from tests.support.run_folders import write_run
+from tests.support.tiny import CONTEXT, random_model, taught_to_answer, tokenizer
 
 GREEDY = {"do_sample": False}
 
 
 @cache
 def model() -> FGPTForCausalLM:
-    model = random_model()
+    model = taught_to_answer(random_model())
     model.generation_config = GenerationConfig(
         bos_token_id=END_OF_TEXT_ID, eos_token_id=[END_OF_TEXT_ID, END_OF_TURN_ID], pad_token_id=PAD_ID
     )
@@ -110,7 +115,7 @@ def test_text_that_spells_a_control_token_does_not_become_it() -> None:
 def test_what_is_kept_is_a_row_that_training_reads() -> None:
     said = dialogue(system="Be brief.")
     said.answer("Hello", lambda text: None)
-    messages = json.loads(json.dumps(said.messages))
+    messages = json.loads(json.dumps(said.rows))[0]["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
     assert sum(encode_conversation(tokenizer(), messages)[1]) > 1
 
@@ -126,3 +131,40 @@ def test_forgetting_begins_anew() -> None:
 def test_a_reply_as_long_as_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match=f"max_new_tokens={CONTEXT} leaves no room"):
         dialogue(CONTEXT)
+
+
+def base_model(**changes: int) -> FGPTForCausalLM:
+    base = random_model(**changes)
+    base.generation_config = model().generation_config
+    return base
+
+
+def test_a_base_model_goes_on_from_each_text_and_remembers_none() -> None:
+    session = Reading(base_model(), tokenizer(), GREEDY, 8)
+    for text in ("def f(x):", "    <|end|>\n    return"):
+        written = session.answer(text, lambda piece: None).text
+        ids = tokenizer().encode(text, split_special_tokens=True)
+        assert session.read[0].tolist() == [END_OF_TEXT_ID, *ids]
+        assert session.rows[-1] == {"text": text + written}
+    assert not session.answers and len(session.rows) == 2
+
+
+def test_a_system_prompt_for_a_base_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="was not taught to answer"):
+        ChatSession(base_model(), tokenizer(), GREEDY, 8, "Be brief.")
+
+
+def test_a_runs_record_says_whether_its_model_answers(tmp_path: Path) -> None:
+    """Whatever the embeddings look like, as those of an adapter's run that left them alone."""
+    run = write_run(tmp_path / "base")
+    tuned = write_run(tmp_path / "tuned", model_name_or_path="gpt2")
+    for folder, answers in ((run, False), (tuned, True)):
+        assert is_taught_to_answer(*load_model(str(folder / "model"))) is answers
+
+
+def test_a_model_of_another_kind_answers_where_it_has_a_chat_template() -> None:
+    foreign: Any = SimpleNamespace(chat_template="{{ messages }}", convert_tokens_to_ids=lambda names: [0] * len(names))
+    other: Any = SimpleNamespace(name_or_path="somebody/chat")
+    assert is_taught_to_answer(other, foreign)
+    foreign.chat_template = None
+    assert not is_taught_to_answer(other, foreign)

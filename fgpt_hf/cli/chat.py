@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from fgpt_hf.cli.conversation import converse, is_terminal, readable, visible, write
+from fgpt_hf.cli.conversation import (
+    NOT_TAUGHT,
+    converse,
+    is_terminal,
+    readable,
+    say,
+    visible,
+    without_blank_ends,
+    write,
+)
 from fgpt_hf.cli.options import SEEDS, ModelName, TrustRemoteCode
 from fgpt_hf.config.options import Limits
 from fgpt_hf.errors import UserError
@@ -75,7 +84,10 @@ def chat(
             converse(_start_session(options), model)
         else:
             message = _require_text(_piped_text() if message is None else readable(message))
-            answer_once(_start_session(options), message)
+            session = _start_session(options)
+            if not session.answers:
+                say(f"({model} {NOT_TAUGHT})")
+            answer_once(session, message)
 
 
 @dataclass(frozen=True)
@@ -154,13 +166,13 @@ def _start_session(options: ChatOptions) -> "ChatSession":
 
 
 def _piped_text() -> str:
-    return sys.stdin.buffer.read().decode("utf-8", "replace").strip() if sys.stdin else ""
+    return sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else ""
 
 
 def _require_text(message: str) -> str:
     if not message.strip():
         raise UserError('nothing to answer: give a message, fgpt chat MODEL "What is …?", or pipe one in')
-    return message
+    return without_blank_ends(message)
 
 
 @contextmanager

@@ -1,37 +1,46 @@
-"""The conversation of `fgpt chat` in a terminal: lines that are answered, and commands that begin with a slash."""
+"""The conversation of `fgpt chat` in a terminal: messages that are answered, and commands that begin with a slash."""
 
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgpt_hf.errors import UserError
 
 if TYPE_CHECKING:
+    from prompt_toolkit.key_binding import KeyBindings
+
     from fgpt_hf.chat import ChatSession
 
 HELP = """/reset         forget all turns
 /system TEXT   set the system prompt; without TEXT, remove it
-/save FILE     write the conversation as a line of JSON, which training reads
+/save FILE     write the conversation as lines of JSON, which training reads
 /help          show these lines
-Ctrl-C stops a reply, Ctrl-D leaves; a message that begins with / needs a space before it."""
+/exit, /quit   leave, as exit, quit and Ctrl-D do
+Enter sends a message, Alt-Enter begins a new line in it, and a pasted text is one message. Ctrl-C stops a reply. A
+message of one line that begins with / needs a space before it."""
+WORDS_THAT_LEAVE = ("exit", "quit", "/exit", "/quit")
+NOT_TAUGHT = "was not taught to answer: it continues a text, each one by itself."
 
 
 def converse(session: "ChatSession", name: str) -> None:
-    """Answer line after line until the input ends; `name` is the model's."""
-    with suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401  gives `input` editing and a history
+    """Answer message after message until the input ends; `name` is the model's."""
     say(f"{name} reads {session.context} tokens. Ctrl-C stops a reply, Ctrl-D leaves, /help says more.")
+    if not session.answers:
+        say(f"It {NOT_TAUGHT}")
+    read = _message_reader()
     while True:
         try:
-            line = readable(_read_line())
-            if line.startswith("/"):
-                _run_command(session, line)
-            elif line.strip():
-                _answer(session, line.strip())
+            message = without_blank_ends(readable(read()))
+            if message.strip() in WORDS_THAT_LEAVE:
+                return
+            if _is_command(message):
+                _run_command(session, message)
+            elif message:
+                _answer(session, message)
         except EOFError:
             return say("")
         except KeyboardInterrupt:
@@ -56,8 +65,13 @@ def _answer(session: "ChatSession", message: str) -> None:
 # Commands
 
 
-def _run_command(session: "ChatSession", line: str) -> None:
-    name, _, argument = line.partition(" ")
+def _is_command(message: str) -> bool:
+    """Return whether a message is a command; of several lines, which may be pasted, only a known one is."""
+    return message.startswith("/") and ("\n" not in message or message.split()[0] in COMMANDS)
+
+
+def _run_command(session: "ChatSession", message: str) -> None:
+    name, argument = (*message.split(maxsplit=1), "")[:2]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name}: /help lists all of them")
     COMMANDS[name](session, argument.strip())
@@ -69,6 +83,8 @@ def _reset(session: "ChatSession", argument: str) -> None:
 
 
 def _set_system(session: "ChatSession", argument: str) -> None:
+    if not session.answers:
+        raise UserError("the model was not taught to answer, so it would continue a system prompt like any other text")
     session.system = argument or None
     say("(from now on)" if argument else "(no system prompt)")
 
@@ -80,7 +96,7 @@ def _save(session: "ChatSession", argument: str) -> None:
         raise UserError("/save FILE needs a name")
     try:
         with Path(argument).expanduser().open("x", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": session.messages}, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in session.rows)
     except OSError as error:
         raise UserError(f"not saved: {error}") from error
     say(f"(saved: {argument})")
@@ -131,15 +147,54 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def without_blank_ends(text: str) -> str:
+    r"""Remove blank lines around a message, and the space around one of a single line; all other indentation stays.
+
+    Example:
+        >>> without_blank_ends(" Hello \n")
+        'Hello'
+        >>> without_blank_ends("\n    if x:\n        y()\n")
+        '    if x:\n        y()'
+    """
+    text = re.sub(r"\A(\s*\n)+", "", text.rstrip())
+    return text if "\n" in text or text.startswith(" /") else text.strip()
+
+
 def is_terminal(stream: Any) -> bool:
     """Return whether a person reads or writes this stream, which may be None."""
     return stream is not None and bool(stream.isatty())
 
 
+def _message_reader() -> Callable[[], str]:
+    """Return a function that reads a message, with editing and a history where the terminal can show them.
+
+    A pasted text of several lines is one message, because the terminal marks where it ends (bracketed paste).
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+    from prompt_toolkit.utils import is_dumb_terminal
+
+    if is_dumb_terminal() or not (is_terminal(sys.stdout) or is_terminal(sys.stderr)):
+        return _read_line
+    output = create_output(always_prefer_tty=True)  # a redirected stdout gets replies alone
+    session: PromptSession[str] = PromptSession(
+        multiline=True, prompt_continuation="  ", key_bindings=_keys(), output=output, enable_suspend=True
+    )
+    return lambda: session.prompt("> ")
+
+
+def _keys() -> "KeyBindings":
+    """Return the keys that differ from an editor's: Enter sends, Alt-Enter begins a new line."""
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    return keys
+
+
 def _read_line() -> str:
-    if is_terminal(sys.stdout):
-        return input("> ")
-    print("> ", end="", file=sys.stderr, flush=True)  # a redirected stdout gets replies alone
+    print("> ", end="", file=sys.stderr, flush=True)
     return input()
 
 

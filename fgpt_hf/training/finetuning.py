@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.constants import HF_HOME
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.preference import TokenizedPair
@@ -68,13 +69,13 @@ def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
-def unseen_role_tokens(model: FGPTForCausalLM) -> Sequence[str]:
+def unseen_role_tokens(model: PreTrainedModel) -> Sequence[str]:
     """Return the role tokens that training never saw: their embeddings lie within the cluster of unused tokens.
 
     Each step moves the embeddings of all tokens that occur in no text in the same way, away from the states that
     predict other tokens.
     """
-    rows = model.model.embed_tokens.weight
+    rows: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]  # torch: Tensor | Module
     center = rows[PAD_ID:].mean(dim=0)
     farthest = (rows[PAD_ID:] - center).norm(dim=1).max()
     return [token for token in ROLE_TOKENS if (rows[CONTROL_TOKENS[token]] - center).norm() <= farthest]

@@ -19,16 +19,20 @@ from transformers import GenerationConfig
 from fgpt_hf.cli.chat import answer_once
 from fgpt_hf.cli.main import run
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
-from tests.support.tiny import random_model, save
+from tests.support.tiny import random_model, save, taught_to_answer
 
 CONTEXT = 8192  # at 3 ms a token a reply takes long enough to be stopped
+PROMPT, SENT = (
+    r"\x1b\[\?2004h",
+    r"\x1b\[\?2004l",
+)  # a terminal is told to mark pasted text at a prompt, and not to after it
 COMMAND = [sys.executable, "-m", "fgpt_hf", "chat"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with a model that never ends a reply by itself."""
-    model = random_model(max_position_embeddings=CONTEXT)
+    model = taught_to_answer(random_model(max_position_embeddings=CONTEXT))
     model.generation_config = GenerationConfig(bos_token_id=END_OF_TEXT_ID, eos_token_id=[50303], pad_token_id=PAD_ID)
     folder = tmp_path_factory.mktemp("run")
     save(model, folder / "model")
@@ -112,7 +116,7 @@ def test_options_that_cannot_be_are_refused(folder: Path, flags: list[str], said
         run(["chat", str(folder), "Hello", *flags])
 
 
-def test_nothing_to_answer_no_such_model_and_no_template_are_refused(
+def test_nothing_to_answer_and_no_such_model_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -125,10 +129,28 @@ def test_nothing_to_answer_no_such_model_and_no_template_are_refused(
         run(["chat", "nowhere/at-all", "Hello"])
     with pytest.raises(ValueError, match="neither the folder nor its model/ holds config.json"):
         run(["chat", str(tmp_path), "Hello"])
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_base_model_says_so_and_goes_on_from_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], template: bool
+) -> None:
     base = save(random_model(), tmp_path / "base")
-    (base / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="base has no chat template"):
-        run(["chat", str(base), "Hello"])
+    if not template:
+        (base / "chat_template.jinja").unlink()
+    run(["chat", str(base), "Once upon", "--max_new_tokens=4"])
+    captured = capsys.readouterr()
+    assert captured.err == f"({base} was not taught to answer: it continues a text, each one by itself.)\n"
+    assert captured.out.strip()
+
+
+def test_a_piped_text_keeps_its_indentation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[str] = []
+    monkeypatch.setattr("fgpt_hf.cli.chat._start_session", lambda options: SimpleNamespace(answers=True))
+    monkeypatch.setattr("fgpt_hf.cli.chat.answer_once", lambda session, message: answered.append(message))
+    monkeypatch.setattr(sys, "stdin", Piped(b"\n    if x:\n        return\n\n"))
+    run(["chat", str(folder)])
+    assert answered == ["    if x:\n        return"]
 
 
 @pytest.mark.parametrize(
@@ -148,11 +170,16 @@ def test_a_single_reply_steers_no_terminal_and_is_itself_in_a_pipe(
 
 
 class Terminal:
-    """The command in a terminal of its own."""
+    """The command in a terminal of its own, of a kind that does not tell where its cursor is."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
         self.process = pexpect.spawn(
-            COMMAND[0], [*COMMAND[1:], str(folder), *flags], encoding="utf-8", timeout=120, dimensions=(24, 200)
+            COMMAND[0],
+            [*COMMAND[1:], str(folder), *flags],
+            encoding="utf-8",
+            timeout=120,
+            dimensions=(40, 200),
+            env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
         )
 
     def sees(self, pattern: str) -> re.Match[str]:
@@ -162,7 +189,19 @@ class Terminal:
         return match
 
     def types(self, line: str) -> None:
-        self.process.sendline(line)
+        self.process.send(f"{line}\r")
+
+    def pastes(self, text: str) -> None:
+        """Send a text as a terminal does when it is pasted, and press Enter."""
+        self.types(f"\x1b[200~{text}\x1b[201~")
+
+    def ends(self) -> int | None:
+        """Wait for the end, without a traceback; return the exit code."""
+        self.process.expect(pexpect.EOF)
+        assert "Traceback" not in (self.process.before or "")
+        self.process.close()
+        status: int | None = self.process.exitstatus
+        return status
 
     def interrupts(self, until: str) -> None:
         """Press Ctrl-C until the pattern is seen: one that comes just before the program waits for input is lost."""
@@ -177,13 +216,13 @@ class Terminal:
 def test_a_conversation_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     """Ctrl-C at the prompt, in a reply; each command; Ctrl-D."""
     terminal = Terminal(folder, "--greedy", f"--max_new_tokens={CONTEXT // 2}")
-    terminal.sees("> ")
-    terminal.interrupts(until="> ")
+    terminal.sees(PROMPT)
+    terminal.interrupts(until=PROMPT)
     terminal.types("Hello")
-    terminal.sees(r"Hello\r\n.*\w+ ")
-    terminal.interrupts(until=r"\(stopped\)\r\n.*> ")
+    terminal.sees(rf"{SENT}(.|\n)*\w+ ")
+    terminal.interrupts(until=rf"\(stopped\)\r\n(.|\n)*{PROMPT}")
     terminal.types(f"/save {tmp_path / 'said.jsonl'}")
-    terminal.sees(r"\(saved: .*> ")
+    terminal.sees(rf"\(saved: (.|\n)*{PROMPT}")
     messages = json.loads((tmp_path / "said.jsonl").read_text())["messages"]
     assert messages[0] == {"role": "user", "content": "Hello"}
     assert 0 < len(build_tokenizer().encode(messages[1]["content"])) < CONTEXT // 2
@@ -198,22 +237,51 @@ def test_a_conversation_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     }.items():
         terminal.types(line)
         terminal.sees(answer)
-        terminal.sees("> ")
-    terminal.process.sendeof()
-    terminal.process.expect(pexpect.EOF)
-    terminal.process.close()
-    assert terminal.process.exitstatus == 0
+        terminal.sees(PROMPT)
+    terminal.process.send("\x04")
+    assert terminal.ends() == 0
+
+
+@pytest.mark.slow
+def test_a_pasted_text_of_several_lines_is_one_message_as_it_is(folder: Path, tmp_path: Path) -> None:
+    pasted = "    def f(x):\n        if x:\n\n\t\treturn 'é'"
+    terminal = Terminal(folder, "--max_new_tokens=2")
+    terminal.sees(PROMPT)
+    terminal.pastes(pasted.replace("\n", "\r"))  # as terminals send line ends
+    terminal.sees(PROMPT)
+    terminal.pastes("/usr/bin/env\r  a path, and no command")
+    terminal.process.send("one\x1b\rtwo\r")  # Alt-Enter
+    file = tmp_path / "said.jsonl"
+    terminal.types(f"/save {file}")
+    terminal.sees(r"\(saved")
+    terminal.types("quit")
+    assert terminal.ends() == 0
+    users = [each["content"] for each in json.loads(file.read_text("utf-8"))["messages"] if each["role"] == "user"]
+    assert users == [pasted, "/usr/bin/env\n  a path, and no command", "one\ntwo"]
+
+
+@pytest.mark.slow
+def test_a_base_model_writes_texts_and_a_dumb_terminal_has_plain_lines(tmp_path: Path) -> None:
+    base = save(random_model(), tmp_path / "base")
+    terminal = Terminal(base, "--max_new_tokens=2", TERM="dumb")
+    terminal.sees(r"was not taught to answer(.|\n)*> ")
+    terminal.types("Once upon")
+    terminal.sees("> ")
+    terminal.types("/system Be brief.")
+    terminal.sees(r"\(the model was not taught to answer")
+    terminal.types(f"/save {tmp_path / 'texts.jsonl'}")
+    terminal.sees(r"\(saved")
+    terminal.types("/exit")
+    assert terminal.ends() == 0
+    assert json.loads((tmp_path / "texts.jsonl").read_text("utf-8"))["text"].startswith("Once upon")
 
 
 @pytest.mark.slow
 def test_a_terminated_conversation_and_a_reader_that_leaves_end_cleanly(folder: Path) -> None:
     terminal = Terminal(folder)
-    terminal.sees("> ")
+    terminal.sees(PROMPT)
     terminal.process.kill(signal.SIGTERM)
-    terminal.process.expect(pexpect.EOF)
-    assert "Traceback" not in (terminal.process.before or "")
-    terminal.process.close()
-    assert terminal.process.exitstatus == 128 + signal.SIGTERM
+    assert terminal.ends() == 128 + signal.SIGTERM
 
     reading, writing = os.pipe()
     child = subprocess.Popen([*COMMAND, str(folder), "Hello"], stdout=writing, stderr=subprocess.PIPE, text=True)

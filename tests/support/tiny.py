@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Tokenizer, PreTrainedModel
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, ROLE_TOKENS, build_tokenizer
 
 CONTEXT = 64
 
@@ -31,6 +31,14 @@ def random_model(**changes: int | str) -> FGPTForCausalLM:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(mean=1.0 if name.endswith("norm.weight") else 0.0, std=0.15)
+    return model
+
+
+def taught_to_answer(model: FGPTForCausalLM) -> FGPTForCausalLM:
+    """The model with role tokens whose embeddings lie apart from those of unused tokens, as tuning leaves them."""
+    with torch.no_grad():
+        for token in ROLE_TOKENS:
+            model.model.embed_tokens.weight[CONTROL_TOKENS[token]] += 1
     return model
 
 
