@@ -10,6 +10,7 @@ import logging
 import random
 import shutil
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, write_manifest
+from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, write_atomically, write_manifest
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.io import save_model
 from fgpt_hf.model.lora import has_adapter, restore_adapter
@@ -37,6 +38,10 @@ from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.training.optim import JointOptimizer
 
 logger = logging.getLogger(__name__)
+
+PREFIX = "step_"
+ABANDONED = "abandoned"  # the folder of checkpoints that were set aside
+GOING_BACK = "going_back_to"  # while checkpoints are set aside: the file with the step that the run goes back to
 
 
 @dataclass
@@ -92,14 +97,14 @@ class TrainingState:
             OSError: it could not be written, for lack of space say; earlier checkpoints are unchanged.
         """
         weights, training = self.weights(), self._training_state()
-        checkpoint = folder / f"step_{self.progress.step:08d}"
+        checkpoint = folder / f"{PREFIX}{self.progress.step:08d}"
         try:
             if self.accelerator.is_main_process:
                 with atomic_directory(checkpoint) as partial:
                     save_model(self.model, self.tokenizer, partial, weights)
                     _save(training, partial / "training.pt")
                     write_manifest(partial)
-                rotate(folder, keep)
+                rotate(folder, keep, checkpoint)
         finally:
             self.accelerator.wait_for_everyone()
         return checkpoint
@@ -138,42 +143,114 @@ class TrainingState:
             )
 
 
-def checkpoint_to_resume(run: Run, folder: Path) -> Path:
-    """Return the checkpoint that `run.resume_from_checkpoint` names: a path, or `latest`.
+def checkpoint_to_resume(run: Run, folder: Path) -> Path | None:
+    """Return the checkpoint in `folder` that `run.resume_from_checkpoint` names: a path, or `latest`.
+
+    None stands for a run that starts from its first step: one that is not to be resumed, or `latest` where no
+    checkpoint was written yet.
 
     Raises:
-        UserError: there is no complete checkpoint, or the named one is damaged.
+        UserError: the named checkpoint is missing, damaged or another run's, or all that were written are damaged; or
+            it is from a later step than the run's last one.
     """
+    if run.resume_from_checkpoint is None:
+        return None
     if run.resume_from_checkpoint == "latest":
-        return latest_valid_checkpoint(folder)
-    checkpoint = Path(str(run.resume_from_checkpoint))
-    if problem := integrity_error(checkpoint):
+        checkpoint = latest_valid_checkpoint(folder)
+    else:
+        checkpoint = _named_checkpoint(Path(run.resume_from_checkpoint), folder)
+    if checkpoint and 0 < run.max_steps < step_of(checkpoint):
+        raise too_few_steps(run.max_steps, step_of(checkpoint))
+    return checkpoint
+
+
+def _named_checkpoint(checkpoint: Path, folder: Path) -> Path:
+    problem = integrity_error(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+    if problem is None and checkpoint.resolve() not in [path.resolve() for path in checkpoints(folder)]:
+        problem = f"a run continues from a checkpoint of its own, step_… in {folder}"
+    if problem:
         raise UserError(f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest complete one")
     return checkpoint
 
 
-def latest_valid_checkpoint(folder: Path) -> Path:
-    """Return the newest checkpoint whose files are unchanged; log the damaged ones that are passed over.
+def latest_valid_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint whose files are unchanged, or None if there are no checkpoints.
+
+    Damaged ones that are passed over are logged.
 
     Raises:
-        UserError: there is none.
+        UserError: all are damaged.
     """
-    for checkpoint in checkpoints(folder):
+    found = checkpoints(folder)
+    for checkpoint in found:
         if (problem := integrity_error(checkpoint)) is None:
             return checkpoint
         logger.warning("skipping the damaged checkpoint %s: %s", checkpoint, problem)
-    raise UserError(f"{folder} holds no complete checkpoint to resume from: start anew with --overwrite_output_dir")
+    if found:
+        raise UserError(f"{folder} holds no complete checkpoint to resume from: start anew with --overwrite_output_dir")
+    return None
+
+
+def too_few_steps(max_steps: int, step: int) -> UserError:
+    """Return the error of a run that is to end before the step that it continues from."""
+    return UserError(
+        f"max_steps={max_steps} is below step {step}, from which the run continues: give at least {step}, or resume "
+        "from an earlier checkpoint"
+    )
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after.
+
+    Example:
+        >>> step_of(Path("runs/mine/checkpoints/step_00000500"))
+        500
+    """
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, newest first, damaged ones included."""
-    return sorted((path for path in folder.glob("step_*") if path.name[5:].isdigit()), reverse=True)
+    """Return the checkpoints in a folder, newest first: damaged ones included, those that were set aside not."""
+    going_back = folder / GOING_BACK
+    last = int(going_back.read_text(encoding="utf-8")) if going_back.is_file() else None
+    return [path for path in _all_checkpoints(folder) if last is None or step_of(path) <= last]
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, and folders that a killed process left unfinished."""
-    for path in (*checkpoints(folder)[keep:], *folder.glob(f"*{PARTIAL}")):
+def set_aside_after(folder: Path, step: int) -> list[Path]:
+    """Move the checkpoints of later steps to `abandoned/`, and return where they are now.
+
+    They belong to a branch that the run leaves: `latest` must not take them, and rotation must not prefer them. If the
+    process is killed meanwhile, `checkpoints` leaves out the rest, and the next call moves it.
+    """
+    later = [path for path in _all_checkpoints(folder) if step_of(path) > step]
+    if not later:
+        (folder / GOING_BACK).unlink(missing_ok=True)
+        return []
+    write_atomically(folder / GOING_BACK, str(step))
+    (folder / ABANDONED).mkdir(exist_ok=True)
+    moved = [path.rename(_unused(folder / ABANDONED / path.name)) for path in later]
+    (folder / GOING_BACK).unlink()
+    return moved
+
+
+def _unused(path: Path) -> Path:
+    """Return the path, with a number behind it if it exists."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in count(2))
+    return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
+
+
+def rotate(folder: Path, keep: int, written: Path) -> None:
+    """Delete all but the `keep` newest checkpoints, and folders that a killed process left unfinished.
+
+    The one just `written` stays in any case.
+    """
+    older = [path for path in checkpoints(folder) if path != written]
+    for path in (*older[keep - 1 :], *folder.glob(f"*{PARTIAL}")):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _all_checkpoints(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()), reverse=True)
 
 
 def _save(value: Any, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -34,7 +34,7 @@ from fgpt_hf.runtime.distributed import (
 from fgpt_hf.runtime.estimate import mfu
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
 from fgpt_hf.runtime.plan import TrainingPlan, split_on_oom
-from fgpt_hf.training.checkpoints import Progress, TrainingState, checkpoint_to_resume
+from fgpt_hf.training.checkpoints import Progress, TrainingState, step_of, too_few_steps
 from fgpt_hf.training.optim import build_optimizer, learning_rate_factor
 from fgpt_hf.training.run_folder import RunFolder
 
@@ -106,7 +106,7 @@ class Trainer:
         checkpoint and return early.
 
         Raises:
-            UserError: there is nothing to resume from, or `run.max_bad_steps` steps in a row were unusable.
+            UserError: the checkpoint to resume from cannot be used, or too many steps in a row were unusable.
             OSError: the model could not be written.
         """
         forward, state = self._start()
@@ -134,14 +134,21 @@ class Trainer:
         forward = shard(self.objective, accelerator) if run.fsdp else accelerator.prepare_model(self.objective)
         optimizer = build_optimizer(model, run)
         state = TrainingState(accelerator, self.objective, self.tokenizer, optimizer, self.batches, Progress())
-        if run.resume_from_checkpoint:
-            state.restore(checkpoint_to_resume(run, self.folder.checkpoints))
-            self.folder.drop_lines_after(state.progress.step)
-        self.folder.begin(self.plan)
+        if checkpoint := self._checkpoint():
+            if self.plan.max_steps < step_of(checkpoint):
+                raise too_few_steps(self.plan.max_steps, step_of(checkpoint))
+            state.restore(checkpoint)
+        self.folder.begin(self.plan, state.progress.step if checkpoint else None)
         if run.report_to != "none":
             options = asdict(self.plan.fill_in(run))
             accelerator.init_trackers(run.preset, {name: value for name, value in options.items() if value is not None})
         return forward, state
+
+    def _checkpoint(self) -> Path | None:
+        """Return the checkpoint to continue from, which the main process finds."""
+        found: list[Path | None] = [self.folder.checkpoint if self.folder.is_writer else None]
+        broadcast_object_list(found)
+        return found[0]
 
     def _save_model(self, state: TrainingState) -> None:
         weights = state.weights()

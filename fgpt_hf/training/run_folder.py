@@ -1,9 +1,11 @@
 """The folder of a run: its record, metrics, samples, results, and where its model comes from."""
 
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.runtime.plan import TrainingPlan
+from fgpt_hf.training.checkpoints import checkpoint_to_resume, set_aside_after
+
+logger = logging.getLogger(__name__)
 
 RECORD, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples.jsonl"
 RESULTS, PROVENANCE = "results.json", "provenance.json"
@@ -75,15 +80,50 @@ class RunFolder:
         except Timeout as error:
             raise UserError(f"{self.path} is being written to by another run: choose another output_dir") from error
 
-    def begin(self, plan: TrainingPlan) -> None:
-        """Create the folder of a new run, in place of one to overwrite; record the run."""
-        if self.is_writer:
-            if self.run.resume_from_checkpoint is None and self.record.is_file():
-                shutil.rmtree(self.path)
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for unfinished in self.path.glob(f"*{PARTIAL}"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            self.record_run(plan)
+    @cached_property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to continue from, its files verified; None if the run starts from its first step.
+
+        Raises:
+            UserError: as `checkpoint_to_resume`.
+        """
+        return checkpoint_to_resume(self.run, self.checkpoints)
+
+    def begin(self, plan: TrainingPlan, resumed_at: int | None = None) -> None:
+        """Record the run, in a new folder, in place of the run to overwrite, or after the step that it continues from.
+
+        Later checkpoints are set aside, and lines of later steps deleted, because the run writes them again.
+        """
+        if not self.is_writer:
+            return
+        if self.run.overwrite_output_dir and resumed_at is None:
+            self._delete_run()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if resumed_at is not None:
+            self._set_aside_after(resumed_at)
+        for path in (self.path / METRICS, self.path / SAMPLES):
+            if path.is_file():
+                last = -1 if resumed_at is None else resumed_at
+                write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= last])
+        for unfinished in self.path.glob(f"*{PARTIAL}"):
+            _delete(unfinished)
+        self.record_run(plan)
+
+    def _delete_run(self) -> None:
+        """Delete what the folder holds: the checkpoints at one stroke, so that none is left to resume from."""
+        if self.checkpoints.is_dir():
+            self.checkpoints.rename(f"{self.checkpoints}{PARTIAL}")
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            _delete(path)
+
+    def _set_aside_after(self, step: int) -> None:
+        if moved := set_aside_after(self.checkpoints, step):
+            names = ", ".join(path.name for path in reversed(moved))
+            logger.warning(
+                "the run goes back to step %d: its later checkpoints (%s) are set aside in %s; delete them when they "
+                "are not needed",
+                *(step, names, moved[0].parent),
+            )
 
     def record_run(self, plan: TrainingPlan) -> None:
         """Write the run to `run.yaml`, with the plan in place of what the run left open."""
@@ -100,21 +140,29 @@ class RunFolder:
         if self.is_writer:
             append_json_line(self.path / SAMPLES, line)
 
-    def drop_lines_after(self, step: int) -> None:
-        """Delete the lines of later steps, which a resumed run writes again."""
-        for path in (self.path / METRICS, self.path / SAMPLES) if self.is_writer else ():
-            write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= step])
-
     def _check(self) -> None:
+        """Raise UserError unless the folder is free for the run, or holds what it continues."""
+        holds_run = self.record.is_file()
         if self.run.resume_from_checkpoint is not None:
-            if not self.record.is_file():
-                raise UserError(f"{self.path} holds no run to resume: output_dir must be the folder of one")
-            self._compare(read_record(self.record))
-        elif self.record.is_file() and not self.run.overwrite_output_dir:
+            self._check_resumable(holds_run)
+        elif holds_run and not self.run.overwrite_output_dir:
             raise UserError(
                 f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
                 "--overwrite_output_dir, or choose another --output_dir"
             )
+
+    def _check_resumable(self, holds_run: bool) -> None:
+        if holds_run:
+            self._compare(read_record(self.record))
+        if self.checkpoint is not None and not holds_run:
+            raise UserError(f"{self.path} holds checkpoints but no {RECORD}, so it is unknown what run they are of")
+        if self.checkpoint is None and self.model.exists():
+            raise UserError(
+                f"{self.path} holds a model but no checkpoint to continue from: choose another output_dir, or train "
+                "anew with --overwrite_output_dir instead of --resume_from_checkpoint"
+            )
+        if self.checkpoint is None:
+            logger.info("%s holds no checkpoint yet: the run starts from its first step", self.path)
 
     def _compare(self, recorded: Mapping[str, object]) -> None:
         for name in self.run.fixed_on_resume():
@@ -123,6 +171,14 @@ class RunFolder:
                     f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot continue with "
                     f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
                 )
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, a link or a whole folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -300,10 +300,35 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(whole: Path, tmp_path: Pa
     assert_equal_runs(folder, whole)
 
 
-def test_a_named_checkpoint_that_is_broken_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_goes_back_leaves_the_other_branch_behind(tmp_path: Path) -> None:
+    """Stopped before its next checkpoint, it goes on where it went back to; all later lines are of the new branch."""
+    folder = tmp_path / "run"
+    flags = ["--save_steps=2", "--max_steps=9", "--save_total_limit=9"]
+    succeed(folder, *flags)
+    back = ["--learning_rate=1e-3", "--save_total_limit=1"]
+    output = succeed(
+        folder, *flags, *back, "--max_steps=5", f"--resume_from_checkpoint={folder}/checkpoints/step_00000004"
+    )
+    assert "goes back to step 4: its later checkpoints (step_00000006, step_00000008, step_00000009)" in output
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == ["step_00000005"]
+    succeed(folder, *flags, *back, "--resume_from_checkpoint=latest")
+    assert [step for step, *_ in trajectory(folder)] == list(range(10))
+    rates = [line["learning_rate"] for line in read_json_lines(folder / "metrics.jsonl")[1:]]
+    assert min(rates[:4]) > 4e-3 and max(rates[4:]) <= 1e-3
+
+
+def test_a_run_is_not_resumed_behind_its_last_step(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    succeed(folder, "--max_steps=3")
+    before = trajectory(folder)
+    assert "max_steps=2 is below step 3" in refusal(folder, "--resume_from_checkpoint=latest", "--max_steps=2")
+    assert trajectory(folder) == before
+
+
+def test_a_named_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
     succeed(tmp_path / "run")
     answer = refusal(tmp_path / "run", "--resume_from_checkpoint=nowhere")
-    assert "nowhere: manifest.json is missing" in answer and "'latest'" in answer
+    assert "nowhere: there is no such folder" in answer and "'latest'" in answer
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
@@ -319,8 +344,10 @@ def test_a_run_that_was_another_is_not_resumed(whole: Path) -> None:
     )
 
 
-def test_nothing_to_resume_from_is_said(tmp_path: Path) -> None:
-    assert "holds no run to resume" in refusal(tmp_path / "run", "--resume_from_checkpoint=latest")
+def test_where_nothing_was_saved_latest_starts_the_run(whole: Path, tmp_path: Path) -> None:
+    output = succeed(tmp_path / "run", "--resume_from_checkpoint=latest")
+    assert "run holds no checkpoint yet: the run starts from its first step" in output
+    assert_equal_runs(tmp_path / "run", whole)
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
