@@ -15,7 +15,7 @@ import numpy as np
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.runs import Run
-from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition
+from fgpt_hf.data.batches import Batches, RowChunk, RowsInMemory, ShuffledRows, StreamedRows, StreamPosition
 from fgpt_hf.data.packing import Ids, pack_documents
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.splits import is_validation
@@ -45,7 +45,7 @@ def main() -> None:
     rows = rows_in_order(train)
     validation_rows = np.random.default_rng(0).permutation(rows_in_order(validation))[:VALIDATION_ROWS]
     losses = {}
-    for name, batches in (("shuffled", ShuffledRows(rows, seed=0)), ("document order", in_order(rows))):
+    for name, batches in (("shuffled", ShuffledRows(RowsInMemory(rows), seed=0)), ("document order", in_order(rows))):
         losses[name] = validation_loss_after(batches, validation_rows, max_steps)
         print(f"{name}: validation loss {losses[name]:.3f} nats per token after {max_steps} steps", flush=True)
     ratio = losses["shuffled"] / losses["document order"]

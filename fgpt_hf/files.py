@@ -2,22 +2,58 @@
 
 New content is written beside its target under a name that ends in `.partial`, flushed to the disk, and renamed. So a
 reader sees the old content or the new one, and nothing between. Writing costs one flush a file. A log that gains a line
-a second is appended to instead, and `read_json_lines` ignores a last line that was cut.
+a second is appended to instead, and `read_json_lines` ignores a last line that was cut. Every file has the permissions
+that the umask says, whichever library wrote it.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
 
 from fgpt_hf.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+Number = TypeVar("Number", bound=np.generic)
+
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # the ending of a file or folder that is being written, or replaced
+SEAL = "sha256"  # the last key of a sealed JSON file
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock file, which is created if need be, with its folder; of several processes, one at a time goes on.
+
+    Args:
+        timeout: seconds to wait, or -1 to wait as long as it takes.
+
+    Raises:
+        OSError: no file can be created in that folder.
+        filelock.Timeout: another process still holds the lock.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass  # FileLock waits for ever where no file can be created, such as in /proc
+    except OSError as error:
+        reason = f"no file can be created there ({error.strerror})"
+        raise OSError(error.errno, reason, str(path.parent)) from error
+    with FileLock(path, timeout=timeout):
+        yield
 
 
 @contextmanager
@@ -36,7 +72,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.name}{PARTIAL}")
     try:
+        partial.write_bytes(b"")
+        mode = stat.S_IMODE(partial.stat().st_mode)
         yield partial
+        _set_mode(partial, mode)
         _flush(partial)
         partial.replace(path)
     finally:
@@ -64,32 +103,61 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
         ...     _ = (partial / "config.json").write_text("{}")
     """
     partial, replaced = (folder.with_name(f"{folder.name}{mark}{PARTIAL}") for mark in ("", ".replaced"))
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     partial.mkdir(parents=True)
     try:
         yield partial
+        apply_umask(partial)
         for path in (*_files(partial), *filter(Path.is_dir, partial.rglob("*")), partial):
             _flush(path)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         raise
     if folder.exists():
+        remove(replaced)
         folder.rename(replaced)
     partial.rename(folder)
     _flush(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, as far as that can be deleted; do nothing if it is not there.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> remove(folder)
+        >>> folder.exists()
+        False
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give a folder's files and folders the permissions of the folder itself, and files no right to be executed.
+
+    Temporary files, which safetensors and others write and rename, can be read by their owner alone.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o777
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            _set_mode(path, mode if path.is_dir() else mode & 0o666)
 
 
 def write_manifest(folder: Path) -> None:
     """Record the hashes of a folder's files in `manifest.json`, for `integrity_error`."""
     manifest = {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_sealed_json(folder / MANIFEST, manifest)
 
 
 def integrity_error(folder: Path) -> str | None:
     """Return what is wrong with a folder that has a manifest, or None if every file has its recorded hash."""
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_sealed_json(folder / MANIFEST)
     except (OSError, ValueError):
         return f"{MANIFEST} is missing or damaged"
     for name, digest in manifest.items():
@@ -111,6 +179,44 @@ def sha256_of(content: Path | bytes) -> str:
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_array(path: Path, compute: Callable[[], npt.NDArray[Number]]) -> npt.NDArray[Number]:
+    """Return the array in a cache file, which is computed and written if there is none, or if it is damaged.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "rows.array")
+        >>> cached_array(path, lambda: np.arange(3))
+        array([0, 1, 2])
+        >>> cached_array(path, lambda: np.arange(9))
+        array([0, 1, 2])
+    """
+    array: npt.NDArray[Number] | None = read_cached_array(path)
+    if array is None:
+        array = compute()
+        write_cached_array(path, array)
+    return array
+
+
+def read_cached_array(path: Path) -> npt.NDArray[Any] | None:
+    """Return the array that `write_cached_array` wrote, or None if there is none, or if a byte of it has changed."""
+    if not path.exists():
+        return None
+    digest, _, content = path.read_bytes().partition(b"\n")
+    if digest.decode(errors="replace") != sha256_of(content):
+        logger.warning("%s is damaged, so it is made again", path)
+        return None
+    array: npt.NDArray[Any] = np.load(BytesIO(content))
+    return array
+
+
+def write_cached_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array behind its hash, and the folder that holds it if need be."""
+    file = BytesIO()
+    np.save(file, array)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, f"{sha256_of(file.getvalue())}\n".encode() + file.getvalue())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -140,6 +246,38 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=1))
+
+
+def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that ends with a hash of itself, so that `read_sealed_json` notices any change.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "shard.json")
+        >>> write_sealed_json(path, {"rows": 7})
+        >>> read_sealed_json(path)
+        {'rows': 7}
+        >>> _ = path.write_text(path.read_text().replace("7", "8"))
+        >>> read_sealed_json(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: ...shard.json is damaged: its content does not have the hash that it names
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _sealed(content))
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file that `write_sealed_json` wrote.
+
+    Raises:
+        UserError: a byte of it has changed since.
+    """
+    content = read_json(path)
+    content.pop(SEAL, None)
+    if path.read_bytes() != _sealed(content).encode():
+        raise UserError(f"{path} is damaged: its content does not have the hash that it names")
+    return content
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -179,12 +317,22 @@ def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
         file.write(_json_line(line))
 
 
+def _sealed(content: Mapping[str, Any]) -> str:
+    return json.dumps({**content, SEAL: sha256_of(json.dumps(content).encode())}, indent=1)
+
+
 def _json_line(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        with suppress(PermissionError):  # of file systems that have no permissions
+            path.chmod(mode)
 
 
 def _flush(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Work beside the main thread: processes that end with their parent, and iterators that are read ahead.
+"""Work beside the main thread: processes that end with their parent, iterators that are read ahead, and checks.
 
 Threads are enough for work that releases Python's lock (reading, tiktoken) and start at once. A spawned process takes
 about a second to start and import what it needs, less than half of that without torch, and is worth it for minutes of
@@ -67,6 +67,33 @@ class BackgroundIterator(Iterator[Item], Generic[Item]):
 
     def __del__(self) -> None:
         self.close()
+
+
+class BackgroundCheck:
+    """A check that a thread makes; what it raises is raised here, by the first `wait` after that.
+
+    Example:
+        >>> check = BackgroundCheck(lambda: None)
+        >>> check.wait(seconds=1)
+    """
+
+    def __init__(self, check: Callable[[], object]) -> None:
+        self._check = check
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float = 0) -> None:
+        """Wait for the check, at most so long, and raise what it raised."""
+        self._thread.join(seconds)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._check()
+        except BaseException as error:
+            self._error = error
 
 
 class _End:

@@ -2,23 +2,34 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp, mkstemp
 
+import numpy as np
 import pytest
+from filelock import Timeout
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import (
     append_json_line,
     atomic_directory,
     atomic_file,
+    cached_array,
     integrity_error,
+    locked,
+    read_cached_array,
     read_json,
     read_json_lines,
+    read_sealed_json,
     sha256_of,
     write_atomically,
+    write_cached_array,
     write_json,
     write_json_lines,
     write_manifest,
+    write_sealed_json,
 )
 
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
@@ -90,6 +101,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing or damaged"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is missing or damaged"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json is missing or damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json is missing or damaged"),
         (lambda folder: (folder / "inner" / "file").unlink(), "inner/file is missing"),
         (lambda folder: (folder / "inner" / "file").write_text("nev"), "inner/file is damaged"),
     ],
@@ -100,7 +112,91 @@ def test_every_damage_is_named(tmp_path: Path, damage: Callable[[Path], object],
     assert integrity_error(tmp_path / "folder") == answer
 
 
+@pytest.mark.parametrize(("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_files_and_folders_have_the_permissions_that_the_umask_says(
+    tmp_path: Path, mask: int, file_mode: int, folder_mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_directory(tmp_path / "model") as partial:
+            descriptor, name = mkstemp(dir=partial)  # as safetensors does: for the owner alone
+            os.close(descriptor)
+            Path(name).rename(partial / "model.safetensors")
+            Path(mkdtemp(dir=partial)).rename(partial / "inner")
+            (partial / "inner" / "file").touch(0o600)
+        with atomic_file(tmp_path / "file") as partial:
+            partial.unlink()
+            partial.touch(0o600)
+        write_cached_array(tmp_path / "array", np.arange(3))
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    folders, files = {"model", "model/inner"}, {"model/model.safetensors", "model/inner/file", "file", "array"}
+    assert modes == {**dict.fromkeys(folders, folder_mode), **dict.fromkeys(files, file_mode)}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_folder_takes_the_place_of_whatever_was_there(tmp_path: Path, kind: str) -> None:
+    for name in ("folder", "folder.partial", "folder.replaced.partial"):
+        (tmp_path / name).touch() if kind == "file" else (tmp_path / name).mkdir()
+    write(tmp_path / "folder")
+    assert integrity_error(tmp_path / "folder") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+# locks
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
+@pytest.mark.timeout(60)
+def test_a_lock_that_cannot_be_created_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (Path("/proc"), Path("/proc/self/new"), tmp_path / "file"):
+        with pytest.raises(OSError, match="no file can be created there") as raised, locked(folder / "x.lock"):
+            pass
+        assert raised.value.filename == str(folder) and raised.value.errno
+
+
+def test_a_lock_is_for_one_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / "new" / "x.lock"), pytest.raises(Timeout), locked(tmp_path / "new" / "x.lock", timeout=0):
+        pass
+    with locked(tmp_path / "new" / "x.lock", timeout=0):
+        pass
+
+
+# cached arrays
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 65, 70, 150])
+def test_a_damaged_cached_array_is_computed_again(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "rows.array"
+    array = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    write_cached_array(path, array)
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[length] ^= 1
+    for damaged in (content[:length], bytes(flipped), content + b"x"):
+        path.write_bytes(damaged)
+        assert read_cached_array(path) is None
+        assert np.array_equal(cached_array(path, lambda: array), array)
+        assert path.read_bytes() == content
+
+
 # JSON
+
+
+def test_any_change_of_a_sealed_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    content = {"name": "ü", "numbers": [1, 2.5e-7, None], "inner": {"yes": True}}
+    write_sealed_json(path, content)
+    assert read_sealed_json(path) == content
+    sealed = path.read_bytes()
+    changed = [bytes([*sealed[:n], byte ^ 1, *sealed[n + 1 :]]) for n, byte in enumerate(sealed)]
+    changed += [sealed[:length] for length in range(len(sealed))]
+    for damaged in (*changed, sealed + b" ", json.dumps(content).encode(), b"{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"file\.json is damaged"):
+            read_sealed_json(path)
 
 
 def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -103,6 +103,9 @@ class BaseRun(Run, TextSource, NetworkOptions, RunOptions):
         fixed_on_resume=True,
         group=TextSource,
     )
+    verify_rows: bool = option(
+        True, "Hash prepared rows while training begins, and stop at damaged ones.", group=TextSource
+    )
     sample_prompt: str = option(
         "Once upon a time",
         "Prompt that is continued at every sample, beside one from the validation set.",

@@ -6,9 +6,11 @@ in order of rank: so the rows of a step are the same however they are divided in
 as they come, and each process makes all of them to use its share.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -37,7 +39,7 @@ class Batches(Protocol):
         """Continue from a position, on any number of processes.
 
         Raises:
-            UserError: the data has changed since.
+            UserError: the data has changed since, or another version of this package wrote the position.
         """
 
 
@@ -53,20 +55,60 @@ class Rows(Protocol[SomeRows]):
         """Return the rows at these indices: ids, `(len(indices), T)`, or whatever `collate` makes a batch of."""
 
 
+class TrainingRows(Rows[SomeRows], Protocol[SomeRows]):
+    """Rows that a resumed run recognizes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that differs wherever the rows, or their order, do."""
+
+
+class RowsInMemory:
+    """Token ids, `(N, T)`, as rows."""
+
+    def __init__(self, ids: Ids) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, indices: Sequence[int]) -> Ids:
+        return self.ids[indices]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the ids."""
+        return arrays_fingerprint(self.ids)
+
+
+def arrays_fingerprint(*arrays: npt.NDArray[Any]) -> str:
+    """Return a hash of the shapes, types and values of arrays.
+
+    Example:
+        >>> arrays_fingerprint(np.zeros(2)) == arrays_fingerprint(np.zeros(3))
+        False
+    """
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype.str} ".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 class ShuffledRows(Generic[SomeRows]):
     """Rows in a new random order each epoch, of which every process takes its own share.
 
     Example:
-        >>> batches = ShuffledRows(np.arange(8, dtype=np.uint16).reshape(4, 2), seed=0)
+        >>> batches = ShuffledRows(RowsInMemory(np.arange(8, dtype=np.uint16).reshape(4, 2)), seed=0)
         >>> batches.take(3)["input_ids"].shape
         torch.Size([3, 2])
-        >>> batches.state_dict()
-        {'position': 3, 'rows': 4}
+        >>> batches.state_dict()  # doctest: +ELLIPSIS
+        {'position': 3, 'rows': '...'}
     """
 
     def __init__(
         self,
-        rows: Rows[SomeRows],
+        rows: TrainingRows[SomeRows],
         seed: int,
         rank: int = 0,
         processes: int = 1,
@@ -85,15 +127,21 @@ class ShuffledRows(Generic[SomeRows]):
         return self.collate(self.rows[[self._row_index(number) for number in range(first, first + count)]])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "rows": len(self.rows)}
+        return {"position": self.position, "rows": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["rows"] != len(self.rows):
+        with reading_position():
+            position, rows = int(state["position"]), state["rows"]
+        if rows != self._fingerprint:
             raise UserError(
-                f"the corpus has {len(self.rows)} rows and had {state['rows']} when the checkpoint was written: its "
-                "documents have changed, so the run cannot be resumed exactly"
+                "the training rows are not those of the checkpoint: the data set's documents, or how they are made "
+                "into rows, have changed, so the run cannot be resumed exactly: restore the data, or start a new run"
             )
-        self.position = state["position"]
+        self.position = position
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.rows.fingerprint
 
     def _row_index(self, number: int) -> int:
         epoch, offset = divmod(number, len(self.rows))
@@ -162,8 +210,21 @@ class StreamedRows:
         return {"position": asdict(self._chunk.position), "row": self._row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        position = StreamPosition.from_json(state["position"])
-        self._chunk, self._row, self._chunks = _before(position), state["row"], self.chunks_from(position)
+        with reading_position():
+            position, row = StreamPosition.from_json(state["position"]), int(state["row"])
+        self._chunk, self._row, self._chunks = _before(position), row, self.chunks_from(position)
+
+
+@contextmanager
+def reading_position() -> Iterator[None]:
+    """Convert what a position of another form raises to a UserError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            "the checkpoint's position in the data is of another kind of data, or of another version of fgpt_hf: "
+            "resume with the version that wrote it, or start a new run"
+        ) from error
 
 
 def _before(position: StreamPosition) -> RowChunk:

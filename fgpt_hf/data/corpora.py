@@ -5,7 +5,9 @@ files are read by row group, so any position in them is found within one group o
 to the position. An embedded corpus is one shard in memory, in a random order that is always the same.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -17,6 +19,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.data.file_hashes import file_hashes
 from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
@@ -39,7 +42,7 @@ class Shard(Protocol):
 
     Attributes:
         name: its file, or the name of an embedded corpus.
-        version: text that differs wherever the documents do.
+        version: text that differs wherever the documents do: a hash of the content, or a URL that names a commit.
     """
 
     @property
@@ -63,10 +66,7 @@ class ParquetShard(NamedTuple):
 
     name: str
     column: str
-
-    @property
-    def version(self) -> str:
-        return _version(self.name)
+    version: str
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         first, skipped = start
@@ -89,11 +89,8 @@ class StreamedShard(NamedTuple):
 
     name: str
     column: str
+    version: str
     stream: IterableDataset
-
-    @property
-    def version(self) -> str:
-        return _version(self.name)
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         stop = 0
@@ -115,8 +112,13 @@ class DatasetShard(NamedTuple):
 
     @property
     def version(self) -> str:
-        folders = {Path(file["filename"]).parent.name for file in self.dataset.cache_files}
-        return " ".join([self.name, *sorted(folders)])
+        _require_text(self, self.dataset.features.arrow_schema)
+        digest = hashlib.sha256()
+        for rows in self.dataset.select_columns([self.column]).iter(DOCUMENTS_AT_ONCE):
+            for text in rows[self.column]:
+                encoded = (text or "").encode("utf-8", "surrogatepass")
+                digest.update(f"{len(encoded)} ".encode() + encoded)
+        return digest.hexdigest()
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         _require_text(self, self.dataset.features.arrow_schema)
@@ -148,13 +150,15 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
         return [DatasetShard(name, column, CORPORA.embedded[name]())]
     builder = find_builder(CORPORA, name, source.dataset_config_name, source.dataset_revision)
     files = _train_files(builder, name)
+    versions = _versions(files)
     if isinstance(builder, Parquet):
-        return in_order([ParquetShard(file, column) for file in files])
+        return in_order(list(map(ParquetShard, files, repeat(column), versions)))
     with reading(name), reading_with_datasets(name):
         stream = builder.as_streaming_dataset(split="train")
-        shards = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
-    names = files if len(files) == len(shards) else [str(files)] * len(shards)
-    return in_order([StreamedShard(name, column, shard) for name, shard in zip(names, shards, strict=True)])
+        streams = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
+    if len(files) != len(streams):
+        files, versions = ([", ".join(parts)] * len(streams) for parts in (files, versions))
+    return in_order(list(map(StreamedShard, files, repeat(column), versions, streams)))
 
 
 def in_order(shards: Sequence[Shard]) -> Sequence[Shard]:
@@ -169,11 +173,11 @@ def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
     return list(files["train"])
 
 
-def _version(file: str) -> str:
-    """Return a file's URL, which on the Hub names its commit, or its path with its size and time of writing."""
-    if not (path := Path(file)).is_file():
-        return file
-    return f"{file} ({path.stat().st_size} bytes, {path.stat().st_mtime_ns})"
+def _versions(files: Sequence[str]) -> list[str]:
+    """Return a hash of each file on this machine, and the URL of each other one, which on the Hub names its commit."""
+    local = [Path(file) for file in files if Path(file).is_file()]
+    hashes = dict(zip(map(str, local), file_hashes(local), strict=True))
+    return [hashes.get(str(Path(file)), file) for file in files]
 
 
 def _require_text(shard: ParquetShard | StreamedShard | DatasetShard, schema: pyarrow.Schema) -> None:

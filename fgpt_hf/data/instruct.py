@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows
+from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows, arrays_fingerprint
 from fgpt_hf.data.conversations import Conversation, Message, load_conversations
 from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import Ids, assign_to_fewest_rows
@@ -46,6 +46,11 @@ class ChatRows:
 
     def __getitem__(self, indices: Any) -> "ChatRows":
         return ChatRows(self.ids[indices], self.positions[indices], self.loss_mask[indices])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of ids, positions and mask."""
+        return arrays_fingerprint(self.ids, self.positions, self.loss_mask)
 
     def __str__(self) -> str:
         padding = float((self.ids == PAD_ID).mean())

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import PreferenceRun
-from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows
+from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows, arrays_fingerprint
 from fgpt_hf.data.conversations import Message
 from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import Ids
@@ -69,6 +69,13 @@ class PairRows:
 
     def __getitem__(self, indices: Sequence[int]) -> "PairRows":
         return PairRows([self.pairs[index] for index in indices], self.reference[list(indices)])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the replies; their log-probabilities follow from them and the model."""
+        replies = [reply for pair in self.pairs for reply in pair]
+        starts = np.array([reply.start for reply in replies])
+        return arrays_fingerprint(starts, *(reply.ids for reply in replies))
 
 
 @dataclass(frozen=True)

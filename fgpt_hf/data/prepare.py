@@ -1,19 +1,19 @@
 """Prepare rows: tokenize documents once, into shards on a disk, for runs that then read them at no cost.
 
 A shard holds 134 million tokens, 256 MiB. An interrupted preparation resumes at the next shard, and gives the same rows
-as one that was never interrupted, with any number of workers. Preparing takes 2 bytes of disk a token and a pass over
-the corpus before the first step; a run with `--streaming` needs neither.
+as one that was never interrupted, with any number of workers. Preparing again checks all that is there, and makes what
+is damaged anew. It takes 2 bytes of disk a token and a pass over the corpus before the first step; a run with
+`--streaming` needs neither.
 """
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow
-from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
 from fgpt_hf.config.option_groups import TextSource
@@ -21,27 +21,34 @@ from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data.corpora import Shard, open_corpus
 from fgpt_hf.data.shards import (
     COLUMN,
+    HOW_TO_MEND,
     PREPARED,
+    RECORD,
+    FileRecord,
     Manifest,
+    PreparedData,
     Recipe,
     ShardRecord,
     buffer_sizes,
-    complete_shards,
     describe_rows,
-    is_prepared,
+    load_prepared,
     push_dataset,
+    read_shard,
     shard_name,
+    split_path,
     total_size,
+    verify_content,
 )
 from fgpt_hf.data.splits import SPLITS, TRAIN, SplitSize, empty_split_error
 from fgpt_hf.data.stream import EpochPosition, PackedBuffer, TokenizerPool
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import atomic_directory, sha256_of, write_json
+from fgpt_hf.files import PARTIAL, atomic_directory, locked, remove, sha256_of, write_sealed_json
 from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # to be raised whenever the same documents would give other rows
+FORMAT_VERSION = 2  # to be raised whenever the same documents would give other rows, or the folder another form
+ANY_SHARD = "shard-*"
 SHARD_TOKENS = 1 << 27  # of training rows: a hundred billion tokens need fewer than a thousand files
 
 
@@ -65,47 +72,52 @@ def prepare(
 ) -> list[ShardRecord]:
     """Make the rows of all documents, or continue to, until about `max_train_tokens` are there.
 
-    Of processes that want the same folder, one works and the others wait.
+    Of processes that want the same folder, one works and the others wait. Shards that are there are checked, and a
+    damaged one is made again.
 
     Args:
         in_processes: tokenize in processes rather than threads, which pays for much text.
 
     Raises:
-        UserError: the corpus cannot be read; the folder holds rows of another corpus, tokenizer, length or split; the
-            disk is full, in which case complete shards stay.
+        UserError: the corpus cannot be read; the folder holds other files, or rows of another corpus, tokenizer, length
+            or split; the disk is full, in which case complete shards stay.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         shards = open_corpus(source)
         recipe = recipe_of(source, shards)
         _require_recipe(folder, recipe)
-        records = complete_shards(folder)
-        if not _is_finished(records, max_train_tokens):
-            write_json(folder / PREPARED, Manifest(recipe).as_json())
-            workers = source.preprocessing_num_workers or os.cpu_count() or 1
-            with closing(TokenizerPool(source, workers, in_processes=in_processes and workers > 1)) as pool:
-                _add_shards(folder, records, pool, shards, max_train_tokens)
-        sizes = total_size(records)
-        for split in SPLITS:
-            if not sizes[split].rows:
-                raise empty_split_error(source.validation_fraction, split)
-        write_json(folder / PREPARED, Manifest(recipe, sizes).as_json())
+        with _discarding_nothing_made(folder):
+            records = _Preparation(source, folder, shards, recipe, in_processes).run(max_train_tokens)
+            sizes = total_size(records)
+            for split in SPLITS:
+                if not sizes[split].rows:
+                    _discard(folder)
+                    raise empty_split_error(source.validation_fraction, split)
+            write_sealed_json(folder / PREPARED, Manifest.of(recipe, records).as_json())
         return records
 
 
-def prepared_once(source: TextSource) -> Path:
-    """Return the folder in the cache with the rows of these documents, which are prepared if they are not there.
+def prepared_once(source: TextSource, verify: bool = True) -> PreparedData:
+    """Return the rows of these documents from the cache, where they are prepared if they are not there.
 
-    The folder is below `fgpt/prepared` in `HF_HOME`; documents that have changed have another one.
+    The folder is below `fgpt/prepared` in `HF_HOME`; documents that have changed have another one. What is missing or
+    damaged in it is made again.
+
+    Args:
+        verify: as `load_prepared` has it.
 
     Raises:
         UserError: as `prepare` does.
     """
     key = sha256_of(repr(recipe_of(source, open_corpus(source))).encode())[:16]
     folder = Path(HF_HOME, "fgpt", "prepared", key)
-    if not is_prepared(folder) or not Manifest.read(folder / PREPARED).is_finished:
-        prepare(source, folder)
-    return folder
+    if folder.is_dir():
+        try:
+            return load_prepared(folder, source.max_position_embeddings, verify)
+        except UserError as error:
+            logger.warning("%s (done now)", error)
+    prepare(source, folder)
+    return load_prepared(folder, source.max_position_embeddings, verify)
 
 
 def recipe_of(source: TextSource, shards: Sequence[Shard]) -> Recipe:
@@ -130,49 +142,98 @@ def packing_report(records: Sequence[ShardRecord], row_length: int) -> str:
     )
 
 
-def _add_shards(
-    folder: Path,
-    records: list[ShardRecord],
-    pool: TokenizerPool,
-    shards: Sequence[Shard],
-    max_train_tokens: int | None,
-) -> None:
-    """Write the shards after those in `records`, and add each to them."""
-    start = records[-1].end if records else EpochPosition()
-    assert start is not None
-    try:
-        with closing(pool.packed_buffers(shards, start)) as buffers:
-            while not _is_finished(records, max_train_tokens):
-                tokens = total_size(records)[TRAIN].tokens
+class _Preparation:
+    """The making of one folder's shards: keeps those that are whole, and writes the others."""
+
+    def __init__(
+        self, source: TextSource, folder: Path, shards: Sequence[Shard], recipe: Recipe, in_processes: bool
+    ) -> None:
+        self.source, self.folder, self.shards, self.recipe = source, folder, shards, recipe
+        self.workers = source.preprocessing_num_workers or os.cpu_count() or 1
+        self.in_processes = in_processes and self.workers > 1
+        self.records: list[ShardRecord] = []
+        self._buffers: Generator[PackedBuffer, None, None] | None = None
+
+    def run(self, max_train_tokens: int | None) -> list[ShardRecord]:
+        """Return the records of all shards, until there are enough tokens or the corpus ends."""
+        for unfinished in self.folder.glob(f"*{PARTIAL}"):
+            remove(unfinished)
+        with ExitStack() as resources:
+            pool: TokenizerPool | None = None
+            while (begin := self._next_begin()) is not None:
+                if (kept := self._kept(begin)) is not None:
+                    self._close_buffers()
+                    self.records.append(kept)
+                    continue
+                tokens = total_size(self.records)[TRAIN].tokens
                 enough = SHARD_TOKENS if max_train_tokens is None else min(SHARD_TOKENS, max_train_tokens - tokens)
-                with atomic_directory(folder / shard_name(len(records))) as partial:
-                    record = _write_shard(partial, buffers, pool.row_length, enough)
-                records.append(record)
-                tokens += record.sizes[TRAIN].tokens
-                logger.info("%s: %d shards, %s tokens", folder, len(records), f"{tokens:,}")
-    except OSError as error:
-        raise UserError(_interrupted(folder, records, error)) from error
+                if enough <= 0:
+                    break
+                if pool is None:
+                    write_sealed_json(self.folder / PREPARED, Manifest(self.recipe).as_json())
+                    pool = TokenizerPool(self.source, self.workers, self.in_processes)
+                    resources.enter_context(closing(pool))
+                    resources.callback(self._close_buffers)
+                self._write(pool, begin, enough)
+        return self.records
+
+    def _next_begin(self) -> EpochPosition | None:
+        return self.records[-1].end if self.records else EpochPosition()
+
+    def _kept(self, begin: EpochPosition) -> ShardRecord | None:
+        """Return the record of the next shard if it is there, unchanged since it was written."""
+        shard = self.folder / shard_name(len(self.records))
+        if not shard.exists():
+            return None
+        try:
+            record = read_shard(shard, self.recipe, begin)
+            verify_content(shard, record)
+            return record
+        except UserError as error:
+            logger.warning("%s", str(error).replace(HOW_TO_MEND.format(shard), "it is made again"))
+            remove(shard)
+            return None
+
+    def _write(self, pool: TokenizerPool, begin: EpochPosition, enough: int) -> None:
+        """Write the next shard, and add its record."""
+        if self._buffers is None:
+            self._buffers = pool.packed_buffers(self.shards, begin)
+        try:
+            with atomic_directory(self.folder / shard_name(len(self.records))) as partial:
+                self.records.append(_write_shard(partial, self._buffers, self.recipe, begin, enough))
+        except OSError as error:
+            raise UserError(_interrupted(self.folder, self.records, error)) from error
+        tokens = total_size(self.records)[TRAIN].tokens
+        logger.info("%s: %d shards, %s tokens", self.folder, len(self.records), f"{tokens:,}")
+
+    def _close_buffers(self) -> None:
+        if self._buffers is not None:
+            self._buffers.close()
+            self._buffers = None
 
 
-def _write_shard(folder: Path, buffers: Iterator[PackedBuffer], row_length: int, enough: int) -> ShardRecord:
+def _write_shard(
+    folder: Path, buffers: Iterator[PackedBuffer], recipe: Recipe, begin: EpochPosition, enough: int
+) -> ShardRecord:
     """Write buffers until the training split has `enough` tokens, or the corpus ends."""
-    schema = pyarrow.schema({COLUMN: pyarrow.list_(pyarrow.uint16(), row_length)})
+    schema = pyarrow.schema({COLUMN: pyarrow.list_(pyarrow.uint16(), recipe.row_length)})
     sizes, end = dict.fromkeys(SPLITS, SplitSize()), None
     with ExitStack() as files:
         writers = {}
         for split in SPLITS:
-            file = files.enter_context(pyarrow.OSFile(str(folder / f"{split}.arrow"), "wb"))
+            file = files.enter_context(pyarrow.OSFile(str(split_path(folder, split)), "wb"))
             writers[split] = files.enter_context(pyarrow.ipc.new_stream(file, schema))
         for buffer in buffers:
             for split, size in buffer_sizes(buffer).items():
-                column = pyarrow.FixedSizeListArray.from_arrays(buffer.rows[split].ids.ravel(), row_length)
+                column = pyarrow.FixedSizeListArray.from_arrays(buffer.rows[split].ids.ravel(), recipe.row_length)
                 writers[split].write_batch(pyarrow.record_batch([column], schema))
                 sizes[split] += size
             if sizes[TRAIN].tokens >= enough:
                 end = buffer.end
                 break
-    record = ShardRecord(sizes, end)
-    write_json(folder / "shard.json", asdict(record))
+    written = {split: FileRecord.of(split_path(folder, split)) for split in SPLITS}
+    record = ShardRecord(recipe.fingerprint, begin, end, sizes, written)
+    write_sealed_json(folder / RECORD, asdict(record))
     return record
 
 
@@ -182,25 +243,69 @@ def _interrupted(folder: Path, records: Sequence[ShardRecord], error: OSError) -
     return f"{message}, or with --max_train_tokens {tokens} to keep what is there" if tokens else message
 
 
-def _is_finished(records: Sequence[ShardRecord], max_train_tokens: int | None) -> bool:
-    at_end = bool(records) and records[-1].end is None
-    is_enough = max_train_tokens is not None and total_size(records)[TRAIN].tokens >= max_train_tokens
-    return at_end or is_enough
-
-
 def _require_recipe(folder: Path, recipe: Recipe) -> None:
-    """Raise UserError if a folder holds rows of another recipe."""
-    if not is_prepared(folder):
+    """Raise UserError if a folder holds other files than rows of this recipe."""
+    if folder.is_dir() and not (folder / PREPARED).exists():
+        others = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
+        if others:
+            raise UserError(
+                f"{folder} holds other files, such as {', '.join(others[:3])}: choose an empty folder as output_dir"
+            )
+    found = _recipe_of_folder(folder)
+    if found is None:
+        foreign = [path.parent for path in folder.glob(f"{ANY_SHARD}/{RECORD}") if not _may_be_of(path, recipe)]
+        if foreign:
+            raise UserError(f"{foreign[0]} holds rows that were made in another way: choose another output_dir")
         return
-    found, wanted = asdict(Manifest.read(folder / PREPARED).recipe), asdict(recipe)
-    differing = next((name for name in wanted if found[name] != wanted[name]), None)
+    if found.fingerprint == recipe.fingerprint:
+        return
+    differing = next(name for name, value in asdict(recipe).items() if asdict(found)[name] != value)
     if differing == "shards":
         raise UserError(
             f"{folder} holds rows of {recipe.dataset_name} from before its documents changed: choose another "
             "output_dir, or delete it"
         )
-    if differing is not None:
-        raise UserError(
-            f"{folder} holds rows prepared with {differing}={found[differing]}, not {differing}={wanted[differing]}: "
-            "choose another output_dir, or delete it"
-        )
+    raise UserError(
+        f"{folder} holds rows prepared with {differing}={getattr(found, differing)}, not "
+        f"{differing}={getattr(recipe, differing)}: choose another output_dir, or delete it"
+    )
+
+
+def _recipe_of_folder(folder: Path) -> Recipe | None:
+    """Return the recipe that a folder names, or None if it names none that can be read."""
+    try:
+        return Manifest.read(folder / PREPARED).recipe if (folder / PREPARED).exists() else None
+    except UserError as error:
+        logger.warning("%s; it is written again", error)
+        return None
+
+
+def _may_be_of(record: Path, recipe: Recipe) -> bool:
+    """Return whether a shard's record names this recipe, or is damaged."""
+    try:
+        return ShardRecord.read(record).recipe == recipe.fingerprint
+    except UserError:
+        return True
+
+
+def _is_ours(path: Path) -> bool:
+    return path.match(ANY_SHARD) or path.name.endswith(PARTIAL)
+
+
+@contextmanager
+def _discarding_nothing_made(folder: Path) -> Iterator[None]:
+    """Leave no folder behind where an error comes before the first complete shard."""
+    try:
+        yield
+    except BaseException:
+        if not list(folder.glob(ANY_SHARD)):
+            _discard(folder)
+        raise
+
+
+def _discard(folder: Path) -> None:
+    """Delete all that a preparation wrote, and the folder if nothing else is in it."""
+    for path in (*folder.glob(ANY_SHARD), folder / PREPARED):
+        remove(path)
+    with suppress(OSError):
+        folder.rmdir()

@@ -9,9 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from datasets import load_dataset
-from filelock import FileLock
+from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HFValidationError
@@ -26,15 +24,17 @@ from fgpt_hf.data.shards import (
     Manifest,
     PreparedData,
     PreparedRows,
+    Recipe,
     is_prepared,
     load_prepared,
     require_fitting,
+    require_rows,
 )
-from fgpt_hf.data.sources import CORPORA, DataProvenance, is_local
-from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION
+from fgpt_hf.data.sources import CORPORA, DataProvenance, is_local, on_hub
+from fgpt_hf.data.splits import TRAIN, VALIDATION
 from fgpt_hf.data.stream import TokenizerPool, training_buffers, validation_rows
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import atomic_file, sha256_of
+from fgpt_hf.files import cached_array, locked, sha256_of
 from fgpt_hf.retries import reading, retry
 from fgpt_hf.workers import BackgroundIterator
 
@@ -66,12 +66,12 @@ def load_pretraining_data(run: BaseRun) -> PretrainingData:
     """
     name, row_length = run.dataset_name, run.max_position_embeddings
     if is_prepared(Path(name)):
-        return _shuffled(run, load_prepared(Path(name), row_length))
+        return _shuffled(run, load_prepared(Path(name), row_length, run.verify_rows))
     if name not in CORPORA.names and not is_local(name) and _is_prepared_on_hub(run):
         return _shuffled(run, _load_from_hub(run))
     if run.streaming:
         return _streamed(run)
-    return _shuffled(run, load_prepared(prepared_once(run), row_length))
+    return _shuffled(run, prepared_once(run, run.verify_rows))
 
 
 def _is_prepared_on_hub(run: BaseRun) -> bool:
@@ -91,8 +91,15 @@ def _load_from_hub(run: BaseRun) -> PreparedData:
         path = retry(name, lambda: hf_hub_download(name, PREPARED, repo_type="dataset", revision=revision))
         manifest = Manifest.read(Path(path))
         require_fitting(name, manifest, run.max_position_embeddings)
-        rows = retry(name, lambda: load_dataset(name, revision=revision))
-    return PreparedData({split: PreparedRows(rows[split]) for split in SPLITS}, manifest)
+        found = retry(name, lambda: load_dataset(name, revision=revision))
+    if manifest.sizes is None:
+        raise UserError(f"the preparation of {name} is not finished: push the rows again with `fgpt prepare`")
+    rows = {}
+    for split, size in manifest.sizes.items():
+        dataset = found.get(split, Dataset.from_dict({}))
+        require_rows(f"the split {split} of {name}", dataset, size.rows, manifest.recipe.row_length)
+        rows[split] = PreparedRows(dataset, str(manifest.content))
+    return PreparedData(rows, manifest)
 
 
 def _shuffled(run: BaseRun, data: PreparedData) -> PretrainingData:
@@ -108,13 +115,14 @@ def _shuffled(run: BaseRun, data: PreparedData) -> PretrainingData:
 
 def _streamed(run: BaseRun) -> PretrainingData:
     shards = open_corpus(run)
-    version = recipe_of(run, shards).shards
+    recipe = recipe_of(run, shards)
+    version = recipe.shards
 
     def chunks_from(position: StreamPosition) -> Generator[RowChunk, None, None]:
         if position.corpus != version:
             raise UserError(
                 f"{run.dataset_name} has changed since the checkpoint was written, so the run cannot be resumed "
-                "exactly: give the commit of that time as --dataset_revision"
+                f"exactly: {_how_to_restore(run.dataset_name)}"
             )
         workers = run.preprocessing_num_workers or STREAMING_WORKERS
         with closing(TokenizerPool(run, workers, in_processes=workers > 1)) as pool:
@@ -130,18 +138,25 @@ def _streamed(run: BaseRun) -> PretrainingData:
         )
 
     description = f"{run.dataset_name} in {len(shards)} shards, streamed"
-    return PretrainingData(batches, _validation_once(run, shards), description)
+    return PretrainingData(batches, _validation_once(run, shards, recipe), description)
 
 
-def _validation_once(run: BaseRun, shards: Sequence[Shard]) -> Ids:
+def _how_to_restore(name: str) -> str:
+    """Return how a user brings back the documents that a checkpoint was trained on."""
+    if on_hub(name) is not None:
+        return "give the commit of that time as --dataset_revision"
+    cause = "the packages of that time" if name in CORPORA.embedded else "its files as they were"
+    return f"restore {cause}, or start a new run"
+
+
+def _validation_once(run: BaseRun, shards: Sequence[Shard], recipe: Recipe) -> Ids:
     """Return the held-out rows of a stream, found once and then kept in `fgpt/validation` in `HF_HOME`."""
-    key = sha256_of(repr((recipe_of(run, shards), run.max_eval_rows)).encode())[:16]
-    path = Path(HF_HOME, "fgpt", "validation", key).with_suffix(".npy")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
-            with closing(TokenizerPool(run, workers=1)) as pool:
-                rows = validation_rows(pool, shards, run.max_eval_rows)
-            with atomic_file(path) as partial, partial.open("wb") as file:
-                np.save(file, rows)
-        return np.load(path)  # type: ignore[no-any-return]
+
+    def find_rows() -> Ids:
+        with closing(TokenizerPool(run, workers=1)) as pool:
+            return validation_rows(pool, shards, run.max_eval_rows)
+
+    key = sha256_of(repr((recipe, run.max_eval_rows)).encode())[:16]
+    path = Path(HF_HOME, "fgpt", "validation", key).with_suffix(".array")
+    with locked(path.with_suffix(".lock")):
+        return cached_array(path, find_rows)

@@ -19,13 +19,12 @@ from functools import partial
 from hashlib import sha256
 from importlib.util import decode_source
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, locked, remove, write_manifest
 from fgpt_hf.workers import process_pool
 
 if TYPE_CHECKING:
@@ -64,14 +63,15 @@ def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | No
 
     Columns: `id`, the module's dotted name, ascending and unique; `text`, the document; `members`, its list of
     `Member` fields in source order. Each docstring occurs once in the whole data set, and the project's own are not
-    in it. Built on the first call and cached until the installed packages or Python change.
+    in it. Built on the first call and cached until the installed packages or Python change; a damaged cache is built
+    again.
 
     Args:
         cache_dir: the cache's folder (default: `fgpt/pydocs` in `HF_HOME`).
         search_paths: folders of packages (default: this environment's site-packages).
 
     Raises:
-        UserError: nothing is documented there, or the cache cannot be written or is damaged.
+        UserError: nothing is documented there, or the cache cannot be written.
     """
     from datasets import load_from_disk  # not above: the processes that read sources import this module
     from huggingface_hub.constants import HF_HOME
@@ -80,12 +80,9 @@ def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | No
     paths = site_packages if search_paths is None else search_paths
     roots = list(dict.fromkeys(Path(path).resolve() for path in paths))
     folder = Path(cache_dir or Path(HF_HOME, "fgpt", "pydocs")) / _environment_key(roots)
-    if not folder.is_dir():
+    if integrity_error(folder) is not None:
         _build(roots, folder)
-    try:
-        return load_from_disk(folder)
-    except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
-        raise UserError(f"{folder} is damaged: delete it, and the corpus is built again ({error})") from error
+    return load_from_disk(folder)
 
 
 def module_members(source: str, module: str) -> list[Member]:
@@ -151,13 +148,18 @@ def _environment_key(roots: list[Path]) -> str:
 
 
 def _build(roots: list[Path], folder: Path) -> None:
-    """Write the data set to `folder` in one step; of processes that want it at once, one builds and the others wait."""
+    """Write the data set to `folder` in one step; of processes that want one, one builds and the others wait."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent) as scratch, FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                _dataset(_documented_modules(roots)).save_to_disk(Path(scratch, "documents"))
-                Path(scratch, "documents").rename(folder)
+        with locked(folder.parent / "build.lock"):
+            for unfinished in folder.parent.glob(f"*{PARTIAL}"):  # of a process that was killed
+                remove(unfinished)
+            if (problem := integrity_error(folder)) is None:
+                return
+            if folder.exists():
+                logger.warning("%s is damaged (%s), so the corpus is built again", folder, problem)
+            with atomic_directory(folder) as partial:
+                _dataset(_documented_modules(roots)).save_to_disk(partial)
+                write_manifest(partial)
     except OSError as error:
         remedy = "set HF_HOME to a writable folder with 200 MB free"
         raise UserError(f"pydocs cannot be cached in {folder.parent} ({error}): {remedy}") from error

@@ -2,9 +2,12 @@
 
 The folder holds `prepared.json`, which says what the rows were made of, and `shard-00000/` and so on, each with
 `train.arrow`, `validation.arrow` and `shard.json`. A token takes 2 bytes. A shard is complete or absent, and records
-where in the corpus it ends, so that the next one can begin there.
+where in the corpus it begins and ends, so that the next one can begin there, and the size and hash of its files.
+Whatever is damaged, missing or exchanged is named: records and sizes are checked when a folder is opened, and the
+content, a gigabyte a second, by a thread meanwhile.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -20,30 +23,15 @@ from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.splits import SPLITS, TRAIN, Sizes, SplitSize
 from fgpt_hf.data.stream import EpochPosition, PackedBuffer
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import read_json
+from fgpt_hf.files import read_sealed_json, sha256_of
 from fgpt_hf.retries import retry
 from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
+from fgpt_hf.workers import BackgroundCheck
 
-PREPARED = "prepared.json"
+PREPARED, RECORD = "prepared.json", "shard.json"
 COLUMN = "input_ids"
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """A shard's sizes, and where in the corpus it ends: None at the end of the corpus. Written as `shard.json`."""
-
-    sizes: Sizes
-    end: EpochPosition | None
-
-    @classmethod
-    def read(cls, path: Path) -> "ShardRecord":
-        """Return the record in a file; UserError if it is damaged."""
-        fields = read_json(path)
-        try:
-            end = None if fields["end"] is None else EpochPosition.from_json(fields["end"])
-            return cls(_sizes_from_json(fields["sizes"]), end)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise _wrong_fields(path, error) from error
+HOW_TO_MEND = "run `fgpt prepare` again, which makes {} anew"
+SECONDS_TO_CHECK = 5.0  # that a run waits for the content of its rows to be checked; then it begins meanwhile
 
 
 @dataclass(frozen=True)
@@ -51,7 +39,7 @@ class Recipe:
     """All that prepared rows follow from.
 
     Attributes:
-        format: the version of this project's way of making rows.
+        format: the version of this project's way of making rows, and of the folder that holds them.
         tokenizer: the fingerprint of the tokenizer.
         shards: a hash of the versions of the corpus's shards.
     """
@@ -65,32 +53,98 @@ class Recipe:
     text_column_name: str
     shards: str
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all but the names, since `shards` stands for the documents wherever they lie."""
+        names = ("dataset_name", "dataset_config_name")
+        return sha256_of(repr([item for item in asdict(self).items() if item[0] not in names]).encode())
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """The size and the hash of a file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Return the record of a file as it is."""
+        return cls(path.stat().st_size, sha256_of(path))
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a shard holds. Written as `shard.json`.
+
+    Attributes:
+        recipe: the fingerprint of the recipe that it was made by.
+        begin: where in the corpus it begins.
+        end: where it ends; None at the end of the corpus.
+        sizes: the size of each split.
+        files: the file of each split.
+    """
+
+    recipe: str
+    begin: EpochPosition
+    end: EpochPosition | None
+    sizes: Sizes
+    files: Mapping[str, FileRecord]
+
+    @classmethod
+    def read(cls, path: Path) -> "ShardRecord":
+        """Return the record in a file; UserError if it is damaged."""
+        fields = read_sealed_json(path)
+        try:
+            begin = EpochPosition.from_json(fields["begin"])
+            end = None if fields["end"] is None else EpochPosition.from_json(fields["end"])
+            files = {split: FileRecord(**fields["files"][split]) for split in SPLITS}
+            return cls(fields["recipe"], begin, end, _sizes_from_json(fields["sizes"]), files)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _wrong_fields(path, error) from error
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `prepared.json`: the recipe, and the sizes once the preparation has finished."""
+    """The content of `prepared.json`: the recipe and, once the preparation has finished, what it made.
+
+    Attributes:
+        sizes: the size of each split.
+        content: a hash of all rows.
+    """
 
     recipe: Recipe
     sizes: Sizes | None = None
+    content: str | None = None
 
     @property
     def is_finished(self) -> bool:
         return self.sizes is not None
 
     @classmethod
+    def of(cls, recipe: Recipe, records: Sequence[ShardRecord]) -> "Manifest":
+        """Return the manifest of a finished preparation."""
+        return cls(recipe, total_size(records), content_hash(records))
+
+    @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Return the manifest in a file; UserError if it is damaged."""
-        fields = read_json(path)
+        """Return the manifest in a file; UserError if it is missing or damaged."""
+        if not path.exists():
+            raise UserError(f"{path} is missing: run `fgpt prepare` again, which writes it anew")
+        fields = read_sealed_json(path)
         try:
-            sizes = _sizes_from_json(fields.pop("sizes")) if fields.pop("finished") else None
-            return cls(Recipe(**fields), sizes)
+            made = fields.pop("made")
+            recipe = Recipe(**fields)
+            return cls(recipe) if made is None else cls(recipe, _sizes_from_json(made["sizes"]), made["content"])
         except (KeyError, TypeError, AttributeError) as error:
             raise _wrong_fields(path, error) from error
 
     def as_json(self) -> dict[str, Any]:
         """Return the values as they stand in the file."""
-        sizes = {} if self.sizes is None else {"sizes": {split: asdict(size) for split, size in self.sizes.items()}}
-        return {**asdict(self.recipe), "finished": self.is_finished, **sizes}
+        if self.sizes is None:
+            return {**asdict(self.recipe), "made": None}
+        sizes = {split: asdict(size) for split, size in self.sizes.items()}
+        return {**asdict(self.recipe), "made": {"sizes": sizes, "content": self.content}}
 
     def __str__(self) -> str:
         assert self.sizes is not None
@@ -110,15 +164,22 @@ def describe_rows(size: SplitSize, row_length: int) -> str:
 
 
 class PreparedRows:
-    """The rows of a prepared folder or data set, mapped into memory."""
+    """The rows of a prepared folder or data set, mapped into memory.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset.with_format("numpy")
+    Args:
+        fingerprint: a hash of the rows.
+        check: what is still being checked; what it finds is raised by the next reading of rows.
+    """
+
+    def __init__(self, dataset: Dataset, fingerprint: str, check: BackgroundCheck | None = None) -> None:
+        self.dataset, self.fingerprint, self.check = dataset.with_format("numpy"), fingerprint, check
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, indices: Sequence[int]) -> Ids:
+        if self.check is not None:
+            self.check.wait(seconds=0)
         return np.asarray(self.dataset[indices][COLUMN], dtype=np.uint16)
 
 
@@ -131,12 +192,15 @@ class PreparedData:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Return whether a folder holds prepared rows, finished or not."""
-    return (folder / PREPARED).is_file()
+    """Return whether a folder holds prepared rows, finished or not, whole or damaged."""
+    return (folder / PREPARED).exists() or any(folder.glob(f"shard-*/{RECORD}"))
 
 
-def load_prepared(folder: Path, row_length: int) -> PreparedData:
+def load_prepared(folder: Path, row_length: int, verify: bool = True) -> PreparedData:
     """Return the rows of a prepared folder.
+
+    Args:
+        verify: hash all files in a thread, which reading rows does not wait for once `SECONDS_TO_CHECK` are over.
 
     Raises:
         UserError: they are of another tokenizer or length, a shard is damaged or missing, or the preparation is
@@ -144,20 +208,25 @@ def load_prepared(folder: Path, row_length: int) -> PreparedData:
     """
     manifest = Manifest.read(folder / PREPARED)
     require_fitting(str(folder), manifest, row_length)
-    records = complete_shards(folder)
+    records = complete_shards(folder, manifest.recipe)
     if not manifest.is_finished:
         tokens = total_size(records)[TRAIN].tokens
         raise UserError(
             f"the preparation of {folder} is not finished: run `fgpt prepare` again to go on, or keep the {tokens:,} "
             f"tokens that are there with --max_train_tokens {tokens}"
         )
-    if total_size(records) != manifest.sizes:
+    if Manifest.of(manifest.recipe, records) != manifest:
         raise UserError(f"{folder} lacks {shard_name(len(records))} or a later shard: run `fgpt prepare` again")
-    return PreparedData({split: PreparedRows(_open_split(folder, len(records), split)) for split in SPLITS}, manifest)
+    check = BackgroundCheck(lambda: verify_contents(folder, records)) if verify else None
+    if check is not None:
+        check.wait(SECONDS_TO_CHECK)
+    datasets = {split: _open_split(folder, records, split, row_length) for split in SPLITS}
+    rows = {split: PreparedRows(dataset, str(manifest.content), check) for split, dataset in datasets.items()}
+    return PreparedData(rows, manifest)
 
 
 def require_fitting(name: str, manifest: Manifest, row_length: int) -> None:
-    """Raise UserError if rows are of another tokenizer or length than a run."""
+    """Raise UserError if rows are of another tokenizer or length than a run, or were made by another version."""
     found = manifest.recipe
     if found.tokenizer != tokenizer_fingerprint():
         raise UserError(f"{name} was prepared with another tokenizer than GPT-2's with FGPT's control tokens")
@@ -174,8 +243,9 @@ def push_dataset(folder: Path, repo_id: str) -> None:
     Raises:
         UserError: the Hub refuses it, or cannot be reached.
     """
-    count = len(complete_shards(folder))
-    rows = DatasetDict({split: _open_split(folder, count, split) for split in SPLITS})
+    recipe = Manifest.read(folder / PREPARED).recipe
+    records = complete_shards(folder, recipe)
+    rows = DatasetDict({split: _open_split(folder, records, split, recipe.row_length) for split in SPLITS})
     manifest = (folder / PREPARED).read_bytes()
 
     def upload_manifest() -> object:
@@ -191,14 +261,65 @@ def push_dataset(folder: Path, repo_id: str) -> None:
         raise UserError(f"{repo_id} could not be written to: {reason}. The rows are complete in {folder}") from error
 
 
-def complete_shards(folder: Path) -> list[ShardRecord]:
-    """Return the shards from the first one on, up to one that is missing or to the end of the corpus."""
+def complete_shards(folder: Path, recipe: Recipe) -> list[ShardRecord]:
+    """Return the shards from the first one on, up to one that is missing or to the end of the corpus.
+
+    Raises:
+        UserError: a shard is damaged, or of another preparation.
+    """
     records: list[ShardRecord] = []
-    while (path := folder / shard_name(len(records)) / "shard.json").is_file():
-        records.append(ShardRecord.read(path))
-        if records[-1].end is None:
-            break
+    begin: EpochPosition | None = EpochPosition()
+    while begin is not None and (shard := folder / shard_name(len(records))).exists():
+        records.append(read_shard(shard, recipe, begin))
+        begin = records[-1].end
     return records
+
+
+def read_shard(shard: Path, recipe: Recipe, begin: EpochPosition) -> ShardRecord:
+    """Return the record of a shard that begins at a position, and whose files have their recorded sizes.
+
+    Raises:
+        UserError: it is damaged, or it is another shard.
+    """
+    remedy = HOW_TO_MEND.format(shard)
+    if not (shard / RECORD).is_file():
+        raise UserError(f"{shard / RECORD} is missing: {remedy}")
+    record = ShardRecord.read(shard / RECORD)
+    if record.recipe != recipe.fingerprint:
+        raise UserError(f"{shard} holds rows of other documents, or rows made in another way: {remedy}")
+    if record.begin != begin:
+        raise UserError(f"{shard} does not begin where the shard before it ends, so it is another one: {remedy}")
+    for split in SPLITS:
+        path, size = split_path(shard, split), record.files[split].bytes
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {remedy}")
+        if path.stat().st_size != size:
+            raise UserError(
+                f"{path} is damaged: it has {path.stat().st_size:,} bytes and should have {size:,}; {remedy}"
+            )
+    return record
+
+
+def verify_contents(folder: Path, records: Sequence[ShardRecord]) -> None:
+    """Hash all files of all shards; UserError for the first one that has changed since it was written."""
+    for number, record in enumerate(records):
+        verify_content(folder / shard_name(number), record)
+
+
+def verify_content(shard: Path, record: ShardRecord) -> None:
+    """Hash the files of a shard; UserError if one has changed since it was written."""
+    for split in SPLITS:
+        path = split_path(shard, split)
+        if FileRecord.of(path) != record.files[split]:
+            raise UserError(
+                f"{path} is damaged: its content does not have the hash in {RECORD}; {HOW_TO_MEND.format(shard)}"
+            )
+
+
+def content_hash(records: Sequence[ShardRecord]) -> str:
+    """Return a hash of the rows of all splits of several shards."""
+    hashes = [record.files[split].sha256 for record in records for split in SPLITS]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def total_size(records: Sequence[ShardRecord]) -> dict[str, SplitSize]:
@@ -219,13 +340,28 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}"
 
 
-def _open_split(folder: Path, count: int, split: str) -> Dataset:
+def split_path(shard: Path, split: str) -> Path:
+    """Return the file of a split in a shard's folder."""
+    return shard / f"{split}.arrow"
+
+
+def require_rows(name: str, dataset: Dataset, count: int, row_length: int) -> None:
+    """Raise UserError if a data set does not hold so many rows of so many token ids."""
+    column = dataset.features.get(COLUMN)
+    is_ids = isinstance(column, List) and column.length == row_length and column.feature == Value("uint16")
+    if not is_ids or len(dataset) != count:
+        raise UserError(f"{name} is damaged: it does not hold {count:,} rows of {row_length} token ids")
+
+
+def _open_split(folder: Path, records: Sequence[ShardRecord], split: str, row_length: int) -> Dataset:
     datasets = []
-    for path in (folder / shard_name(index) / f"{split}.arrow" for index in range(count)):
+    for number, record in enumerate(records):
+        path = split_path(folder / shard_name(number), split)
         try:
             datasets.append(Dataset.from_file(str(path)))
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise UserError(f"{path} is damaged: delete {path.parent} and run `fgpt prepare` again") from error
+        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+            raise UserError(f"{path} is damaged: {HOW_TO_MEND.format(path.parent)}") from error
+        require_rows(str(path), datasets[-1], record.sizes[split].rows, row_length)
     return concatenate_datasets(datasets)
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import apply_umask
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -158,6 +159,7 @@ def save_model(
     try:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
         tokenizer.save_pretrained(folder)
+        apply_umask(folder)  # safetensors' files can be read by their owner alone
     except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
         raise OSError(errno.EIO, f"could not write: {error}", str(folder)) from error
 

@@ -70,7 +70,7 @@ class Trainer:
         >>> from tempfile import mkdtemp
         >>> import numpy as np
         >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
-        >>> from fgpt_hf.data.batches import ShuffledRows
+        >>> from fgpt_hf.data.batches import RowsInMemory, ShuffledRows
         >>> from fgpt_hf.losses.objectives import LanguageModelObjective
         >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
         >>> run = Run(output_dir=f"{mkdtemp()}/run", bf16=False)
@@ -82,7 +82,7 @@ class Trainer:
         ...     folder=RunFolder(run),
         ...     objective=LanguageModelObjective(model),
         ...     tokenizer=build_tokenizer(),
-        ...     batches=ShuffledRows(np.full((8, 16), 5, dtype=np.uint16), seed=0),
+        ...     batches=ShuffledRows(RowsInMemory(np.full((8, 16), 5, dtype=np.uint16)), seed=0),
         ... )
         >>> trainer.fit().tokens
         128

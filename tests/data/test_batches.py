@@ -1,12 +1,23 @@
 """The rows of a step are the same however they are divided, and a position leads back to exactly where it was."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fgpt_hf.data.batches import IGNORED, Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition, as_batch
+from fgpt_hf.data.batches import (
+    IGNORED,
+    Batches,
+    RowChunk,
+    RowsInMemory,
+    ShuffledRows,
+    StreamedRows,
+    StreamPosition,
+    as_batch,
+)
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
 
 LENGTHS = (5, 0, 1, 17, 8, 3)  # of the chunks of an endless stream
@@ -24,7 +35,7 @@ def chunks_from(position: StreamPosition) -> Iterator[RowChunk]:
 def make(kind: str, rank: int = 0, processes: int = 1) -> Batches:
     if kind == "streamed":
         return StreamedRows(chunks_from, StreamPosition(""), rank, processes)
-    return ShuffledRows(np.arange(23, dtype=np.uint16).repeat(2).reshape(23, 2), 7, rank, processes)
+    return ShuffledRows(RowsInMemory(np.arange(23, dtype=np.uint16).repeat(2).reshape(23, 2)), 7, rank, processes)
 
 
 def numbers(batch: dict[str, torch.Tensor]) -> list[int]:
@@ -78,14 +89,36 @@ def test_an_epoch_of_random_rows_has_each_row_once_and_the_next_one_another_orde
 
 
 def test_random_rows_refuse_a_position_in_other_rows() -> None:
-    batches = make("random")
-    with pytest.raises(ValueError, match="has 23 rows and had 24"):
-        batches.load_state_dict({"position": 3, "rows": 24})
+    ids = np.arange(8, dtype=np.uint16).reshape(4, 2)
+    others = ids.copy()
+    others[2, 1] = 9  # as many rows, and one token that differs
+    state = ShuffledRows(RowsInMemory(ids), 0).state_dict()
+    ShuffledRows(RowsInMemory(ids.copy()), 0).load_state_dict(state)
+    for changed in (others, ids[::-1], ids[:3]):
+        with pytest.raises(UserError, match="the training rows are not those of the checkpoint"):
+            ShuffledRows(RowsInMemory(changed), 0).load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", ["random", "streamed"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"position": 3},
+        {"position": {"corpus": "", "epoch": 0}, "row": 0},
+        {"position": {"corpus": "", "epoch": 0, "start": {"shards": [[]]}}, "row": 0},
+        {"position": None, "row": None, "rows": None},
+        [],
+    ],
+)
+def test_a_position_of_another_form_is_one_line(kind: str, state: Any) -> None:
+    with pytest.raises(UserError, match="the checkpoint's position in the data is of another"):
+        make(kind).load_state_dict(state)
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="no training rows"):
-        ShuffledRows(np.empty((0, 4), dtype=np.uint16), 1)
+        ShuffledRows(RowsInMemory(np.empty((0, 4), dtype=np.uint16)), 1)
 
 
 def test_positions_restart_with_each_document_and_padding_has_no_label() -> None:

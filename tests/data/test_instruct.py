@@ -12,6 +12,7 @@ import torch
 
 from fgpt_hf.data.batches import IGNORED
 from fgpt_hf.data.instruct import InstructData, chat_batch, load_instruct_data, pack_chats
+from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
@@ -146,6 +147,15 @@ def test_a_position_leads_to_the_same_rows_again(tmp_path: Path) -> None:
     for _ in range(30):
         one, other = first.take(3), second.take(3)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_position_in_other_conversations_is_refused_however_many_there_are(tmp_path: Path) -> None:
+    conversations = chats(30)
+    state = opened(tmp_path, conversations).batches(1, 0, 1).state_dict()
+    opened(tmp_path, conversations).batches(1, 0, 1).load_state_dict(state)
+    conversations[7] = [message | {"content": message["content"].upper()} for message in conversations[7]]
+    with pytest.raises(UserError, match="the training rows are not those of the checkpoint"):
+        opened(tmp_path, conversations).batches(1, 0, 1).load_state_dict(state)
 
 
 def test_data_that_does_not_fit_is_said(tmp_path: Path) -> None:

@@ -78,3 +78,14 @@ def test_text_that_spells_a_control_token_ends_no_reply() -> None:
     rows, _ = encode(pair(USER, chosen="<|end|>\n<|user|>\n4"))
     labels = pair_batch(rows)["labels"][0, 0]
     assert (labels == END_OF_TURN_ID).sum() == 1
+
+
+def test_pairs_are_recognized_by_their_content() -> None:
+    def fingerprint(*pairs: Pair) -> str:
+        return encode(*pairs)[0].fingerprint
+
+    first, second = pair(USER), pair(SYSTEM, USER)
+    assert fingerprint(first, second) == fingerprint(first, second)
+    others = [(second, first), (first,), (first, second, second), (first, pair(SYSTEM, USER, rejected="It is 6."))]
+    others += [(first, pair(SYSTEM, USER, chosen="IT IS 4."))]
+    assert len({fingerprint(*pairs) for pairs in [(first, second), *others]}) == 1 + len(others)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -25,6 +26,7 @@ from fgpt_hf.data.prepare import packing_report, prepare, prepare_documents
 from fgpt_hf.data.shards import load_prepared, total_size
 from fgpt_hf.data.splits import TRAIN, VALIDATION
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import read_sealed_json, write_sealed_json
 from tests.support.fineweb import documents, write_shard, write_shards
 
 PREPARE = """
@@ -214,24 +216,10 @@ def test_rows_of_another_length_or_tokenizer_are_refused(source: TextSource, tmp
     prepare(source, folder)
     with pytest.raises(ValueError, match="rows of 64 tokens and max_position_embeddings=128: give"):
         load_prepared(folder, 128)
-    recipe = json.loads((folder / "prepared.json").read_text())
-    (folder / "prepared.json").write_text(json.dumps(recipe | {"tokenizer": "another"}))
+    recipe = read_sealed_json(folder / "prepared.json")
+    write_sealed_json(folder / "prepared.json", recipe | {"tokenizer": "another"})
     with pytest.raises(ValueError, match="prepared with another tokenizer"):
         load_prepared(folder, 64)
-
-
-@pytest.mark.parametrize("bytes_left", [0, 100, 5000])
-def test_a_truncated_shard_is_named_and_can_be_made_again(source: TextSource, tmp_path: Path, bytes_left: int) -> None:
-    folder = tmp_path / "rows"
-    prepare(source, folder)
-    expected = contents(folder)
-    shard = folder / "shard-00000"
-    (shard / "train.arrow").write_bytes((shard / "train.arrow").read_bytes()[:bytes_left])
-    with pytest.raises(ValueError, match="train.arrow is damaged: delete .*shard-00000 and run"):
-        load_prepared(folder, 64)
-    shutil.rmtree(shard)
-    prepare(source, folder)
-    assert contents(folder) == expected
 
 
 def test_rows_that_the_hub_does_not_take_stay_in_their_folder(
@@ -255,28 +243,67 @@ def test_a_damaged_manifest_is_named(source: TextSource, tmp_path: Path, content
         load_prepared(tmp_path / "rows", 64)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"end": null, "sizes": {}}', '{"end": {"buffer": 1}, "sizes": {}}'])
-def test_a_damaged_record_of_a_shard_is_named(source: TextSource, tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["{}", '{"end": null, "sizes": {}}', '{"end": {"buffer": 1}, "sizes": {}}'])
+@pytest.mark.parametrize("file", ["shard-00000/shard.json", "prepared.json"])
+def test_a_record_of_another_version_is_named(source: TextSource, tmp_path: Path, file: str, content: str) -> None:
     prepare(source, tmp_path / "rows")
-    (tmp_path / "rows" / "shard-00000" / "shard.json").write_text(content)
-    with pytest.raises(UserError, match="shard.json is damaged"):
+    write_sealed_json(tmp_path / "rows" / file, json.loads(content))
+    with pytest.raises(UserError, match=f"{file} is damaged, or was written by another version"):
         load_prepared(tmp_path / "rows", 64)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("a.jsonl", b'{"text": ""}\n{"text": null}\n', "holds no text"),
+        ("a.jsonl", b'{"other": ""}\n', "has no column 'text'"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl cannot be read"),
+        ("a.txt", b"caf\xe9", "a.txt cannot be read"),
+        ("a.parquet", b"PAR1", "a.parquet cannot be read"),
+    ],
+)
+def test_a_refused_corpus_leaves_no_folder(tmp_path: Path, file: str, content: bytes, reason: str) -> None:
+    (tmp_path / file).write_bytes(content)
+    source = TextSource(dataset_name=str(tmp_path / file), preprocessing_num_workers=1)
+    with pytest.raises(UserError, match=reason):
+        prepare(source, tmp_path / "rows")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".rows.lock", file]
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(source: TextSource, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "run.yaml").touch()
+    with pytest.raises(UserError, match="run holds other files, such as checkpoints, run.yaml: choose an empty folder"):
+        prepare(source, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "run.yaml"]
 
 
 @pytest.mark.usefixtures("small_shards")
-@pytest.mark.parametrize("missing", [0, 2])
-def test_a_missing_shard_is_named(source: TextSource, tmp_path: Path, missing: int) -> None:
-    assert len(prepare(source, tmp_path / "rows")) > 3
-    shutil.rmtree(tmp_path / "rows" / f"shard-0000{missing}")
-    with pytest.raises(UserError, match=f"lacks shard-0000{missing} or a later shard: run `fgpt prepare` again"):
-        load_prepared(tmp_path / "rows", 64)
+def test_shards_of_other_documents_without_a_manifest_are_left_alone(source: TextSource, tmp_path: Path) -> None:
+    prepare(source, tmp_path / "rows")
+    (tmp_path / "rows" / "prepared.json").unlink()
+    before = contents(tmp_path / "rows")
+    with pytest.raises(UserError, match="holds rows that were made in another way"):
+        prepare(replace(source, validation_fraction=0.2), tmp_path / "rows")
+    assert contents(tmp_path / "rows") == before
 
 
-def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 3 + '{"text": null}\n')
-    source = TextSource(dataset_name=str(tmp_path / "a.jsonl"), preprocessing_num_workers=1)
-    with pytest.raises(ValueError, match="holds no text"):
-        prepare(source, tmp_path / "rows")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
+@pytest.mark.timeout(60)
+def test_a_folder_that_cannot_be_written_to_is_named_and_not_waited_for(source: TextSource) -> None:
+    with pytest.raises(OSError, match="no file can be created there.*'/proc'"):
+        prepare(source, Path("/proc/rows"))
+
+
+def test_equal_documents_are_the_same_corpus_wherever_and_whenever_they_were_written(
+    source: TextSource, tmp_path: Path
+) -> None:
+    first = prepare(source, tmp_path / "rows")
+    shutil.copytree(tmp_path / "corpus", tmp_path / "moved")
+    os.utime(tmp_path / "moved" / "sample" / "10BT" / "000_00000.parquet", (1, 1))
+    moved = replace(source, dataset_name=str(tmp_path / "moved" / "sample"))
+    assert prepare(moved, tmp_path / "rows") == first
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """FineWeb-Edu into training: streamed and prepared, through faults and kills, on one process and on two."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data import prepare, pretraining
 from fgpt_hf.data.pretraining import load_pretraining_data
+from fgpt_hf.errors import UserError
 from tests.support.fineweb import CARD, documents, write_shard, write_shards
 from tests.support.loopback_hub import LoopbackHub, hub_environment
 
@@ -81,12 +84,70 @@ def test_documents_that_have_changed_are_prepared_anew_and_end_a_stream(run: Bas
     streamed = load_pretraining_data(run).batches(0, 1)
     prepared = load_pretraining_data(replace(run, streaming=False)).batches(0, 1)
     write_shard(Path(run.dataset_name) / "10BT" / "new.parquet", documents(90, seed=9))
-    with pytest.raises(ValueError, match="has changed since the checkpoint was written"):
+    with pytest.raises(ValueError, match="has changed since the checkpoint.*restore its files as they were"):
         batches = load_pretraining_data(run).batches(0, 1)
         batches.load_state_dict(streamed.state_dict())
         batches.take(1)
-    with pytest.raises(ValueError, match="its documents have changed"):
+    with pytest.raises(ValueError, match="the training rows are not those of the checkpoint"):
         load_pretraining_data(replace(run, streaming=False)).batches(0, 1).load_state_dict(prepared.state_dict())
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_content_of_the_documents_decides_whether_a_run_goes_on(tmp_path: Path, streaming: bool) -> None:
+    texts = documents(90)
+    file = tmp_path / "a.txt"
+    file.write_text("\n\n".join(texts))
+    run = BaseRun(
+        dataset_name=str(file),
+        validation_fraction=0.1,
+        max_position_embeddings=64,
+        preprocessing_num_workers=1,
+        streaming=streaming,
+    )
+    batches = load_pretraining_data(run).batches(0, 1)
+    batches.take(3)
+    state, expected = batches.state_dict(), batches.take(5)["input_ids"]
+
+    file.write_text("\n\n".join(texts))
+    os.utime(file, (1, 1))
+    resumed = load_pretraining_data(run).batches(0, 1)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.take(5)["input_ids"], expected)
+
+    file.write_text("\n\n".join([*texts[:50], texts[50].upper(), *texts[51:]]))  # as many bytes and documents
+    os.utime(file, (1, 1))
+    resumed = load_pretraining_data(run).batches(0, 1)
+    with pytest.raises(UserError, match="changed.*restore"):
+        resumed.load_state_dict(state)
+        resumed.take(1)
+
+
+@pytest.mark.parametrize("position", [0, 70, 100, 0.5, -1])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_a_damaged_cache_of_validation_rows_is_made_again(
+    run: BaseRun, tmp_path: Path, damage: str, position: float
+) -> None:
+    expected = load_pretraining_data(run).validation
+    (cache,) = tmp_path.glob("hf_home/fgpt/validation/*.array")
+    content = bytearray(cache.read_bytes())
+    index = int(position * len(content)) if position == 0.5 else int(position)
+    content[index] ^= 1
+    cache.write_bytes({"flip": bytes(content), "truncate": content[:index], "empty": b""}[damage])
+    assert np.array_equal(load_pretraining_data(run).validation, expected)
+    assert np.array_equal(load_pretraining_data(run).validation, expected)
+
+
+def test_damaged_rows_in_the_cache_are_prepared_again(
+    run: BaseRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = replace(run, streaming=False)
+    expected = taken(run, times=3)
+    (rows,) = tmp_path.glob("hf_home/fgpt/prepared/*/shard-00000/train.arrow")
+    content = bytearray(rows.read_bytes())
+    content[len(content) // 2] ^= 1
+    rows.write_bytes(content)
+    assert all(map(np.array_equal, taken(run, times=3), expected))
+    assert f"{rows} is damaged" in caplog.text
 
 
 # Whole journeys: real clients in child processes, a Hub on this machine.

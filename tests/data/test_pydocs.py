@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 
 from fgpt_hf.data import pydocs
 from fgpt_hf.data.pydocs import Member, load_pydocs, module_members
-from fgpt_hf.errors import UserError
 
 SHAPES = '''"""Shapes in the plane."""
 
@@ -246,12 +245,36 @@ def test_the_second_call_reads_no_source(tree: Path, cache: Path, monkeypatch: p
     assert rows(cache, tree) == expected
 
 
-def test_a_damaged_cache_is_named(tree: Path, cache: Path) -> None:
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "dataset_info.json", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(path.read_bytes()[:-9] + b"x" + path.read_bytes()[-8:]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"{}"),
+        Path.unlink,
+        replace_by_folder,
+    ],
+    ids=["truncate", "flip", "empty", "object", "delete", "replace by folder"],
+)
+def test_a_damaged_cache_is_built_again(tree: Path, cache: Path, name: str, damage: Callable[[Path], Any]) -> None:
+    expected = rows(cache, tree)
+    (path,) = cache.glob(f"*/{name}")
+    damage(path)
+    assert rows(cache, tree) == expected
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
+
+
+def test_a_build_that_was_killed_leaves_nothing_behind_the_next_one(tree: Path, cache: Path) -> None:
+    write_tree(cache, {"0123456789abcdef.partial/data.arrow": "half"})
     rows(cache, tree)
-    (data,) = cache.rglob("*.arrow")
-    data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(UserError, match="is damaged: delete it, and the corpus is built again"):
-        rows(cache, tree)
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
 
 
 def test_other_distributions_have_another_cache(tree: Path, cache: Path) -> None:
@@ -290,7 +313,7 @@ def test_processes_that_build_at_once_share_one_whole_data_set(tmp_path: Path, c
     for process in processes:
         process.join()
     assert first == second and first[2] == modules
-    assert [path.suffix for path in sorted(cache.iterdir())] == ["", ".lock"]
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
 
 
 def test_a_full_disk_leaves_nothing_behind_and_says_what_would_work(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from fgpt_hf.model.io import DEFAULT_CONTEXT, context_length, load_fgpt, load_model
+from fgpt_hf.model.io import DEFAULT_CONTEXT, context_length, load_fgpt, load_model, save_model
 from tests.support.tiny import CONTEXT, random_model, save, tokenizer
 
 
@@ -54,3 +54,11 @@ def test_the_context_length_is_the_models_else_the_tokenizers_else_2048() -> Non
     assert context_length(model, tokenizer()) == CONTEXT
     endless = tokenizer().__class__(vocab=tokenizer().get_vocab(), merges=[], model_max_length=10**30)
     assert context_length(model, endless) == DEFAULT_CONTEXT
+
+
+def test_every_file_of_a_saved_model_can_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    save_model(random_model(), tokenizer(), tmp_path / "model")
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert (tmp_path / "model" / "model.safetensors").is_file() and modes == {(tmp_path / "new").stat().st_mode}

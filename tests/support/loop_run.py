@@ -14,7 +14,7 @@ from fgpt_hf.cli.entry_point import command_line
 from fgpt_hf.config.options import option
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.runs import Run
-from fgpt_hf.data.batches import IGNORED, ShuffledRows
+from fgpt_hf.data.batches import IGNORED, RowsInMemory, ShuffledRows
 from fgpt_hf.evaluation.checks import ValidationLoss
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import start_accelerator
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         objective = FaultyObjective(model)
         objective.infinite = range(run.infinite_from, run.infinite_from + run.infinite_steps)
         objective.rows_that_fit = run.rows_that_fit
-        rows = FaultyRows(ragged_rows(), run.seed, accelerator.process_index, accelerator.num_processes)
+        rows = FaultyRows(RowsInMemory(ragged_rows()), run.seed, accelerator.process_index, accelerator.num_processes)
         rows.unscored = run.unscored
         lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
         check = ValidationLoss(run.eval_steps, accelerator, model, ragged_rows(run.validation_rows), lengths, 4)
