@@ -23,7 +23,7 @@ from fgpt_hf.data.preference import TokenizedPair
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
-from fgpt_hf.files import atomic_directory, atomic_file
+from fgpt_hf.files import atomic_directory, read_cached_array, write_cached_array
 from fgpt_hf.model.io import load_fgpt, save_model
 from fgpt_hf.model.lora import ADAPTER, add_adapter, merge_adapter_into
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
@@ -113,18 +113,16 @@ def reference_log_probabilities(
         UserError: a log-probability is not a finite number.
     """
     model.to(accelerator.device)
-    path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".npy")
-    (is_cached,) = broadcast_object_list([path.is_file()])
-    if is_cached:
-        cached: npt.NDArray[np.float32] = np.load(path)
-        return cached
+    path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".array")
+    cached: list[npt.NDArray[np.float32] | None] = [read_cached_array(path)]
+    broadcast_object_list(cached)  # the main process's, so that all take the same way
+    if cached[0] is not None:
+        return cached[0]
     groups = [[Row(tuple(reply.ids.tolist()), len(reply.ids) - reply.start) for reply in pair] for pair in pairs]
     scores = Scorer(accelerator, model).score(groups, "reference")
     log_probabilities = np.array([[score.log_likelihood for score in pair] for pair in scores], dtype=np.float32)
     if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as partial, partial.open("wb") as file:
-            np.save(file, log_probabilities)
+        write_cached_array(path, log_probabilities)
     return log_probabilities
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import Run, TuningRun
@@ -22,6 +22,7 @@ from fgpt_hf.evaluation.results import package_versions, results_record, write_r
 from fgpt_hf.files import (
     PARTIAL,
     append_json_line,
+    locked,
     read_json,
     read_json_lines,
     write_atomically,
@@ -72,9 +73,8 @@ class RunFolder:
         if not self.is_writer:
             yield
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
+            with locked(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
                 self._check()
                 yield
         except Timeout as error:

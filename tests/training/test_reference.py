@@ -43,3 +43,14 @@ def test_they_are_computed_once_for_the_same_weights_and_pairs(rows: PairRows, m
         model.model.norm.bias[0] += 1e-3
     with pytest.raises(AssertionError, match="computed again"):
         reference_log_probabilities(accelerator, model, rows.pairs)
+
+
+def test_a_damaged_cache_is_made_again(rows: PairRows, tmp_path: Path) -> None:
+    model, accelerator = random_model(), Accelerator(cpu=True)
+    first = reference_log_probabilities(accelerator, model, rows.pairs)
+    (path,) = tmp_path.glob("fgpt/reference/*.array")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        assert (reference_log_probabilities(accelerator, model, rows.pairs) == first).all()
+        assert path.read_bytes() == whole

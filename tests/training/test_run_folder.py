@@ -188,3 +188,10 @@ def test_a_run_that_was_to_be_overwritten_leaves_nothing_to_resume_from(
     assert sorted(names(folder.path.iterdir())) == ["checkpoints", "run.yaml"] and not list(
         folder.checkpoints.iterdir()
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
+def test_a_folder_that_cannot_be_written_to_is_not_said_to_be_in_use() -> None:
+    run = replace(PRESETS["quickstart"], output_dir="/proc/run")
+    with pytest.raises(OSError, match="no file can be created there.*'/proc'"), RunFolder(run).opened():
+        pass
