@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart space test test-fast check bench clean
+.PHONY: install quickstart space test test-fast faults check bench clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
+
+# The long form of tests/faults: hundreds of kills, full disks, damaged files and signals; docs/reliability.md has the counts.
+faults: install
+	FGPT_FAULTS=long $(BIN)/python -m pytest tests/faults
 
 check: install
 	$(BIN)/ruff check .

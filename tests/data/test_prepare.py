@@ -5,13 +5,9 @@ import json
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -28,15 +24,6 @@ from fgpt_hf.data.splits import TRAIN, VALIDATION
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_sealed_json, write_sealed_json
 from tests.support.fineweb import documents, write_shard, write_shards
-
-PREPARE = """
-import sys
-from fgpt_hf.data import prepare, stream
-from fgpt_hf.cli.main import main
-prepare.SHARD_TOKENS, stream.BLOCKS_PER_BUFFER = 2000, 2
-sys.argv[0] = "fgpt"
-main()
-"""
 
 
 @pytest.fixture
@@ -110,26 +97,6 @@ def test_a_preparation_goes_on_after_any_shard(
         monkeypatch.setattr(prepare_module, "_write_shard", write)
         prepare(source, tmp_path / "rows")
         assert contents(tmp_path / "rows") == expected
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("small_shards")
-def test_killed_at_random_moments_it_still_writes_every_token_once(source: TextSource, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PREPARE, "prepare", "--output_dir", str(tmp_path / "rows")]
-    for name in ("dataset_name", "max_position_embeddings", "validation_fraction", "preprocessing_num_workers"):
-        command += [f"--{name}", str(getattr(source, name))]
-    clock = Random(0)
-    for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()  # a shard is there, and the next ones are on their way
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(clock.random() / 50)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    prepare(source, tmp_path / "undisturbed")
-    assert contents(tmp_path / "rows") == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.usefixtures("small_shards")

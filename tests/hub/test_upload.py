@@ -1,10 +1,5 @@
 """Pushing to the Hub: all or nothing, what may pass is tried again, and every refusal is one clear line."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,7 @@ from fgpt_hf.hub.upload import (
     check_access,
     push_files,
 )
-from tests.support.loopback_hub import ORGANIZATION, READ_TOKEN, WRITE_TOKEN, LoopbackHub, hub_environment
+from tests.support.loopback_hub import ORGANIZATION, READ_TOKEN, WRITE_TOKEN, LoopbackHub
 from tests.support.run_folders import write_run
 
 WEIGHTS = safetensors.numpy.save({"weight": np.zeros(3, dtype=np.float32)})
@@ -163,39 +158,6 @@ def test_a_failure_that_stays_is_one_line_and_moves_nothing(server: LoopbackHub,
     with pytest.raises(UserError, match=problem):
         push_files(FILES, HERE, "whole")
     assert server.repo("model", REPO).at("main").oid == before
-
-
-PUSH = """
-import sys
-from pathlib import Path
-from fgpt_hf.hub.upload import Destination, push_folder
-print("ready", flush=True)
-push_folder(Path("model"), Destination(repo_id="tester/tiny"), "whole")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "path"), [("PUT", r"\.git/lfs/"), ("POST", r"/commit/")], ids=["upload", "commit"])
-def test_a_killed_push_moves_nothing_and_the_next_one_completes(method: str, path: str, tmp_path: Path) -> None:
-    for name, content in FILES.items():
-        (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "model" / name).write_bytes(bytes(content))
-    with LoopbackHub() as server:
-        before = server.add_repo("model", REPO, {"config.json": "old"}).at("main").oid
-        server.fail(method, path, drop=True, delay=60)  # does nothing, slowly
-        environment = hub_environment(server, tmp_path) | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-c", PUSH]
-        child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
-        deadline = time.monotonic() + 100
-        while not server.count(method, path):
-            assert child.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        repo = server.repo("model", REPO)
-        assert repo.at("main").oid == before
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=100, capture_output=True)
-        assert FILES.items() <= repo.files().items()
 
 
 # Bad input

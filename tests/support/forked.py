@@ -16,6 +16,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import _python_exit as end_executors
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -141,7 +142,10 @@ def _call(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     if file_size_limit:
         _limit_file_size(file_size_limit)
-    action(arguments)
+    try:
+        action(arguments)
+    finally:
+        end_executors()  # as at the end of any program, but multiprocessing would first wait for their processes
 
 
 def _limit_file_size(limit: int) -> None:

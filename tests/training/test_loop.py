@@ -1,7 +1,6 @@
 """The loop's promises: one trajectory however a step is divided, exact resume, faults survived."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -27,7 +26,6 @@ from fgpt_hf.training.checkpoints import checkpoints
 from tests.support.launched import Launched
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("FGPT_TEST_KILLS", "20"))
 
 
 def succeed(folder: Path, *flags: object, processes: int = 1) -> str:
@@ -196,29 +194,6 @@ def wait_for_step(folder: Path, step: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"{folder} did not come to step {step}")
-
-
-@pytest.mark.slow
-def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
-    """Killed while it starts, trains, saves and rotates: what the run leaves in the end is bit-equal."""
-    flags = ["--dropout=0.1", "--max_steps=40", "--save_steps=1", "--save_total_limit=2", "--eval_steps=10"]
-    succeed(tmp_path / "expected", *flags)
-    chance = random.Random(0)
-    folder = tmp_path / "killed"
-    kills = 0
-    while kills < KILLS:
-        resume = "--resume_from_checkpoint=latest" if checkpoints(folder / "checkpoints") else "--overwrite_output_dir"
-        launched = Launched(folder, *flags, resume)
-        time.sleep(chance.uniform(0.3, 1.2))
-        launched.processes[0].kill()
-        finished = launched.wait().exit_codes == [0]
-        kills += not finished
-        if finished:
-            assert_equal_runs(folder, tmp_path / "expected")
-            folder = tmp_path / f"killed after {kills}"
-    if folder.exists() and checkpoints(folder / "checkpoints"):
-        succeed(folder, *flags, "--resume_from_checkpoint=latest")
-        assert_equal_runs(folder, tmp_path / "expected")
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path) -> None:
