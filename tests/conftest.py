@@ -1,6 +1,9 @@
 """What all tests share: no network, no telemetry, and one thread for each process: `make test` runs one a core."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -9,3 +12,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.support.hub_here import server  # noqa: E402, F401
 from tests.support.loopback_hub import hub_server  # noqa: E402, F401
+
+
+@pytest.fixture
+def own_accelerator() -> Iterator[None]:
+    """Let a test start an accelerator of its own, and leave none to the next test of the process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

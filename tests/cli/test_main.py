@@ -65,6 +65,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"fgpt {fgpt_hf.__version__}\n"
 
 
+@pytest.mark.usefixtures("own_accelerator")
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [

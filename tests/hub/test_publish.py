@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
 from fgpt_hf.cli import main, train_base
@@ -299,14 +297,6 @@ def test_a_run_stopped_while_it_goes_on_publishes_no_earlier_model(
 def test_a_run_that_cannot_be_pushed_is_refused_before_it_begins() -> None:
     with pytest.raises(ValueError, match="push_to_hub=true needs hub_model_id=user/name"):
         parse_run(BaseRun, PRESETS, ["--push_to_hub"])
-
-
-@pytest.fixture
-def own_accelerator() -> Iterator[None]:
-    """No precision that another test has chosen for the process, and none left to the next."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("own_accelerator")

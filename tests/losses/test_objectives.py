@@ -1,12 +1,10 @@
 """Preference losses, gradients and rewards are TRL's on the same pairs."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
@@ -18,19 +16,12 @@ from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
 from tests.support.tiny import random_model, tokenizer
 
+pytestmark = pytest.mark.usefixtures("own_accelerator")
 PAIRS = [
     {"prompt": list(range(40, 46)), "chosen": [300, 301, 302], "rejected": [303, 304, 305, 306, 307]},
     {"prompt": [50], "chosen": [400, 9, 8, 7, 6, 5], "rejected": [9]},
     {"prompt": list(range(60, 80)), "chosen": [500, 501], "rejected": [500, 502]},
 ]
-
-
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """No accelerator from another test or for another one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def batch(reference: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
