@@ -19,8 +19,7 @@ Continue an interrupted run exactly where its latest checkpoint was written:
 `python train_instruct.py --help` lists every option. An installed package has the same as `fgpt train-instruct`.
 """
 
-from fgpt_hf.cli.entry_point import command_line
-from fgpt_hf.cli.train_instruct import main
+from fgpt_hf.cli.entry_point import script
 
 if __name__ == "__main__":
-    command_line(main)
+    script("fgpt_hf.cli.train_instruct")

@@ -23,8 +23,7 @@ Continue an interrupted run exactly where its latest checkpoint was written:
 `python train_preference.py --help` lists every option. An installed package has the same as `fgpt train-preference`.
 """
 
-from fgpt_hf.cli.entry_point import command_line
-from fgpt_hf.cli.train_preference import main
+from fgpt_hf.cli.entry_point import script
 
 if __name__ == "__main__":
-    command_line(main)
+    script("fgpt_hf.cli.train_preference")

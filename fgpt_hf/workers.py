@@ -8,26 +8,31 @@ work in Python itself.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from multiprocessing import get_context, parent_process
 from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
-from types import ModuleType
+from threading import Event, Semaphore, Thread, Timer
+from types import FrameType, ModuleType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_SECONDS = 30.0  # what Slurm and torchrun give between SIGTERM and SIGKILL
 
 
 def process_pool(workers: int, initializer: Callable[[], object] | None = None) -> ProcessPoolExecutor:
     """Return a pool of processes that start at once and end with this process, even if it is killed.
 
-    They are spawned, because a forked child of a process that already runs torch's threads may hang.
+    They are spawned, because a forked child of a process that already runs torch's threads may hang. Ctrl-C and
+    schedulers signal all processes at once: workers go on, since this process may need them to end in order.
     """
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(initializer,))
-    with _hidden_main():
+    with _hidden_main(), _blocked_signals():
         for _ in range(workers):
             pool.submit(int)  # starts one, as none is idle yet
     return pool
@@ -125,10 +130,34 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Start processes that are deaf to Ctrl-C and SIGTERM until `_start_worker` has said how to take them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(initializer: Callable[[], object] | None) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if initializer:
         initializer()
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    """End this process when its parent has had time to end before; the executor, too, ends what hangs in this way."""
+    timer = Timer(GRACE_SECONDS, os._exit, [128 + number])
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with_parent() -> None:

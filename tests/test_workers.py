@@ -45,6 +45,29 @@ def test_workers_end_when_the_process_that_started_them_is_killed() -> None:
     assert not alive
 
 
+GROUP = """
+import os, signal, sys, time
+from fgpt_hf.workers import process_pool
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: None)
+if __name__ == "__main__":
+    pool = process_pool(2)
+    sent = [os.killpg(0, number) for _ in range(2) for number in (signal.SIGINT, signal.SIGTERM)]  # while they start
+    assert pool.submit(abs, -5).result() == 5
+    sent += [os.killpg(0, number) for number in (signal.SIGINT, signal.SIGTERM)]
+    time.sleep(0.2)
+    assert pool.submit(abs, -6).result() == 6
+    pool.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_workers_outlive_signals_to_the_whole_group_and_write_no_traceback() -> None:
+    """As Ctrl-C and schedulers send them: the process that needs their work is about to save."""
+    done = subprocess.run([sys.executable, "-c", GROUP], start_new_session=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_worker_that_reads_sources_and_tokenizes_loads_no_torch() -> None:
     """It would take each worker seconds and hundreds of megabytes."""
     with process_pool(1) as pool:

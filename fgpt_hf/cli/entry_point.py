@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from tqdm import tqdm
@@ -36,6 +37,11 @@ def command_line(main: Callable[[Sequence[str]], None]) -> None:
             raise
         print(f"{_program()}: {message}", file=sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def script(module: str) -> None:
+    """Import a module and call its `main` as `command_line` does; Ctrl-C during the import leaves no traceback."""
+    command_line(lambda arguments: import_module(module).main(arguments))
 
 
 def explanation(error: Exception) -> str | None:

@@ -1,5 +1,6 @@
 """What the three training commands share, from the start of the processes to the finished model."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,8 +16,8 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.report import draw_figures, summarize_run
 from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training
-from fgpt_hf.training.checkpoints import Progress
-from fgpt_hf.training.loop import Check, Trainer
+from fgpt_hf.runtime.signals import exit_on_signals
+from fgpt_hf.training.loop import Check, Outcome, Trainer
 from fgpt_hf.training.run_folder import RunFolder, record_provenance, record_results
 
 
@@ -39,13 +40,22 @@ class TrainingStage:
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.folder = RunFolder(run, self.rank)
         self._uploader = CheckpointUploader(run, self.folder)
+        self._exit_code = 0
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Reserve the run's folder, as `RunFolder.opened` does; end the trackers after a run that ended well."""
-        with self.folder.opened():
+        """Reserve the run's folder, as `RunFolder.opened` does; end the trackers after a run that ended well.
+
+        A signal ends the process, with exit code 143 or 130 unless the run is finished: the training loop saves a
+        checkpoint before, and whatever else is being written is deleted.
+        """
+        with exit_on_signals(), self.folder.opened():
             yield
-        self.accelerator.end_training()
+            if self._exit_code:  # with which a process exits after the others, since launchers end those that are left
+                self.accelerator.wait_for_everyone()
+            self.accelerator.end_training()
+        if self._exit_code:
+            sys.exit(self._exit_code)
 
     def plan(self, config: FGPTConfig, epoch_rows: int = 0) -> TrainingPlan:
         """Decide what the run leaves open, alike on all processes, as `plan_training` does."""
@@ -73,12 +83,13 @@ class TrainingStage:
         )
 
     def finish(
-        self, trainer: Trainer, progress: Progress, data: DataProvenance, results: Sequence[TaskResult] = ()
+        self, trainer: Trainer, outcome: Outcome, data: DataProvenance, results: Sequence[TaskResult] = ()
     ) -> None:
         """Record where the model comes from and its results, print the report, and publish a complete model."""
+        progress, self._exit_code = outcome.progress, outcome.exit_code
         record_provenance(self.folder, self.accelerator, data, trainer.objective.model.config, progress.tokens)
         record_results(self.folder, self.accelerator, results)
         if self.folder.is_writer:
             draw_figures(self.folder.path)
             print(summarize_run(self.folder.path))
-        self._uploader.finish(is_complete=progress.step >= trainer.plan.max_steps)
+        self._uploader.finish(is_complete=not outcome.stopped_by)

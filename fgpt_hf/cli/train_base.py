@@ -50,10 +50,10 @@ def main(arguments: Sequence[str]) -> None:
         # Train
         objective = LanguageModelObjective(model)
         trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples])
-        progress = trainer.fit()
+        outcome = trainer.fit()
 
         # Report and Hub
-        stage.finish(trainer, progress, data.provenance, benchmarks.latest)
+        stage.finish(trainer, outcome, data.provenance, benchmarks.latest)
 
 
 def new_model(run: BaseRun) -> FGPTForCausalLM:

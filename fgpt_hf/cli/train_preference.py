@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> None:
 
         # Train
         trainer = stage.trainer(plan, objective, tokenizer, batches, [means, samples])
-        progress = trainer.fit()
+        outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, progress, data.provenance)
+        stage.finish(trainer, outcome, data.provenance)

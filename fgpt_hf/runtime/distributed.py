@@ -1,17 +1,14 @@
-"""Run on several processes: start them, shard a model, reduce values, and stop on a signal.
+"""Run on several processes: start them, shard a model, and reduce values.
 
 A single process goes through the same functions, which then have nothing to exchange.
 """
 
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
-from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -177,23 +174,3 @@ def resolve_attn_implementation(run: Run, accelerator: Accelerator) -> str:
         return run.attn_implementation
     is_usable = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
     return installed[0] if installed and is_usable else "sdpa"
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Record the first SIGINT or SIGTERM instead of acting on it, and yield a function that tells if one came.
-
-    A second signal of the same kind acts as usual.
-    """
-    received: list[int] = []
-
-    def record(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

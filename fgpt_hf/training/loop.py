@@ -28,15 +28,16 @@ from fgpt_hf.runtime.distributed import (
     evaluating,
     resolve_attn_implementation,
     shard,
-    stop_signals,
     sync_gradients,
 )
 from fgpt_hf.runtime.estimate import mfu
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
 from fgpt_hf.runtime.plan import TrainingPlan, split_on_oom
+from fgpt_hf.runtime.signals import exit_code_of, stop_signals
 from fgpt_hf.training.checkpoints import Progress, TrainingState, step_of, too_few_steps
 from fgpt_hf.training.optim import build_optimizer, learning_rate_factor
 from fgpt_hf.training.run_folder import RunFolder
+from fgpt_hf.workers import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,18 @@ class Check(Protocol):
 
     def __call__(self, step: int) -> Mapping[str, float]:
         """Return what to log, by name. Every process calls it."""
+
+
+class Outcome(NamedTuple):
+    """How far a run came, and the signal that made it stop before its last step, or 0."""
+
+    progress: Progress
+    stopped_by: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """The code for the process to exit with: 0 for a finished run, 143 for one that SIGTERM stopped."""
+        return exit_code_of(self.stopped_by) if self.stopped_by else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +97,7 @@ class Trainer:
         ...     tokenizer=build_tokenizer(),
         ...     batches=ShuffledRows(RowsInMemory(np.full((8, 16), 5, dtype=np.uint16)), seed=0),
         ... )
-        >>> trainer.fit().tokens
+        >>> trainer.fit().progress.tokens
         128
     """
 
@@ -98,7 +111,7 @@ class Trainer:
     checks: Sequence[Check] = ()
     on_checkpoint: Callable[[Path], None] = lambda checkpoint: None
 
-    def fit(self) -> Progress:
+    def fit(self) -> Outcome:
         """Train up to the plan's last step and save the model; return how far the run came.
 
         The losses of a step are summed over micro-batches and processes and divided by their number, so the result
@@ -110,17 +123,17 @@ class Trainer:
             OSError: the model could not be written.
         """
         forward, state = self._start()
-        with stop_signals() as stop_requested:
-            _Loop(self, forward, state).run_steps(stop_requested)
+        with stop_signals() as received_signal:
+            stopped_by = _Loop(self, forward, state).run_steps(received_signal)
         progress = state.progress
-        if progress.step < self.plan.max_steps:
+        if stopped_by:
             logger.info("stopped after step %d: continue with --resume_from_checkpoint latest", progress.step)
         else:
             self._save_model(state)
             memory = peak_memory_bytes(self.accelerator.device) / 2**30
             logger.info("trained for %s s; peak memory %.2f GiB", f"{progress.seconds:,.0f}", memory)
         self.accelerator.wait_for_everyone()
-        return progress
+        return Outcome(progress, stopped_by)
 
     def _start(self) -> tuple[nn.Module, TrainingState]:
         """Return the objective as the processes share it, and the state to start or resume from."""
@@ -165,14 +178,14 @@ class _Step(NamedTuple):
         metrics: the means of the objective's other metrics, by name.
         grad_norm: the norm of the gradient before clipping.
         num_items: the number of loss terms.
-        stop: whether a signal asked the run to stop.
+        stop_signal: the signal that asked one of the processes to stop, or 0.
     """
 
     loss: float
     metrics: Mapping[str, float]
     grad_norm: float
     num_items: float
-    stop: bool
+    stop_signal: int
 
     @property
     def skip_reason(self) -> str | None:
@@ -194,14 +207,14 @@ class _Loop:
         self.data_seconds = 0.0
         self.logged_at = (self.progress.tokens, self.progress.seconds, self.data_seconds)
 
-    def run_steps(self, stop_requested: Callable[[], bool]) -> None:
-        """Take steps until the last one, or until a signal comes."""
+    def run_steps(self, received_signal: Callable[[], int]) -> int:
+        """Take steps until the last one, or until a signal comes before that; return the signal, or 0."""
         progress, last = self.progress, self.plan.max_steps
         with tqdm(total=last, initial=progress.step, unit="step", disable=not self.folder.is_writer) as bar:
             if progress.step == 0:
                 self._log(self._run_due_checks())
             while progress.step < last:
-                step = self._next_step(stop_requested)
+                step = self._next_step(received_signal)
                 self._count_skipped(step)
                 measured = self._measure(step) if self._is_due(self.run.logging_steps) else {}
                 self._log(measured | self._run_due_checks())
@@ -209,12 +222,13 @@ class _Loop:
                 if measured:
                     share = f", MFU {measured['mfu']:.1%}" if "mfu" in measured else ""
                     bar.set_postfix_str(f"loss {step.loss:.3f}, {measured['tokens_per_second']:,.0f} tokens/s{share}")
-                if self._is_due(self.run.save_steps) or step.stop:
+                if self._is_due(self.run.save_steps) or step.stop_signal:
                     self._save_checkpoint()
-                if step.stop:
-                    return
+                if step.stop_signal and progress.step < last:
+                    return step.stop_signal
+        return 0
 
-    def _next_step(self, stop_requested: Callable[[], bool]) -> _Step:
+    def _next_step(self, received_signal: Callable[[], int]) -> _Step:
         """Read the rows of a step, train on them, and add up the time of both."""
         began = time.perf_counter()
         run, progress = self.run, self.progress
@@ -224,7 +238,7 @@ class _Loop:
             run.lr_scheduler_type, progress.step, self.plan.max_steps, run.warmup_steps, run.min_lr_ratio
         )
         self.state.optimizer.set_learning_rate(run.learning_rate * factor)
-        step = self._train(micro_batches, stop_requested())
+        step = self._train(micro_batches, received_signal())
         if progress.step == 0:
             since_start = time.time() - psutil.Process().create_time()
             logger.info("first training step done %.1f s after the start", since_start)
@@ -233,12 +247,15 @@ class _Loop:
         progress.seconds += time.perf_counter() - began
         return step
 
-    def _train(self, micro_batches: Sequence[Mapping[str, Tensor]], stop_requested: bool) -> _Step:
+    def _train(self, micro_batches: Sequence[Mapping[str, Tensor]], received_signal: int) -> _Step:
         """Move the weights once, by the mean loss over all micro-batches and processes."""
         accelerator, objective = self.accelerator, self.state.objective
-        num_items, stops = all_reduce_sum(
-            accelerator, sum(float(objective.num_items(batch)) for batch in micro_batches), float(stop_requested)
+        num_items, *counts = all_reduce_sum(
+            accelerator,
+            sum(float(objective.num_items(batch)) for batch in micro_batches),
+            *(float(received_signal == number) for number in STOP_SIGNALS),
         )
+        stop_signal = next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
         means = self._accumulate_gradients(micro_batches, max(num_items, 1.0))
         while means is None:  # out of memory
             self.optimizer.zero_grad()
@@ -248,7 +265,7 @@ class _Loop:
         grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
         loss, *others = all_reduce_sum(accelerator, *means.tolist())
         metrics = dict(zip(objective.metric_names, others, strict=True))
-        step = _Step(loss, metrics, float(grad_norm), num_items, stops > 0)
+        step = _Step(loss, metrics, float(grad_norm), num_items, stop_signal)
         scaler = accelerator.scaler
         if step.skip_reason is None or (scaler is not None and num_items > 0):
             self.optimizer.step()  # with a scaler, which skips non-finite gradients by itself, and adapts to them

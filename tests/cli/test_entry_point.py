@@ -2,12 +2,15 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fgpt_hf.cli.entry_point import ISSUES, command_line
@@ -95,3 +98,14 @@ def test_the_logger_is_left_as_it_was() -> None:
 def test_the_address_for_bugs_is_the_projects() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["urls"]["Issues"] == ISSUES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["train_base.py", "train_instruct.py", "train_preference.py"])
+def test_a_signal_while_a_script_imports_leaves_no_traceback(program: str) -> None:
+    script = Path(__file__).parents[2] / program
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    while not any("torch" in mapped.path for mapped in psutil.Process(process.pid).memory_maps()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 130

@@ -3,6 +3,7 @@
 `python tests/support/loop_run.py --any_run_flag …`: the flags of `TinyRun`.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
         rows.unscored = run.unscored
         lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
         check = ValidationLoss(run.eval_steps, accelerator, model, ragged_rows(run.validation_rows), lengths, 4)
-        Trainer(
+        outcome = Trainer(
             accelerator=accelerator,
             run=run,
             plan=TrainingPlan(run.max_steps, run.per_device_train_batch_size, run.gradient_accumulation_steps),
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str]) -> None:
             batches=rows,
             checks=[check],
         ).fit()
+    sys.exit(outcome.exit_code)
 
 
 if __name__ == "__main__":

@@ -172,19 +172,42 @@ def test_a_run_goes_on_with_another_number_of_processes(whole: Path, tmp_path: P
     assert losses(folder) == pytest.approx(losses(whole), rel=3e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+ENDLESS = ["--max_steps=100000", "--save_steps=100000", "--eval_steps=100000"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_lets_the_step_end_saves_and_leaves(tmp_path: Path, number: signal.Signals, processes: int) -> None:
+def test_a_signal_lets_the_step_end_saves_and_leaves_with_a_code_that_ends_a_chain(
+    tmp_path: Path, number: signal.Signals, code: int, processes: int
+) -> None:
     folder = tmp_path / "run"
-    endless = ["--max_steps=100000", "--save_steps=100000", "--eval_steps=100000"]
-    launched = Launched(folder, *endless, processes=processes)
+    launched = Launched(folder, *ENDLESS, processes=processes)
     wait_for_step(folder, 3)
     os.kill(launched.processes[-1].pid, number)
-    assert launched.wait().exit_codes == [0] * processes
-    assert "continue with --resume_from_checkpoint latest" in launched.output
+    assert launched.wait().exit_codes == [code] * processes
+    assert "continue with --resume_from_checkpoint latest" in launched.output and "Traceback" not in launched.errors
     (checkpoint,) = checkpoints(folder / "checkpoints")
     assert trajectory(folder)[-1][0] == int(checkpoint.name[5:])
     assert not (folder / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_under_torchrun_a_signal_to_all_processes_saves_once(tmp_path: Path, number: signal.Signals) -> None:
+    """A scheduler and a terminal signal the workers too, and torchrun passes the signal on to them a second time."""
+    folder = tmp_path / "run"
+    script = [str(ROOT / "tests" / "support" / "loop_run.py"), f"--output_dir={folder}", *ENDLESS]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launched = subprocess.Popen(
+        [*launcher, *script], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(folder, 2)
+    os.killpg(launched.pid, number)
+    errors = launched.communicate(timeout=60)[1]
+    assert launched.returncode != 0 and "loop_run.py" not in errors
+    (checkpoint,) = checkpoints(folder / "checkpoints")
+    assert integrity_error(checkpoint) is None
 
 
 def wait_for_step(folder: Path, step: int) -> None:
