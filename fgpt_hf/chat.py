@@ -6,15 +6,16 @@ A model that was not taught to answer continues texts instead, each by itself.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import context_length
 from fgpt_hf.model.lora import has_adapter
+from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.tokenizer import has_control_tokens
 from fgpt_hf.training.finetuning import unseen_role_tokens
 from fgpt_hf.training.run_folder import RECORD, find_run, read_record
@@ -169,7 +170,8 @@ class ChatSession:
             write: Called with each piece of the reply, of whole words, as soon as it is there.
 
         Raises:
-            UserError: The message alone fills the context, or the chat template refuses it. It is not remembered.
+            UserError: The message alone fills the context, the chat template refuses it, or the model cannot write,
+                because its weights are not finite, say. The message is not remembered.
         """
         dropped_before = self._dropped
         prompt = self._prompt(message)
@@ -185,14 +187,20 @@ class ChatSession:
 
     def _generate(self, prompt: torch.Tensor, streamer: TextStreamer) -> None:
         generate: Any = self.model.generate
-        generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            streamer=streamer,
-            max_new_tokens=min(self.max_new_tokens, self.context - prompt.shape[1]),
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            **self.decoding,
-        )
+        try:
+            generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                streamer=streamer,
+                max_new_tokens=min(self.max_new_tokens, self.context - prompt.shape[1]),
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                **self.decoding,
+            )
+        except OSError:  # the reader of the reply has left
+            raise
+        except Exception as error:  # weights and the generation config come with the model, and can hold anything
+            reason = shorten(str(error), 300, placeholder=" …") or type(error).__name__
+            raise UserError(f"{self.model.name_or_path} cannot write a reply: {reason}") from error
 
     def _prompt(self, message: str) -> torch.Tensor:
         """Return the ids `(1, tokens)` of the system prompt, the latest turns that fit, and the message.
@@ -224,12 +232,10 @@ class ChatSession:
         return ids if ids[:1] == start else [*start, *ids]
 
     def _encode(self, messages: list[Message]) -> list[int]:
-        try:
+        with rendering("the chat template refuses the messages"):
             encoded: Any = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, sanitize_control_tokens=True
             )
-        except TemplateError as error:
-            raise UserError(f"the chat template refuses the messages: {error}") from error
         ids: list[int] = encoded["input_ids"]
         return ids
 

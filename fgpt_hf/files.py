@@ -227,7 +227,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or nested without end
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it should hold a JSON object")
@@ -286,15 +286,17 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     A last line without its line end was cut when its writer was killed, and is ignored.
 
     Raises:
-        UserError: another line is not JSON.
+        UserError: another line is not JSON, or holds something other than an object.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     objects = []
     for number, line in enumerate(lines, start=1):
         try:
             objects.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged: line {number} is not JSON ({error})") from error
+        if not isinstance(objects[-1], dict):
+            raise UserError(f"{path} is damaged: line {number} should hold a JSON object")
     return objects
 
 

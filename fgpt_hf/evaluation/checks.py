@@ -22,6 +22,7 @@ from fgpt_hf.evaluation.generation import generate
 from fgpt_hf.losses.linear_cross_entropy import token_losses
 from fgpt_hf.losses.objectives import Batch, Objective, next_token_prediction
 from fgpt_hf.runtime.distributed import all_reduce_sum
+from fgpt_hf.tokenizer.chat_template import rendering
 
 Prompt = list[dict[str, Any]]
 
@@ -231,7 +232,8 @@ def prompts_that_fit(
     Raises:
         UserError: none of them does.
     """
-    encoded: Any = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)
+    with rendering("the chat template refuses a prompt"):
+        encoded: Any = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)
     room = context - max_new_tokens
     fitting = [prompt for prompt, ids in zip(prompts, encoded["input_ids"], strict=True) if len(ids) <= room]
     if not fitting:

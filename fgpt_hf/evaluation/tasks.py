@@ -16,6 +16,7 @@ from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import VALIDATION_FRACTION, load_pydocs_choice
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
+from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
 
 Fields = Mapping[str, Any]
@@ -194,9 +195,9 @@ def _hellaswag_letters(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Examp
         raise UserError("this task asks a chat model, and the tokenizer has no chat template: try hellaswag")
     choices = "\n".join(f"{letter}. {ending}" for letter, ending in zip(LETTERS, endings, strict=False))
     question = f"Which ending continues the text best?\n\n{contexts[0]} …\n\n{choices}\n\nAnswer with the letter alone."
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-    )
+    messages = [{"role": "user", "content": question}]
+    with rendering("the chat template refuses the question"):
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return _choice(str(prompt), list(LETTERS[: len(endings)]), label)._replace(delimiter="")
 
 

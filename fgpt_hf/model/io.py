@@ -2,12 +2,12 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -19,9 +19,11 @@ from transformers import (
 )
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import apply_umask
+from fgpt_hf.files import apply_umask, read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.folder_checks import check_config_file, check_size
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.tokenizer.chat_template import require_bounded_template
 
 DEFAULT_CONTEXT = 2048  # lm-evaluation-harness' own, for models and tokenizers that name none
 
@@ -74,25 +76,31 @@ def load_fgpt(name: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
     return model.eval(), load_tokenizer(source)
 
 
-def load_config(name: str, **options: Any) -> PreTrainedConfig:
+def load_config(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedConfig:
     """Load a model's configuration.
 
     Raises:
         UserError: there is no such model, or its configuration cannot be read.
     """
     with _user_errors(name, "configuration"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **options)
+        check_config_file(name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     return config
 
 
-def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
     Raises:
-        UserError: there is no such model, or its tokenizer's files are missing or damaged.
+        UserError: there is no such model, its tokenizer's files are missing or damaged, or its template never ends.
     """
     with _user_errors(name, "tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+        with suppress(OSError):  # without a configuration, the tokenizer's own files may do
+            check_config_file(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, **options
+        )
+        require_bounded_template(name, tokenizer)
     return tokenizer
 
 
@@ -106,6 +114,7 @@ def load_weights(kind: Any, name: str, **options: Any) -> Any:
             match the configuration.
     """
     with _user_errors(name, "weights"):
+        _check_folder(kind, name, **options)
         model, found = kind.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{name} lacks {len(missing)} of its weights, such as {missing[0]}")
@@ -114,17 +123,36 @@ def load_weights(kind: Any, name: str, **options: Any) -> Any:
     return model
 
 
+def _check_folder(kind: Any, name: str, dtype: Any = None, trust_remote_code: bool = False, **options: Any) -> None:
+    """Refuse a network too large for its files or this machine, unless its code comes with it, and damaged settings."""
+    if (generation := Path(name, "generation_config.json")).is_file():
+        read_json(generation)  # transformers would do without a damaged one, and without the tokens that end a reply
+    if Path(name).is_dir() and not Path(name, "config.json").is_file():
+        return
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if type(config).__module__.partition(".")[0] in ("transformers", "fgpt_hf"):
+        with torch.device("meta"):
+            network = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+        check_size(name, network, dtype.itemsize if isinstance(dtype, torch.dtype) else 1)
+
+
 @contextmanager
 def _user_errors(name: str, part: str) -> Iterator[None]:
-    """Turn what transformers raises for missing or unusable files into a UserError."""
+    """Turn what transformers raises for missing or unusable files into a UserError.
+
+    A folder that others wrote can break transformers anywhere, so any exception is one about that folder.
+    """
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         raise _no_model(name, error) from error
     except SafetensorError as error:
         raise UserError(f"the weights of {name} are damaged: {error}") from error
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"the {part} of {name} cannot be loaded: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        reason = shorten(str(error), 300, placeholder=" …") or type(error).__name__
+        raise UserError(f"the {part} of {name} cannot be loaded: {reason}") from error
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import tiktoken
-from jinja2 import TemplateError
 
-from fgpt_hf.errors import UserError
+from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.tokenizer import (
     CHAT_TEMPLATE,
     CONTROL_TOKENS,
@@ -79,12 +78,10 @@ def encode_conversation(
         >>> encode_conversation(build_tokenizer(), messages)
         ([50257, 198, 17250, 50260, 198, 50258, 198, 15496, 50260, 198], [0, 0, 0, 0, 0, 0, 0, 1, 1, 0])
     """
-    try:
+    with rendering("not a conversation"):
         encoded: Any = tokenizer.apply_chat_template(
             repair_surrogates(messages), return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
         )
-    except TemplateError as error:
-        raise UserError(f"not a conversation: {error}") from error
     return encoded["input_ids"], encoded["assistant_masks"]
 
 
