@@ -9,10 +9,10 @@ import pytest
 
 from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
-from tests.faults.runs import CASES, LONG, SEED, Case, caches_of, resume
+from tests.faults.runs import CASES, LONG, SEED, Case, Disturbed, caches_of, resume
 
 pytestmark = pytest.mark.slow
-RUNS = 8 if LONG else 2
+RUNS = 6 if LONG else 2
 
 
 def named(*names: str) -> list[Case]:
@@ -81,3 +81,40 @@ def test_a_log_that_was_cut_anywhere_is_written_again(
         tally("torn log")
         resume(case, corpus, folder).succeed()
         assert unequal(folder, expected.folder) == []
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("case", named("base, prepared"), ids=lambda case: case.name)
+def test_damaged_rows_are_named(case: Case, corpus: Path, tmp_path: Path, tally: Tally) -> None:
+    chance = Random(f"{SEED} {case.name}")
+    for number in range(4 * RUNS):
+        own = tmp_path / f"corpus{number}"
+        shutil.copytree(corpus / "rows", own / "rows")
+        path = chance.choice(sorted(path for path in (own / "rows").rglob("*") if path.is_file()))
+        print(f"{case.name}: {path.relative_to(own)} {damage(path, chance)}")
+        tally("damaged rows")
+        run = Disturbed(case, own, tmp_path / f"run{number}")
+        assert str(own / "rows") in run.fail_with_one_line()
+        assert not (tmp_path / f"run{number}").exists()
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "case", named("base, streamed", "base, prepared by the run itself", "preference"), ids=lambda case: case.name
+)
+def test_a_damaged_cache_is_made_again_or_named(
+    case: Case, corpus: Path, undisturbed: Callable[[Case], Undisturbed], tmp_path: Path, tally: Tally
+) -> None:
+    expected, chance = undisturbed(case), Random(f"{SEED} {case.name}")
+    for number in range(RUNS):
+        folder = copy_of(expected, tmp_path / f"run{number}")
+        shutil.rmtree(folder)
+        files = [path for path in caches_of(folder).rglob("*") if path.is_file() and path.suffix != ".lock"]
+        path = chance.choice(sorted(files))
+        print(f"{case.name}: {path.relative_to(caches_of(folder))} {damage(path, chance)}")
+        tally("damaged cache")
+        run = resume(case, corpus, folder)
+        if run.forked.wait().returncode:
+            assert str(caches_of(folder)) in run.fail_with_one_line()
+        else:
+            assert unequal(folder, expected.folder) == []

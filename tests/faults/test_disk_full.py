@@ -18,7 +18,7 @@ from tests.faults.runs import CASES, LONG, PREPARE, SEED, Case, Disturbed, cache
 pytestmark = pytest.mark.slow
 SHORT = ["base, streamed", "fgpt prepare"]
 CHOSEN = [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in SHORT)]
-RUNS = 4 if LONG else 1
+RUNS = 2 if LONG else 1
 MEGABYTE = 1_000_000
 
 

@@ -14,7 +14,7 @@ from tests.faults.runs import CASES, LONG, PREPARE, PREPARE_IN_PROCESSES, SEED, 
 pytestmark = pytest.mark.slow
 SHORT = ["base, streamed", "instruct, two processes", "preference", "fgpt prepare"]
 CHOSEN = [case for case in (*CASES, PREPARE, PREPARE_IN_PROCESSES) if LONG or case.name in SHORT]
-RUNS = 8 if LONG else 1
+RUNS = 6 if LONG else 1
 
 
 @pytest.mark.timeout(3600)

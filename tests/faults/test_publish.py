@@ -23,7 +23,7 @@ from tests.support.loopback_hub import WRITE_TOKEN, LoopbackHub
 from tests.support.run_folders import tiny_model, write_run
 
 pytestmark = pytest.mark.slow
-KILLS = 20 if LONG else 2
+KILLS = 16 if LONG else 2
 REPO, SPACE = "tester/tiny", "tester/tiny-chat"
 State = tuple[dict[str, bytes], dict[str, bytes]]
 

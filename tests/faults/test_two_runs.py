@@ -13,7 +13,7 @@ from tests.faults.runs import CASES, LONG, PREPARE, SEED, Case, resume
 pytestmark = pytest.mark.slow
 SHORT = ["base, prepared", "fgpt prepare"]
 CHOSEN = [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in SHORT)]
-RUNS = 2 if LONG else 1
+RUNS = 1
 
 
 @pytest.mark.timeout(3600)
