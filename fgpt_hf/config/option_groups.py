@@ -76,9 +76,7 @@ class TextSource:
     dataset_config_name: str | None = option(
         None, "Configuration of a data set on the Hub, such as sample-100BT.", fixed_on_resume=True
     )
-    dataset_revision: str | None = option(
-        None, "Commit of a data set on the Hub.", unset="the newest", fixed_on_resume=True
-    )
+    dataset_revision: str | None = option(None, "Commit of a data set on the Hub.", unset="the newest")
     text_column_name: str = option("text", "Column that holds the documents.", fixed_on_resume=True)
     validation_fraction: float = option(
         0.01, "Fraction of the documents held out for validation.", below=1, fixed_on_resume=True
@@ -105,7 +103,7 @@ class DatasetOptions:
         None, "Configuration of data sets on the Hub that have no short name.", fixed_on_resume=True
     )
     dataset_revision: str | None = option(
-        None, "Commit of data sets on the Hub that have no short name.", unset="the newest", fixed_on_resume=True
+        None, "Commit of data sets on the Hub that have no short name.", unset="the newest"
     )
     dataset_train_split: str = option(
         "train", "Split of data sets on the Hub that have no short name.", fixed_on_resume=True

@@ -8,7 +8,6 @@ to the position. An embedded corpus is one shard in memory, in a random order th
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import repeat
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 import fsspec
@@ -19,7 +18,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.config.option_groups import TextSource
-from fgpt_hf.data.file_hashes import file_hashes
+from fgpt_hf.data.file_hashes import file_identities
 from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
@@ -42,7 +41,7 @@ class Shard(Protocol):
 
     Attributes:
         name: its file, or the name of an embedded corpus.
-        version: text that differs wherever the documents do: a hash of the content, or a URL that names a commit.
+        version: text that differs wherever the documents do: a hash of the content.
     """
 
     @property
@@ -150,7 +149,7 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
         return [DatasetShard(name, column, CORPORA.embedded[name]())]
     builder = find_builder(CORPORA, name, source.dataset_config_name, source.dataset_revision)
     files = _train_files(builder, name)
-    versions = _versions(files)
+    versions = file_identities(files)
     if isinstance(builder, Parquet):
         return in_order(list(map(ParquetShard, files, repeat(column), versions)))
     with reading(name), reading_with_datasets(name):
@@ -171,13 +170,6 @@ def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
     if not isinstance(files, DataFilesDict) or "train" not in files:
         raise UserError(f"{name!r} has no split 'train', only {', '.join(map(str, files or ())) or 'none at all'}")
     return list(files["train"])
-
-
-def _versions(files: Sequence[str]) -> list[str]:
-    """Return a hash of each file on this machine, and the URL of each other one, which on the Hub names its commit."""
-    local = [Path(file) for file in files if Path(file).is_file()]
-    hashes = dict(zip(map(str, local), file_hashes(local), strict=True))
-    return [hashes.get(str(Path(file)), file) for file in files]
 
 
 def _require_text(shard: ParquetShard | StreamedShard | DatasetShard, schema: pyarrow.Schema) -> None:

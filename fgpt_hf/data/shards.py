@@ -193,7 +193,7 @@ class PreparedData:
 
 def is_prepared(folder: Path) -> bool:
     """Return whether a folder holds prepared rows, finished or not, whole or damaged."""
-    return (folder / PREPARED).exists() or any(folder.glob(f"shard-*/{RECORD}"))
+    return any(any(folder.glob(name)) for name in (PREPARED, f"shard-*/{RECORD}", f"shard-*/{TRAIN}.arrow"))
 
 
 def load_prepared(folder: Path, row_length: int, verify: bool = True) -> PreparedData:

@@ -121,8 +121,12 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: Path) -> None:
-        """Take over the state that `save` wrote; every process must call it."""
-        training = torch.load(checkpoint / "training.pt", weights_only=True, mmap=True)
+        """Take over the state that `save` wrote; every process must call it.
+
+        Raises:
+            UserError: another version of this package wrote it, or the data has changed since.
+        """
+        training = _read_training_state(checkpoint / "training.pt")
         whole = StateDictOptions(full_state_dict=True, strict=False)  # the file holds a tied weight once
         if has_adapter(self.model):
             restore_adapter(self.model, checkpoint)
@@ -251,6 +255,19 @@ def rotate(folder: Path, keep: int, written: Path) -> None:
 
 def _all_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()), reverse=True)
+
+
+def _read_training_state(path: Path) -> dict[str, Any]:
+    """Return the contents of `training.pt`; UserError if another version of this package wrote them."""
+    state = torch.load(path, weights_only=True, mmap=True)
+    missing = {"optimizer", "random", "batches", "progress", "scaler"} - state.keys()
+    if missing or state["progress"].keys() != asdict(Progress()).keys():
+        lacking = ", ".join(sorted(missing)) or "some of its counters"
+        raise UserError(
+            f"{path} was written by another version of fgpt_hf: it lacks {lacking}; resume with the version that "
+            "wrote it, or start a new run from the checkpoint's model"
+        )
+    return dict(state)
 
 
 def _save(value: Any, path: Path) -> None:

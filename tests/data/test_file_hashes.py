@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from fgpt_hf.data import file_hashes as module
-from fgpt_hf.data.file_hashes import file_hashes
+from fgpt_hf.data.file_hashes import file_hashes, file_identities
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import sha256_of
+from tests.support.loopback_hub import LoopbackHub
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +47,30 @@ def test_a_large_file_is_read_once(tmp_path: Path, home: Path, monkeypatch: pyte
     (kept,) = (home / "fgpt" / "hashes").iterdir()
     kept.write_text("")  # damaged
     assert file_hashes([tmp_path / "a"]) == expected
+
+
+def url(server: LoopbackHub, path: str) -> str:
+    return f"hf://datasets/somebody/lines@{server.repo('dataset', 'somebody/lines').at('main').oid}/{path}"
+
+
+def test_a_file_on_the_hub_is_its_content_whatever_else_is_committed(
+    server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATHS_PER_REQUEST", 2)
+    names = ("a.jsonl", "b.parquet", "c d.jsonl")
+    server.add_repo("dataset", "somebody/lines", {name: name for name in names})
+    first = file_identities([url(server, name) for name in names])
+    assert len(set(first)) == 3
+    server.repo("dataset", "somebody/lines").add({"README.md": "a card", "a.jsonl": "a.jsonl changed"})
+    second = file_identities([url(server, name) for name in names])
+    assert second[1:] == first[1:] and second[0] != first[0]
+    (tmp_path / "local.parquet").write_text("b.parquet")  # a copy on this machine is the same file
+    others = [str(tmp_path / "local.parquet"), "https://example.org/a.jsonl"]
+    assert file_identities(others) == [first[1], "https://example.org/a.jsonl"]
+
+
+def test_a_hub_that_does_not_answer_is_said(server: LoopbackHub) -> None:
+    server.add_repo("dataset", "somebody/lines", {"a.jsonl": "a"})
+    server.fail("POST", "/paths-info/", status=503, times=99)
+    with pytest.raises(UserError, match="somebody/lines cannot be read"):
+        file_identities([url(server, "a.jsonl")])

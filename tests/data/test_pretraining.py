@@ -18,6 +18,7 @@ import torch
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data import prepare, pretraining
 from fgpt_hf.data.pretraining import load_pretraining_data
+from fgpt_hf.data.shards import load_prepared
 from fgpt_hf.errors import UserError
 from tests.support.fineweb import CARD, documents, write_shard, write_shards
 from tests.support.loopback_hub import LoopbackHub, hub_environment
@@ -148,6 +149,36 @@ def test_damaged_rows_in_the_cache_are_prepared_again(
     rows.write_bytes(content)
     assert all(map(np.array_equal, taken(run, times=3), expected))
     assert f"{rows} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda rows: rows, None),
+        (lambda rows: {"train": rows["train"]}, "the split validation of tester/rows is damaged"),
+        (lambda rows: rows | {"train": rows["train"].select(range(5))}, "the split train of tester/rows is damaged"),
+        (lambda rows: rows | {"train": rows["train"].rename_column("input_ids", "ids")}, "the split train of"),
+        (lambda rows: {"train": rows["validation"], "validation": rows["train"]}, "the split train of tester/rows is"),
+    ],
+    ids=["whole", "no validation", "fewer rows", "another column", "exchanged"],
+)
+def test_rows_from_the_hub_are_all_there_or_it_is_said(
+    run: BaseRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Any], Any], reason: str | None
+) -> None:
+    folder = tmp_path / "rows"
+    prepare.prepare(run, folder)
+    prepared = load_prepared(folder, run.max_position_embeddings).rows
+    rows = damage({split: data.dataset.with_format(None) for split, data in prepared.items()})
+    monkeypatch.setattr(pretraining, "_is_prepared_on_hub", lambda run: True)
+    monkeypatch.setattr(pretraining, "hf_hub_download", lambda *_, **__: str(folder / "prepared.json"))
+    monkeypatch.setattr(pretraining, "load_dataset", lambda *_, **__: rows)
+    on_hub = replace(run, dataset_name="tester/rows")
+    if reason is not None:
+        with pytest.raises(UserError, match=reason):
+            load_pretraining_data(on_hub)
+        return
+    state = load_pretraining_data(replace(run, dataset_name=str(folder))).batches(0, 1).state_dict()
+    load_pretraining_data(on_hub).batches(0, 1).load_state_dict(state)  # the same rows, wherever they are
 
 
 # Whole journeys: real clients in child processes, a Hub on this machine.

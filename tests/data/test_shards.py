@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data import shards
 from fgpt_hf.data.prepare import prepare
+from fgpt_hf.data.pretraining import load_pretraining_data
 from fgpt_hf.data.shards import PreparedRows, load_prepared
 from fgpt_hf.data.splits import SPLITS, TRAIN
 from fgpt_hf.errors import UserError
@@ -177,6 +179,13 @@ def test_preparing_again_mends_what_is_damaged_and_keeps_what_is_not(
     assert contents(folder) == contents(prepared)
     if damage is not exchange_with_another_file:
         assert (folder / "shard-00002" / "train.arrow").stat().st_mtime_ns == kept
+
+
+def test_rows_without_any_record_are_not_taken_for_documents(folder: Path, source: TextSource) -> None:
+    for record in (folder / "prepared.json", *folder.glob("shard-*/shard.json")):
+        record.unlink()
+        with pytest.raises(UserError, match=f"{folder}/prepared.json is missing: run `fgpt prepare` again"):
+            load_pretraining_data(BaseRun(dataset_name=str(folder), max_position_embeddings=64))
 
 
 # what is checked while rows are already being read
