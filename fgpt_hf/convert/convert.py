@@ -1,5 +1,6 @@
 """Convert checkpoints of the original FGPT, of nanoGPT and of GPT-2 to FGPT."""
 
+import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.export import refuse_existing
 from fgpt_hf.convert.layouts import ConvertedWeights, from_checkpoint, from_gpt2, pad_vocabulary
@@ -22,10 +23,14 @@ from fgpt_hf.tokenizer.tokenizer import (
     END_OF_TEXT_ID,
     ORIGINAL_CHAT_TEMPLATE,
     build_tokenizer,
+    has_control_tokens,
 )
+
+logger = logging.getLogger(__name__)
 
 GPT2_TOKENS = END_OF_TEXT_ID + 1
 ALL_TOKENS = max(CONTROL_TOKENS.values()) + 1
+_PROBE = "Hello, world!\n\n  naïve 日本, 1234 don't"  # shows how a tokenizer splits text
 
 
 class Conversion(NamedTuple):
@@ -40,7 +45,8 @@ def convert(
 ) -> Conversion:
     """Write the weights of another program as a complete FGPT model folder.
 
-    Nothing in a checkpoint is executed.
+    Nothing in a checkpoint is executed. A GPT-2 that has its own tokens behind GPT-2's, or its own chat template, keeps
+    its tokenizer; each one keeps its generation config.
 
     Args:
         source: a checkpoint of the original FGPT or of nanoGPT, or a `GPT2LMHeadModel` as a folder or an id on the Hub.
@@ -51,8 +57,8 @@ def convert(
 
     Raises:
         UserError: there is no such source, it does not hold weights, its layout is unknown, it has a feature that FGPT
-            lacks, its heads do not divide its width, its tokenizer is not GPT-2's, or its vocabulary is too small; or
-            `folder` already exists.
+            lacks, its heads do not divide its width, its tokenizer changes the meaning of GPT-2's ids or has tokens
+            without weights, or its vocabulary is too small; or `folder` already exists.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -64,34 +70,38 @@ def convert(
         ('gpt2', 50304)
     """
     refuse_existing(folder)
-    read = _read(source, num_attention_heads)
-    layout, config, weights = pad_vocabulary(read, _vocabulary_size(read.config.vocab_size, vocab_size))
-    with torch.device("meta"):
-        model = FGPTForCausalLM(config)
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    model.train(False)
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )
+    found = _read(source, num_attention_heads)
+    layout, config, weights = pad_vocabulary(found.network, _vocabulary_size(source, found, vocab_size))
     template = ORIGINAL_CHAT_TEMPLATE if layout.startswith("original") else CHAT_TEMPLATE
+    tokenizer = found.tokenizer or build_tokenizer(config.max_position_embeddings, template)
+    config.pad_token_id = tokenizer.pad_token_id
+    model = _model(config, weights)
+    model.generation_config = _generation_config(config, found.generation_config)
     with atomic_directory(folder) as partial:
-        save_model(model, build_tokenizer(config.max_position_embeddings, template), partial)
+        save_model(model, tokenizer, partial)
     return Conversion(layout, model)
 
 
-def _read(source: str, num_attention_heads: int | None) -> ConvertedWeights:
+class _Source(NamedTuple):
+    """A network, and what came with it: a tokenizer with more than GPT-2's own tokens, and a generation config."""
+
+    network: ConvertedWeights
+    tokenizer: PreTrainedTokenizerBase | None = None
+    generation_config: GenerationConfig | None = None
+
+
+def _read(source: str, num_attention_heads: int | None) -> _Source:
     if Path(source).is_file():
         try:
-            return from_checkpoint(_load_checkpoint(Path(source)), num_attention_heads)
+            return _Source(from_checkpoint(_load_checkpoint(Path(source)), num_attention_heads))
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
     config = load_config(source)
     if config.model_type != "gpt2":
         raise UserError(f"{source} holds a model of type {config.model_type!r}: convert reads folders of type 'gpt2'")
-    _check_tokenizer(source)
+    tokenizer = _own_tokenizer(source)
     model = load_weights(GPT2LMHeadModel, source, dtype="auto")
-    return from_gpt2(model.config, model.state_dict())
+    return _Source(from_gpt2(model.config, model.state_dict()), tokenizer, model.generation_config)
 
 
 def _load_checkpoint(file: Path) -> Mapping[str, Any]:
@@ -110,25 +120,72 @@ def _load_checkpoint(file: Path) -> Mapping[str, Any]:
     return checkpoint
 
 
-def _check_tokenizer(source: str) -> None:
-    """Refuse a model whose ids have another meaning; one without a tokenizer is assumed to be a GPT-2."""
-    try:
-        tokenizer = load_tokenizer(source)
-    except UserError:
-        return
-    vocabulary, ours = tokenizer.get_vocab(), build_tokenizer().get_vocab()
+def _own_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """Return a model's tokenizer if it says more than GPT-2's: other tokens behind it, a chat template, other ids.
+
+    A model without a tokenizer is assumed to have GPT-2's.
+
+    Raises:
+        UserError: one of GPT-2's own ids has another meaning, or the tokenizer is damaged.
+    """
+    tokenizer = load_tokenizer(source)
+    vocabulary, plain = tokenizer.get_vocab(), build_tokenizer()
     if vocabulary.keys() <= set(tokenizer.all_special_tokens):  # transformers returns this if there are no files
-        return
-    differing = [token for token, index in ours.items() if index < GPT2_TOKENS and vocabulary.get(token) != index]
+        return None
+    ours = {token: index for token, index in plain.get_vocab().items() if index < GPT2_TOKENS}
+    differing = [token for token, index in ours.items() if vocabulary.get(token) != index]
     if differing:
         raise UserError(f"{source} has another tokenizer than GPT-2's: they differ in {len(differing):,} tokens")
+    added = [token for token in vocabulary if token not in ours]
+    if not added and not tokenizer.chat_template and tokenizer.encode(_PROBE) == plain.encode(_PROBE):
+        return None
+    if not has_control_tokens(tokenizer):
+        shown = ", ".join([*added[:8], *(["…"] if len(added) > 8 else [])]) or "its chat template"
+        logger.info("%s keeps its own tokenizer (%s): without FGPT's control tokens it cannot be tuned", source, shown)
+    return tokenizer
 
 
-def _vocabulary_size(present: int, requested: int | None) -> int:
-    """Return how many tokens a converted model has: as requested, or its own number if FGPT's tokens fit into it."""
+def _vocabulary_size(source: str, found: _Source, requested: int | None) -> int:
+    """Return how many tokens a converted model has: as requested, or its own number if all tokens fit into it."""
+    present = found.network.config.vocab_size
     if present < GPT2_TOKENS:
         raise UserError(f"the weights have a vocabulary of {present}, too small for GPT-2's {GPT2_TOKENS} tokens")
-    size = requested or (present if present >= ALL_TOKENS else FGPTConfig.vocab_size)
-    if size < ALL_TOKENS:
-        raise UserError(f"vocab_size={size} is too small: the tokenizer has {ALL_TOKENS} tokens")
+    needed = ALL_TOKENS
+    if found.tokenizer is not None:
+        token, index = max(found.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        needed = index + 1
+        if needed > present:
+            raise UserError(
+                f"{source} has no weights for {token!r}: its tokenizer's id is {index}, and the weights have {present} "
+                f"tokens; add them with model.resize_token_embeddings({needed})"
+            )
+    size = requested or (present if present >= needed else FGPTConfig.vocab_size)
+    if size < needed:
+        raise UserError(f"vocab_size={size} is too small: the tokenizer has {needed} tokens")
     return size
+
+
+def _model(config: FGPTConfig, weights: Mapping[str, torch.Tensor]) -> FGPTForCausalLM:
+    with torch.device("meta"):
+        model = FGPTForCausalLM(config)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.eval()
+    return model
+
+
+def _generation_config(config: FGPTConfig, own: GenerationConfig | None) -> GenerationConfig:
+    """Return a model's own generation config, or a new one, with the tokens of its config where it names none.
+
+    Raises:
+        UserError: its own contradicts itself, so that transformers would not write it.
+    """
+    generation = own or GenerationConfig()
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        raise UserError(f"generation_config.json cannot be kept: {' '.join(str(error).split())}") from error
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(generation, name) is None:
+            setattr(generation, name, getattr(config, name))
+    return generation

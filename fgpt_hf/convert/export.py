@@ -8,7 +8,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.layouts import to_gpt2
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import atomic_directory
+from fgpt_hf.files import atomic_directory, read_json, write_json
 from fgpt_hf.model.io import load_fgpt, save_model
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -59,6 +59,14 @@ def write_gpt2(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folde
     """Write a folder that vLLM, TGI, llama.cpp's own converter and others load as a GPT-2."""
     with atomic_directory(folder) as partial:
         save_model(stock_gpt2(model), tokenizer, partial)
+        repeat_chat_template(partial)
+
+
+def repeat_chat_template(folder: Path) -> None:
+    """Put a folder's chat template into `tokenizer_config.json` too, where Transformers.js and TGI look for it."""
+    template, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if template.is_file():
+        write_json(config, {**read_json(config), "chat_template": template.read_text(encoding="utf-8")})
 
 
 def write_gguf(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
@@ -71,25 +79,15 @@ def write_gguf(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file:
 
 
 def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder for ONNX Runtime with a float32 graph for any batch size, length and size of the cache.
-
-    Inputs: `input_ids` (B, T), `attention_mask` (B, S) and a cache of S - T tokens, which may be empty. Outputs:
-    `logits` (B, T, V) and the longer cache. `transformers.exporters` names them, and can load the folder.
-    """
+    """Write a folder that Optimum and Transformers.js load: a float32 graph, its configs, tokenizer and template."""
     try:
-        from transformers.exporters.configs import OnnxConfig
-        from transformers.exporters.exporter_onnx import OnnxExporter
-
-        exporter = OnnxExporter()
+        from fgpt_hf.convert.onnx import write_graph
     except ImportError as error:
         raise _missing_package(error) from error
-    network = stock_gpt2(model).float()
-    with torch.no_grad(), atomic_directory(folder) as partial:
-        ids = torch.zeros(2, 5, dtype=torch.int64)
-        cache = network(ids[:, :2], use_cache=True).past_key_values
-        inputs = {"input_ids": ids[:, 2:], "attention_mask": torch.ones_like(ids), "past_key_values": cache}
-        exporter.export(network, inputs, OnnxConfig(dynamic=True)).save_pretrained(partial)
+    with atomic_directory(folder) as partial:
+        write_graph(stock_gpt2(model).float(), partial)
         tokenizer.save_pretrained(partial)
+        repeat_chat_template(partial)
 
 
 FORMATS: Mapping[str, Callable[[FGPTForCausalLM, PreTrainedTokenizerBase, Path], None]] = {

@@ -64,14 +64,15 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, model: GPT2LMHeadMod
     writer.add_token_types([_token_type(index, vocabulary, control) for index in range(size)])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_pad_token_id(tokenizer.pad_token_id)
+    named = {"bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "pad": writer.add_pad_token_id}
+    for name, add in named.items():
+        if (index := getattr(tokenizer, f"{name}_token_id")) is not None:  # a converted model need not have each
+            add(index)
     writer.add_add_bos_token(False)
     ends = model.generation_config.eos_token_id
-    for end in ends if isinstance(ends, list) else ():
-        if end != tokenizer.eos_token_id:
-            writer.add_eot_token_id(end)
+    turn_ends = {*(ends if isinstance(ends, list) else [ends])} - {tokenizer.eos_token_id, None}
+    if turn_ends:
+        writer.add_eot_token_id(min(turn_ends))  # there is room for one
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
 

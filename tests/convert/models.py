@@ -4,15 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Tokenizer
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.cli import main
+from fgpt_hf.convert.export import stock_gpt2
 from fgpt_hf.model.io import save_model
-from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer, read_vocabulary
 
 CONTEXT = 64
 TEXTS = ("Once upon a time", "def f(x):\n    return  x", "naïve café 日本")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 QUESTION = [{"role": "user", "content": "Who <|end|> are you?"}]
 
 
@@ -33,6 +38,22 @@ def small_model(**changes: object) -> FGPTForCausalLM:
 def write_small_model(folder: Path, **changes: object) -> Path:
     """Write `small_model` as a folder; return that folder."""
     save_model(small_model(**changes), build_tokenizer(CONTEXT), folder)
+    return folder
+
+
+def write_gpt2_with(folder: Path, tokens: list[str], template: str | None = None, rows: int | None = None) -> Path:
+    """A stock GPT-2 whose tokenizer has further tokens, which ends a turn at the last one of them."""
+    model = stock_gpt2(small_model())
+    vocabulary, merges = read_vocabulary()
+    tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+    tokenizer.add_special_tokens({"extra_special_tokens": tokens})
+    tokenizer.chat_template = template
+    model.resize_token_embeddings(len(tokenizer) if rows is None else rows, mean_resizing=False)
+    end = tokenizer.convert_tokens_to_ids(tokens[-1]) if tokens else END_OF_TEXT_ID
+    model.generation_config = GenerationConfig(
+        bos_token_id=END_OF_TEXT_ID, eos_token_id=[END_OF_TEXT_ID, end], do_sample=True, temperature=0.7
+    )
+    save_model(model, tokenizer, folder)
     return folder
 
 

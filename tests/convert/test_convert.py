@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+)
 
 from fgpt_hf.cli import main
 from fgpt_hf.convert.convert import convert
 from fgpt_hf.convert.export import export
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.io import load_fgpt
-from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID
-from tests.convert.models import CONTEXT, QUESTION, TEXTS, refusal, write_small_model
+from fgpt_hf.model.io import load_fgpt, load_tokenizer
+from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID, PAD_ID, has_control_tokens
+from tests.convert.models import CHATML, CONTEXT, QUESTION, TEXTS, refusal, write_gpt2_with, write_small_model
 from tests.convert.test_layouts import checkpoint, restated
 
 
@@ -86,6 +91,89 @@ def test_the_command_line_converts_and_exports(tmp_path: Path, capsys: pytest.Ca
     assert "original-2025" in capsys.readouterr().out
     main.run(["export", str(tmp_path / "model"), str(tmp_path / "gpt2"), "--format", "gpt2"])
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2").config.n_head == 6
+
+
+# A source's own tokens
+
+
+def test_a_chat_models_own_tokens_template_and_ends_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fgpt_hf")
+    source = write_gpt2_with(tmp_path / "chatml", ["<|im_start|>", "<|im_end|>"], CHATML)
+    convert(str(source), tmp_path / "model")
+    assert "keeps its own tokenizer (<|im_start|>, <|im_end|>): without FGPT's control tokens" in caplog.text
+    (model, tokenizer), theirs = load_fgpt(str(tmp_path / "model")), GPT2LMHeadModel.from_pretrained(source)
+    assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [50257, 50258]
+    assert tokenizer.chat_template == CHATML and model.config.vocab_size == 50259
+    assert model.generation_config.eos_token_id == [END_OF_TEXT_ID, 50258]
+    assert (model.generation_config.do_sample, model.generation_config.temperature) == (True, 0.7)
+    inputs = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")
+    assert inputs["input_ids"][0, 0] == 50257
+    written = [each.generate(**inputs, max_new_tokens=8, do_sample=False) for each in (model, theirs)]
+    assert torch.equal(*written)
+
+    export(str(tmp_path / "model"), tmp_path / "again", "gpt2")
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (source / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("tokens", "template"), [(["[PAD]"], None), ([], "{{ messages[0]['content'] }}"), (["<|user|>", "<|pad|>"], None)]
+)
+def test_any_token_or_template_of_its_own_is_kept(tokens: list[str], template: str | None, tmp_path: Path) -> None:
+    source = write_gpt2_with(tmp_path / "gpt2", tokens, template)
+    convert(str(source), tmp_path / "model")
+    _, tokenizer = load_fgpt(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert tokenizer.chat_template == template and len(tokenizer) == 50257 + len(tokens)
+
+
+def test_a_gpt2_that_splits_text_in_another_way_keeps_doing_so(tmp_path: Path) -> None:
+    source = write_gpt2_with(tmp_path / "gpt2", [])
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": True}))
+    expected = load_tokenizer(str(source)).encode("Hello")
+    convert(str(source), tmp_path / "model")
+    assert load_fgpt(str(tmp_path / "model"))[1].encode("Hello") == expected == [18435]
+
+
+def test_a_plain_gpt2_keeps_its_generation_config_and_gets_fgpts_tokenizer(tmp_path: Path) -> None:
+    convert(str(write_gpt2_with(tmp_path / "gpt2", [])), tmp_path / "model")
+    model, tokenizer = load_fgpt(str(tmp_path / "model"))
+    assert has_control_tokens(tokenizer) and model.config.vocab_size == 50304
+    assert (model.generation_config.temperature, model.generation_config.pad_token_id) == (0.7, PAD_ID)
+
+
+def test_tokens_without_weights_are_refused_by_name(tmp_path: Path) -> None:
+    source = write_gpt2_with(tmp_path / "gpt2", ["<|im_start|>", "<|im_end|>"], CHATML, rows=50257)
+    with pytest.raises(
+        UserError, match=r"no weights for '<\|im_end\|>': its tokenizer's id is 50258, and the weights ha"
+    ):
+        convert(str(source), tmp_path / "model")
+
+
+def test_a_vocabulary_may_grow_but_not_shrink_below_its_own_tokens(tmp_path: Path) -> None:
+    source = write_gpt2_with(tmp_path / "gpt2", ["[PAD]"])
+    assert convert(str(source), tmp_path / "model", vocab_size=50304).model.config.vocab_size == 50304
+    with pytest.raises(UserError, match="vocab_size=50257 is too small: the tokenizer has 50258 tokens"):
+        convert(str(source), tmp_path / "small", vocab_size=50257)
+
+
+def test_a_damaged_tokenizer_is_not_taken_for_gpt2s(tmp_path: Path) -> None:
+    source = write_gpt2_with(tmp_path / "gpt2", ["[PAD]"])
+    (source / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="the tokenizer of .* cannot be loaded"):
+        convert(str(source), tmp_path / "model")
+
+
+def test_a_generation_config_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    source = write_gpt2_with(tmp_path / "gpt2", [])
+    (source / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.7}))
+    with pytest.raises(UserError, match=r"generation_config\.json cannot be kept: "):
+        convert(str(source), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 # Bad input

@@ -1,9 +1,9 @@
 """Exports: the same text in every program, and plain errors."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaConfig, PreTrainedTokenizerBase
@@ -14,7 +14,7 @@ from fgpt_hf.convert.export import export
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
-from tests.convert.models import CONTEXT, QUESTION, TEXTS, refusal, write_small_model
+from tests.convert.models import CHATML, CONTEXT, QUESTION, TEXTS, refusal, write_gpt2_with, write_small_model
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,15 @@ def test_a_gpt2_export_is_stock_and_comes_back_as_it_went(folder: Path, tmp_path
     prompt = AutoTokenizer.from_pretrained(tmp_path / "gpt2").apply_chat_template(QUESTION, tokenize=False)
     assert prompt == tokenizer.apply_chat_template(QUESTION, tokenize=False)
 
+    assert (
+        json.loads((tmp_path / "gpt2" / "tokenizer_config.json").read_text())["chat_template"]
+        == (tmp_path / "gpt2" / "chat_template.jinja").read_text()
+    )
+
     assert convert(str(tmp_path / "gpt2"), tmp_path / "back")[0] == "gpt2"
     back, _ = load_fgpt(str(tmp_path / "back"))
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes(), name
     assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), ours.state_dict().values(), strict=True))
     for field in (*FGPTConfig.attribute_map.values(), "vocab_size", "tie_word_embeddings"):
         assert getattr(back.config, field) == getattr(ours.config, field), field
@@ -80,30 +87,16 @@ def test_a_gguf_of_an_untied_head_without_biases_gives_the_same_text(tmp_path: P
     assert answer["choices"][0]["text"] == greedy(*load_fgpt(str(tmp_path / "model")), TEXTS[0])
 
 
-@pytest.mark.slow
-def test_onnx_runtime_agrees_for_any_batch_length_and_cache(folder: Path, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    export(str(folder), tmp_path / "onnx", "onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
-    model, tokenizer = load_fgpt(str(folder))
-    for texts in (TEXTS, TEXTS[:1], ["x"]):
-        batch = tokenizer(list(texts), return_tensors="pt", padding=True)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        expected = model(ids, attention_mask=mask).logits.detach()
-        for known in {0, ids.shape[1] // 2}:
-            with torch.no_grad():
-                past = model(ids[:, :known], attention_mask=mask[:, :known]).past_key_values if known else None
-            feeds = {"input_ids": ids[:, known:].numpy(), "attention_mask": mask.numpy()}
-            caches = [name for name in (given.name for given in session.get_inputs()) if name not in feeds]
-            for name, (layer, part) in zip(
-                caches, [(i, part) for i in range(2) for part in ("keys", "values")], strict=True
-            ):
-                assert name.endswith(f"{layer}.{part}")
-                empty = np.zeros((len(ids), 3, 0, 16), dtype=np.float32)
-                feeds[name] = getattr(past.layers[layer], part).numpy() if past else empty
-            logits = torch.from_numpy(session.run(["logits"], feeds)[0])
-            seen = mask[:, known:].bool()
-            torch.testing.assert_close(logits[seen], expected[:, known:][seen], rtol=0, atol=1e-4)
+def test_a_gguf_of_a_converted_chat_model_ends_at_its_own_token(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    tokens = ["<|im_start|>", "<|im_end|>"]
+    convert(str(write_gpt2_with(tmp_path / "chatml", tokens, CHATML)), tmp_path / "model")
+    export(str(tmp_path / "model"), tmp_path / "model.gguf", "gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 50258
+    assert "tokenizer.ggml.padding_token_id" not in fields  # it has none
+    assert fields["tokenizer.ggml.tokens"].contents()[50257:] == tokens
+    assert fields["tokenizer.chat_template"].contents() == CHATML
 
 
 def test_int8_weights_choose_the_same_tokens(folder: Path) -> None:
