@@ -228,7 +228,8 @@ class LoRAOptions:
         "all-linear", "Layers with an adapter, by name and separated by commas, or all-linear.", fixed_on_resume=True
     )
     merge_adapter: bool = option(
-        True, "Merge the adapters into the model at the end; false leaves the adapters by themselves."
+        True,
+        "Merge the adapters into the model at the end; false leaves them apart, to be merged when loaded.",
     )
 
 

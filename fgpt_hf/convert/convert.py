@@ -136,7 +136,7 @@ def _own_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     differing = [token for token, index in ours.items() if vocabulary.get(token) != index]
     if differing:
         raise UserError(f"{source} has another tokenizer than GPT-2's: they differ in {len(differing):,} tokens")
-    added = [token for token in vocabulary if token not in ours]
+    added = sorted((token for token in vocabulary if token not in ours), key=vocabulary.__getitem__)
     if not added and not tokenizer.chat_template and tokenizer.encode(_PROBE) == plain.encode(_PROBE):
         return None
     if not has_control_tokens(tokenizer):

@@ -72,7 +72,7 @@ def from_checkpoint(checkpoint: Mapping[str, Any], num_attention_heads: int | No
         state = fold_output_projections(state)
     heads = num_attention_heads or checkpoint.get("model_args", {}).get("n_head", ORIGINAL_HEADS)
     weights = fgpt_names(state)
-    shape = {"num_attention_heads": heads, "hidden_act": EXACT_GELU}
+    shape = {"num_attention_heads": heads, "hidden_act": EXACT_GELU, "pad_token_id": None}
     return ConvertedWeights(layout, *_network(weights, shape))
 
 
@@ -92,7 +92,7 @@ def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeigh
     linear = re.compile("|".join(re.escape(f".{module}.weight") for module in LINEAR_MODULES))
     state = {name: tensor.T if linear.search(name) else tensor for name, tensor in state.items()}
     shape = {name: getattr(config, name) for name in FGPTConfig.attribute_map if name != "n_inner"}
-    tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id")}
+    tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return ConvertedWeights("gpt2", *_network(fgpt_names(state), shape | tokens))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.convert.export import write_gpt2
+from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL
 from fgpt_hf.hub.card import figure_files, update_card, write_card
 from fgpt_hf.hub.card_merge import merge_card
@@ -72,6 +73,11 @@ def files_to_publish(model: Path, destination: Destination, options: CardOptions
     files = publishable(folder)
     record = _linkless_record(folder)
     is_stock = record.config is not None and record.config.model_type == "gpt2"
+    if options.stock and record.is_adapter:
+        raise UserError(
+            f"{folder} is an adapter, which cannot be published as a gpt2: merge it with `fgpt export {folder} FOLDER "
+            "--format gpt2`, and publish that folder"
+        )
     options = replace(options, repo_id=destination.repo_id, stock=options.stock or is_stock)
     beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
     beside |= {**result_files(record), **record_files(record)}

@@ -22,6 +22,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.files import apply_umask, read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.folder_checks import check_config_file, check_size
+from fgpt_hf.model.lora import adapters_below, merge_adapter_into
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.chat_template import require_bounded_template
 
@@ -77,14 +78,15 @@ def load_fgpt(name: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
 
 
 def load_config(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedConfig:
-    """Load a model's configuration.
+    """Load a model's configuration; of an adapter, that of its base model.
 
     Raises:
         UserError: there is no such model, or its configuration cannot be read.
     """
-    with _user_errors(name, "configuration"):
-        check_config_file(name)
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    base, *_ = adapters_below(name)
+    with _user_errors(_label(base, name), "configuration"):
+        check_config_file(base)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **options)
     return config
 
 
@@ -107,19 +109,23 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any
 def load_weights(kind: Any, name: str, **options: Any) -> Any:
     """Load a model as `kind`, a class of models or an `Auto` class, with every weight from its files.
 
-    transformers would initialize missing weights at random and only log it.
+    An adapter is merged into its base model. transformers would initialize missing weights at random and only log it.
 
     Raises:
         UserError: there is no such model, it is not of that kind, or its files are damaged, lack weights, or do not
             match the configuration.
     """
-    with _user_errors(name, "weights"):
-        _check_folder(kind, name, **options)
-        model, found = kind.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    base, *adapters = adapters_below(name)
+    with _user_errors(_label(base, name), "weights"):
+        _check_folder(kind, base, **options)
+        model, found = kind.from_pretrained(base, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     if missing := sorted(found["missing_keys"]):
-        raise UserError(f"{name} lacks {len(missing)} of its weights, such as {missing[0]}")
+        raise UserError(f"{base} lacks {len(missing)} of its weights, such as {missing[0]}")
     if mismatched := sorted(key for key, *_ in found["mismatched_keys"]):
-        raise UserError(f"{len(mismatched)} weights of {name} do not have the shape in its config: {mismatched[0]}, …")
+        raise UserError(f"{len(mismatched)} weights of {base} do not have the shape in its config: {mismatched[0]}, …")
+    for adapter in adapters:
+        with _user_errors(adapter, "adapter"):
+            model = merge_adapter_into(model, adapter)
     return model
 
 
@@ -134,6 +140,10 @@ def _check_folder(kind: Any, name: str, dtype: Any = None, trust_remote_code: bo
         with torch.device("meta"):
             network = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
         check_size(name, network, dtype.itemsize if isinstance(dtype, torch.dtype) else 1)
+
+
+def _label(base: str, name: str) -> str:
+    return base if base == name else f"{base} (the base model of the adapter {name})"
 
 
 @contextmanager

@@ -1,19 +1,23 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), by PEFT."""
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from fgpt_hf.config.runs import Run, TuningRun
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.model.shapes import linear_layers
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, ROLE_TOKENS
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
@@ -24,8 +28,7 @@ def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
     Raises:
         UserError: PEFT is not installed, or the model has no layers of the given names.
     """
-    if find_spec("peft") is None:
-        raise UserError("use_peft=true needs PEFT: pip install 'fgpt-hf[peft]', or leave it out")
+    require_peft("use_peft=true")
     from peft import LoraConfig  # takes seconds, which most runs do without
 
     targets = _targets(run)
@@ -78,12 +81,58 @@ def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
     set_peft_model_state_dict(model, {name.removeprefix("base_model.model."): w for name, w in weights.items()})
 
 
-def merge_adapter_into(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """Return the base model with the adapter in a folder merged into its weights."""
+def adapters_below(name: str) -> list[str]:
+    """Return the base model of an adapter and every adapter on it up to `name`; of another model, its name alone.
+
+    Raises:
+        UserError: an adapter does not name its base model, or adapters name each other.
+    """
+    chain = [name]
+    while config := _adapter_config(chain[0]):
+        base = read_json(config).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise UserError(f"{chain[0]} is an adapter, and its {ADAPTER_CONFIG} names no base_model_name_or_path")
+        if base in chain:
+            raise UserError(f"{chain[0]} is an adapter on {base}, which is an adapter on it: neither has whole weights")
+        chain.insert(0, base)
+    return chain
+
+
+def merge_adapter_into(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+    """Return the base model with an adapter merged into its weights; the adapter's generation config comes with it.
+
+    Raises:
+        UserError: PEFT is not installed, or the adapter lacks weights or does not fit the base model.
+    """
+    require_peft(f"{adapter} is an adapter, which")
     from peft import PeftModel
 
-    merged: PreTrainedModel = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")  # of weights that would stay random
+        try:
+            merged: PreTrainedModel = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        except (UserWarning, RuntimeError, KeyError) as error:
+            problem = " ".join(str(error).split()) + (" is missing" if isinstance(error, KeyError) else "")
+            raise UserError(f"the adapter {adapter} does not fit {base.name_or_path}: {problem}") from error
+    merged.name_or_path = str(adapter)  # a further adapter is one on this one
+    if Path(adapter, GENERATION_CONFIG_NAME).is_file():
+        merged.generation_config = GenerationConfig.from_pretrained(adapter)
     return merged
+
+
+def require_peft(what: str) -> None:
+    """Raise UserError, which begins with `what` needs it, unless PEFT is installed."""
+    if find_spec("peft") is None:
+        raise UserError(f"{what} needs PEFT: pip install 'fgpt-hf[peft]'")
+
+
+def _adapter_config(name: str) -> Path | None:
+    """Return the configuration of an adapter, in a folder or in the Hub's cache; None if `name` is none."""
+    try:
+        found = find_adapter_config_file(name)
+    except OSError:  # no such folder or repo, which loading the model explains
+        return None
+    return Path(found) if found else None
 
 
 def _targets(run: TuningRun) -> list[str] | str:
