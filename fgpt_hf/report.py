@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import read_json_lines
+from fgpt_hf.training.run_folder import read_metrics, read_samples
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -82,7 +82,7 @@ def summarize_run(folder: Path) -> str:
         ...
     """
     metrics = _read_metrics(folder)
-    samples = read_json_lines(folder / "samples.jsonl")
+    samples = read_samples(folder)
     has_answers = any("answers_ended" in line for line in metrics)
     parts = [
         _changes(folder, metrics),
@@ -121,7 +121,7 @@ def _read_metrics(folder: Path) -> list[dict[str, Any]]:
         inside = [str(record.parent) for record in sorted(folder.glob("*/run.yaml"))]
         hint = f"it holds the runs {', '.join(inside)}" if inside else "give the output_dir of a training command"
         raise UserError(f"{folder} is not a run, because it has no run.yaml: {hint}")
-    metrics = read_json_lines(folder / "metrics.jsonl")
+    metrics = read_metrics(folder)
     if not metrics:
         raise UserError(f"{folder / 'metrics.jsonl'} has no line yet: the run has not finished its first step")
     return metrics

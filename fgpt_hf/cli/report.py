@@ -11,7 +11,10 @@ def report(run: Annotated[Path, Argument(metavar="RUN", help="Folder of the run.
 
     Example: fgpt report runs/quickstart/base
     """
+    from fgpt_hf.hub.run_record import check_records
     from fgpt_hf.report import draw_figures, summarize_run
 
+    summary = summarize_run(run)
+    check_records(run)
     draw_figures(run)
-    print(summarize_run(run))
+    print(summary)

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
 
-import yaml
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from fgpt_hf.config.options import Option, described_fields, group_of, group_title
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
+from fgpt_hf.parsing import parse_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -163,12 +163,20 @@ def _flags_of(config: Path) -> list[str]:
     if not config.is_file():
         raise UserError(f"--config {config}: there is no such file")
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {config} is not YAML: {error}") from error
-    if not isinstance(values, dict):
+        values = parse_yaml(config.read_text(encoding="utf-8"))
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {config} cannot be read: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"--config {config} must hold lines of 'name: value'")
+    for name, value in values.items():
+        if isinstance(value, (dict, list, set, bytes, str)) and not _is_plain(value):
+            raise UserError(f"--config {config}: {name} must be a single value on one line, not {str(value)[:40]!r}")
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value could be given on a command line."""
+    return isinstance(value, str) and "\0" not in value
 
 
 def _unknown_flag(flag: str, names: Sequence[str]) -> str:

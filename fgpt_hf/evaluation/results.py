@@ -10,6 +10,7 @@ from typing import Any
 
 from fgpt_hf.evaluation.benchmark import TaskResult, mean_and_stderr
 from fgpt_hf.evaluation.tasks import HubSource, find_task
+from fgpt_hf.parsing import as_type
 
 CONVENTIONS = {
     "acc": "choice: the ending with the greatest sum of log-likelihoods; last word: whether it is written greedily; "
@@ -143,16 +144,14 @@ class ResultsRecord:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ResultsRecord":
-        """Return the record that `to_json` gave.
+        """Return the record that `to_json` gave; raise UserError if the content is of another form.
 
         Example:
             >>> record = ResultsRecord(tasks={"hellaswag": {"acc": 0.3}})
             >>> ResultsRecord.from_json(record.to_json()) == record
             True
         """
-        datasets = {task: TaskDataset(**values) for task, values in content.get("datasets", {}).items()}
-        runs = {task: TaskRun(**values) for task, values in content.get("runs", {}).items()}
-        return cls(**{**content, "datasets": datasets, "runs": runs})
+        return as_type(cls, content)
 
 
 def results_record(

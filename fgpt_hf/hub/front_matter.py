@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from fgpt_hf.errors import UserError
+from fgpt_hf.parsing import parse_yaml
 
 CARD = "README.md"
 # Editors add a byte order mark, blank lines in front and spaces behind the dashes.
@@ -38,8 +39,8 @@ def split_card(card: str) -> SplitCard:
     if found is None:
         return SplitCard({}, card)
     try:
-        fields = yaml.safe_load(found["yaml"])
-    except (yaml.YAMLError, ValueError) as error:  # the second for dates that no calendar has
+        fields = parse_yaml(found["yaml"])
+    except UserError as error:
         raise UserError(f"the front matter of the model card cannot be read: {error}") from error
     if fields is not None and not isinstance(fields, dict):
         return SplitCard({}, card)

@@ -13,12 +13,12 @@ from transformers import PreTrainedConfig
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.results import ResultsRecord
-from fgpt_hf.files import read_json, read_json_lines
+from fgpt_hf.files import read_json
 from fgpt_hf.hub.front_matter import read_card, results_of_card
 from fgpt_hf.hub.stage import Stage, read_stage
 from fgpt_hf.model.io import load_config
 from fgpt_hf.model.lora import ADAPTER
-from fgpt_hf.training.run_folder import PROVENANCE, RECORD, RESULTS, find_run, read_record
+from fgpt_hf.training.run_folder import PROVENANCE, RECORD, RESULTS, find_run, read_metrics, read_record, read_samples
 
 
 class Sample(NamedTuple):
@@ -122,24 +122,41 @@ def read_run_record(model: Path) -> RunRecord:
         return record
     is_checkpoint = model.resolve().name.startswith("step_")
     step = int(model.resolve().name.removeprefix("step_")) if is_checkpoint else math.inf
-    metrics = [line for line in read_json_lines(run / "metrics.jsonl") if line["step"] <= step]
+    metrics = [line for line in read_metrics(run) if line["step"] <= step]
     last = metrics[-1] if metrics else {}
     return RunRecord(
         model=model,
         run_folder=run,
         config=record.config,
-        stage=read_stage(read_record(run / RECORD), _read_json(run / PROVENANCE), last),
+        stage=_read_stage(run, last),
         metrics=metrics,
-        samples=[_sample(line) for line in read_json_lines(run / "samples.jsonl") if line["step"] <= step],
+        samples=[_sample(line) for line in read_samples(run) if line["step"] <= step],
         results=ResultsRecord(tasks={}) if is_checkpoint else _read_results(run / RESULTS),
         card_results=record.card_results,
     )
 
 
-def _read_results(path: Path) -> ResultsRecord:
+def check_records(run: Path) -> None:
+    """Read what a run recorded of itself besides its metrics; UserError if one of these files is damaged."""
+    _read_stage(run, {})
+    _read_results(run / RESULTS)
+
+
+def _read_stage(run: Path, last: Mapping[str, float]) -> Stage:
+    recorded, provenance = read_record(run / RECORD), _read_json(run / PROVENANCE)
     try:
-        return ResultsRecord.from_json({"tasks": {}, **_read_json(path)})
-    except TypeError as error:
+        return read_stage(recorded, provenance, last)
+    except UserError as error:
+        raise UserError(f"{run / RECORD} or {PROVENANCE} is damaged: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{run / PROVENANCE} is damaged: it names endlessly many runs before") from error
+
+
+def _read_results(path: Path) -> ResultsRecord:
+    content = _read_json(path)
+    try:
+        return ResultsRecord.from_json({"tasks": {}, **content})
+    except UserError as error:
         raise UserError(f"{path} does not hold the results of this version's fgpt evaluate: {error}") from error
 
 

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.data.sources import CONVERSATIONS, PREFERENCES, is_local, on_hub, parse_mixture
-from fgpt_hf.data.splits import Sizes, SplitSize
+from fgpt_hf.data.splits import Sizes
+from fgpt_hf.errors import UserError
+from fgpt_hf.parsing import as_type
 
 # At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
 _FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
@@ -133,16 +135,42 @@ class Stage:
         return is_local(name) or name in self.provenance.local
 
 
+@dataclass(frozen=True)
+class _Reached:
+    """How far a run went, as the last line of its `metrics.jsonl` says."""
+
+    step: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """The record of the run before, as `started_from` of a `provenance.json` holds it."""
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    last: Mapping[str, Any] = field(default_factory=dict)
+
+
 def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapping[str, float]) -> Stage:
-    """Return the stage that a `run.yaml`, a `provenance.json` and the last line of a `metrics.jsonl` record."""
-    before = provenance.get("started_from")
+    """Return the stage that a `run.yaml`, a `provenance.json` and the last line of a `metrics.jsonl` record.
+
+    Raises:
+        UserError: one of their values is of another type than a run writes.
+    """
+    before = provenance.get("started_from") or {}
+    if not isinstance(before, Mapping):
+        raise UserError(f"started_from={str(before)[:80]!r}: it should be the record of a run")
+    earlier = as_type(_Earlier, before)
+    known = as_type(_Reached, last)
     return Stage(
         run=_parse_run(run),
         provenance=_parse_provenance(provenance),
-        steps=_whole(last.get("step")),
-        tokens=_whole(last.get("tokens")),
-        seconds=last.get("seconds"),
-        before=read_stage(before["run"], before["provenance"], before["last"]) if before else None,
+        steps=known.step,
+        tokens=known.tokens,
+        seconds=known.seconds,
+        before=read_stage(earlier.run, earlier.provenance, earlier.last) if before else None,
     )
 
 
@@ -158,16 +186,11 @@ def without_folders(value: str) -> str:
 
 def _parse_run(values: Mapping[str, Any]) -> Run:
     """Return the run of a `run.yaml`; its options tell which kind it is, and unknown ones are left out."""
-    kind = PreferenceRun if "loss_type" in values else InstructRun if "assistant_only_loss" in values else BaseRun
-    known = {option.name for option in fields(kind)}
-    return kind(**{name: value for name, value in values.items() if name in known})
+    kind: type[Run] = (
+        PreferenceRun if "loss_type" in values else InstructRun if "assistant_only_loss" in values else BaseRun
+    )
+    return as_type(kind, values)
 
 
 def _parse_provenance(values: Mapping[str, Any]) -> Provenance:
-    known = {name: values[name] for name in (option.name for option in fields(Provenance)) if name in values}
-    sizes = {split: SplitSize(**size) for split, size in values.get("data", {}).items()}
-    return Provenance(**known | {"splits": sizes})
-
-
-def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
+    return as_type(Provenance, {**values, "splits": values.get("data", {})})

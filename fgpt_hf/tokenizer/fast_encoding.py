@@ -208,7 +208,7 @@ def repair_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, Mapping):
-        return {key: repair_surrogates(item) for key, item in value.items()}
+        return {repair_surrogates(key): repair_surrogates(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [repair_surrogates(item) for item in value]
     return value

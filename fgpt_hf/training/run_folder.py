@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from filelock import Timeout
 
@@ -30,15 +29,18 @@ from fgpt_hf.files import (
     write_json_lines,
 )
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.parsing import Kind, as_type, parse_yaml
 from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.runtime.plan import TrainingPlan
+from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
 from fgpt_hf.training.checkpoints import checkpoint_to_resume, set_aside_after
 
 logger = logging.getLogger(__name__)
 
 RECORD, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples.jsonl"
 RESULTS, PROVENANCE = "results.json", "provenance.json"
+MANY = 1e18  # more steps, tokens or seconds than any run has
 
 
 class RunFolder:
@@ -141,6 +143,7 @@ class RunFolder:
             append_json_line(self.path / SAMPLES, line)
 
     def _check(self) -> None:
+        _run_before(self.run)  # is read again when the run has finished
         """Raise UserError unless the folder is free for the run, or holds what it continues."""
         holds_run = self.record.is_file()
         if self.run.resume_from_checkpoint is not None:
@@ -184,12 +187,54 @@ def _delete(path: Path) -> None:
 def read_record(path: Path) -> dict[str, Any]:
     """Return the values in a `run.yaml`; raise UserError if it is damaged."""
     try:
-        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        recorded = None
-    if not isinstance(recorded, dict):
+        recorded = parse_yaml(path.read_text(encoding="utf-8"))
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    plain = (str, int, float, type(None))
+    if not isinstance(recorded, dict) or not all(
+        isinstance(name, str) and isinstance(value, plain) for name, value in recorded.items()
+    ):
         raise UserError(f"{path} is damaged: it should hold the run's options, one per line")
     return recorded
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's `metrics.jsonl`: numbers by name, `step`, `tokens` and `seconds` among them.
+
+    Raises:
+        UserError: a line is anything else.
+    """
+    path = folder / METRICS
+    lines = [
+        _typed(path, number, dict[str, int | float], line) for number, line in enumerate(read_json_lines(path), start=1)
+    ]
+    for number, line in enumerate(lines, start=1):
+        if not all(0 <= line.get(name, -1) < MANY for name in ("step", "tokens", "seconds")):
+            raise UserError(f"{path} is damaged: line {number} lacks step, tokens or seconds")
+    return [repair_surrogates(line) for line in lines]
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `samples.jsonl`: `step`, and texts by name, `prompt` among them.
+
+    Raises:
+        UserError: a line is anything else.
+    """
+    path = folder / SAMPLES
+    lines = read_json_lines(path)
+    for number, line in enumerate(lines, start=1):
+        texts = {name: value for name, value in line.items() if name != "step"}
+        if not isinstance(line.get("step"), int) or "prompt" not in texts:
+            raise UserError(f"{path} is damaged: line {number} lacks step or prompt")
+        _typed(path, number, dict[str, str], texts)
+    return [repair_surrogates(line) for line in lines]
+
+
+def _typed(path: Path, number: int, kind: type[Kind], line: Mapping[str, Any]) -> Kind:
+    try:
+        return as_type(kind, line)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: line {number}: {error}") from error
 
 
 def record_provenance(
@@ -228,7 +273,7 @@ def _run_before(run: Run) -> dict[str, Any] | None:
     folder = find_run(Path(run.model_name_or_path)) if isinstance(run, TuningRun) else None
     if folder is None:
         return None
-    provenance, metrics = folder / PROVENANCE, read_json_lines(folder / METRICS)
+    provenance, metrics = folder / PROVENANCE, read_metrics(folder)
     return {
         "run": read_record(folder / RECORD),
         "provenance": read_json(provenance) if provenance.is_file() else {},
