@@ -138,6 +138,7 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
 
     Example:
         >>> from tempfile import mkdtemp
+        >>> from pathlib import Path
         >>> path = Path(mkdtemp(), "poems.txt")
         >>> _ = path.write_text("Roses are red\\n\\nViolets are blue")
         >>> (shard,) = open_corpus(TextSource(dataset_name=str(path)))

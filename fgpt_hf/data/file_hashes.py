@@ -43,7 +43,7 @@ def file_hashes(files: Sequence[Path]) -> list[str]:
         >>> path = Path(mkdtemp(), "poems.txt")
         >>> _ = path.write_text("Roses are red")
         >>> [digest[:8] for digest in file_hashes([path])]
-        ['f5848be4']
+        ['8522061b']
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing releases Python's lock
         return list(threads.map(_file_hash, files))
