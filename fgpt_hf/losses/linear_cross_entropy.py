@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fgpt_hf.data.batches import IGNORED
@@ -30,7 +30,7 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> 
         tensor(9.2103)
     """
     scored = labels != IGNORED
-    total: Tensor = _SummedCrossEntropy.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
+    total: Tensor = _SummedCrossEntropy.apply(states[scored], embeddings, labels[scored], product_dtype(states))
     return total
 
 
@@ -50,7 +50,7 @@ def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
         tensor([4.6052, 0.0000])
     """
     scored = labels != IGNORED
-    losses: Tensor = _TokenLosses.apply(states[scored], embeddings, labels[scored], _product_dtype(states))
+    losses: Tensor = _TokenLosses.apply(states[scored], embeddings, labels[scored], product_dtype(states))
     return losses.new_zeros(len(labels)).masked_scatter(scored, losses)
 
 
@@ -68,9 +68,9 @@ def token_scores(states: Tensor, embeddings: Tensor, state_of_target: Tensor, ta
     likeliest = torch.empty_like(targets, dtype=torch.bool)
     order = state_of_target.argsort()
     ends = state_of_target.bincount(minlength=len(states)).cumsum(0).tolist()
-    dtype = _product_dtype(states)
-    for chunk, logits in _logit_chunks(states.to(dtype), embeddings.to(dtype)):
-        for part in _softmax_parts(logits):
+    dtype = product_dtype(states)
+    for chunk, _, logits in _logit_chunks(states.to(dtype), embeddings.to(dtype)):
+        for part in _softmax_parts(logits[: chunk.stop - chunk.start]):
             first, last = chunk.start + part.start, chunk.start + part.stop
             here = order[ends[first - 1] if first else 0 : ends[last - 1]]
             row, target = state_of_target[here] - first, targets[here]
@@ -84,11 +84,35 @@ def token_scores(states: Tensor, embeddings: Tensor, state_of_target: Tensor, ta
     return losses, likeliest
 
 
+def product_dtype(operand: Tensor) -> torch.dtype:
+    """Return the type of matrix products with `operand`: autocast's where it is on, else the operand's own."""
+    device = operand.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operand.dtype
+
+
 def logit_rows(device: str, dtype: torch.dtype) -> int:
     """Return the number of rows whose logits exist at once: enough for full speed, little beside a model's memory."""
     if device == "cpu":
         return 1024 if dtype == torch.float32 else 512  # more rows are no faster
     return 4096
+
+
+def padded_length(length: int, device: str, dtype: torch.dtype) -> int:
+    """Return how many rows a product of `length` rows is padded to, where each new shape would cost memory.
+
+    oneDNN, which multiplies low-precision matrices on a CPU, keeps compiled code for each shape that it met, megabytes
+    for each, up to a thousand shapes. So lengths are rounded up there, to one of four in each doubling.
+
+    Example:
+        >>> [padded_length(length, "cpu", torch.bfloat16) for length in (1, 17, 65, 250, 257, 512)]
+        [16, 32, 80, 256, 320, 512]
+        >>> padded_length(257, "cpu", torch.float32), padded_length(257, "cuda", torch.bfloat16)
+        (257, 257)
+    """
+    if device != "cpu" or dtype == torch.float32:
+        return length
+    multiple = max(16, (1 << (length - 1).bit_length()) >> 3)
+    return -(-length // multiple) * multiple
 
 
 def softmax_rows(device: str) -> int:
@@ -150,29 +174,33 @@ def _losses_and_gradients(
     states_grad = torch.empty_like(states) if wanted[0] else None
     embeddings_grad = torch.zeros_like(embeddings) if wanted[1] else None
     low_states, low_embeddings = states.to(dtype), embeddings.to(dtype)
-    for chunk, logits in _logit_chunks(low_states, low_embeddings):
-        losses[chunk] = _to_gradients_(logits, labels[chunk])
+    for chunk, chunk_states, logits in _logit_chunks(low_states, low_embeddings):
+        rows = chunk.stop - chunk.start
+        losses[chunk] = _to_gradients_(logits[:rows], labels[chunk])
+        logits[rows:] = 0  # padding adds nothing
         if weights is not None:
-            logits *= weights[chunk, None]
+            logits[:rows] *= weights[chunk, None]
         if states_grad is not None:
-            states_grad[chunk] = logits @ low_embeddings
+            states_grad[chunk] = (logits @ low_embeddings)[:rows]
         if embeddings_grad is not None:
-            _add_product_(embeddings_grad, logits.T, low_states[chunk])
+            _add_product_(embeddings_grad, logits.T, chunk_states)
     return losses, states_grad, embeddings_grad
 
 
-def _product_dtype(states: Tensor) -> torch.dtype:
-    """Return autocast's type where it is on, else the states' own."""
-    device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield slices of the rows with their states and logits, in one buffer that the next chunk overwrites.
 
-
-def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the rows with their logits, `(rows, V)`, in one buffer that the next chunk overwrites."""
-    chunk_rows = logit_rows(states.device.type, states.dtype)
-    buffer = states.new_empty(min(chunk_rows, len(states)), len(embeddings))
+    Both may end in rows of padding, beyond the slice, whose states are zero.
+    """
+    device, dtype = states.device.type, states.dtype
+    chunk_rows = logit_rows(device, dtype)
+    buffer = states.new_empty(padded_length(min(chunk_rows, len(states)), device, dtype), len(embeddings))
     for chunk in _slices(len(states), chunk_rows):
-        yield chunk, torch.mm(states[chunk], embeddings.T, out=buffer[: chunk.stop - chunk.start])
+        rows = chunk.stop - chunk.start
+        chunk_states = states[chunk]
+        if padding := padded_length(rows, device, dtype) - rows:
+            chunk_states = nn.functional.pad(chunk_states, (0, 0, 0, padding))
+        yield chunk, chunk_states, torch.mm(chunk_states, embeddings.T, out=buffer[: rows + padding])
 
 
 def _to_gradients_(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 from transformers import PreTrainedModel
 
 from fgpt_hf.config.option_groups import PreferenceLoss
 from fgpt_hf.data.batches import IGNORED
-from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy, token_losses
+from fgpt_hf.losses.linear_cross_entropy import padded_length, product_dtype, summed_cross_entropy, token_losses
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 Batch = Mapping[str, Tensor]
@@ -128,11 +128,26 @@ class PreferenceObjective(Objective):
 def reply_log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return the log-probability of each reply, `(B, 2)` float32, from one forward pass over chosen and rejected.
 
-    Rows are padded on the right, where causal attention hides the padding from every token.
+    Rows are padded on the right, where causal attention hides the padding from every token; further to one of few
+    lengths where each would cost memory.
     """
+    batch = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
+    if padding := _padding(model, batch["input_ids"]):
+        batch = {
+            "input_ids": pad(batch["input_ids"], (0, padding)),
+            "labels": pad(batch["labels"], (0, padding), value=IGNORED),
+        }
     pairs, two, length = batch["input_ids"].shape
-    flat = {name: batch[name].view(pairs * two, length) for name in ("input_ids", "labels")}
+    flat = {name: tensor.view(pairs * two, length) for name, tensor in batch.items()}
     return -token_losses(*next_token_prediction(model, flat)).view(pairs, two, length - 1).sum(dim=2)
+
+
+def _padding(model: PreTrainedModel, ids: Tensor) -> int:
+    """Return how many tokens to append to rows, `(…, T)`, within the model's context."""
+    length = ids.shape[-1]
+    wanted = padded_length(length, ids.device.type, product_dtype(model.get_output_embeddings().weight))
+    context: int = model.config.max_position_embeddings
+    return max(0, min(wanted, context) - length)
 
 
 def pair_losses(config: PreferenceLossConfig, log_ratios: Tensor, lengths: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch.nn import functional as F
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.data.batches import IGNORED, as_batch
+from fgpt_hf.losses import linear_cross_entropy
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy, token_losses
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from tests.support.loop_run import ragged_rows
+from tests.support.product_shapes import ProductShapes
 
 
 def problem(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -113,9 +116,39 @@ def test_the_objective_is_the_models_own_loss_with_tied_weights() -> None:
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+# Few shapes: oneDNN keeps compiled code for each one in low precision
+
+
+@pytest.mark.parametrize("losses", [summed_cross_entropy, token_losses])
+def test_in_low_precision_any_number_of_scored_rows_needs_few_shapes(losses: Any) -> None:
+    with ProductShapes() as shapes, torch.autocast("cpu", torch.bfloat16):
+        for rows in range(1, 1100, 29):
+            losses(*problem(rows)).sum().backward()
+    assert len(shapes.met) <= 4 * 16  # logits, states' gradients and two parts of the embeddings', at 16 lengths
+
+
+@pytest.mark.parametrize("rows", [3, 100, 257, 700])
+def test_padding_changes_no_bit_and_hides_no_broken_weight(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def results(losses: Any, broken: bool) -> list[torch.Tensor]:
+        states, embeddings, labels = problem(rows)
+        with torch.no_grad():
+            embeddings[5:] /= 0.0 if broken else 1.0
+        with torch.autocast("cpu", torch.bfloat16):
+            found = losses(states, embeddings, labels)
+        return [found, *torch.autograd.grad(found.sum(), (states, embeddings))]
+
+    kinds = [(losses, broken) for losses in (summed_cross_entropy, token_losses) for broken in (False, True)]
+    padded = [results(*kind) for kind in kinds]
+    monkeypatch.setattr(linear_cross_entropy, "padded_length", lambda length, device, dtype: length)
+    for kind, lean in zip(kinds, padded, strict=True):
+        for tensor, plain_tensor in zip(lean, results(*kind), strict=True):
+            torch.testing.assert_close(tensor, plain_tensor, rtol=0, atol=0, equal_nan=True)
+
+
 MEASURE = """
 import sys, torch
 from fgpt_hf.runtime.hardware import peak_memory_bytes
+from fgpt_hf.losses import linear_cross_entropy
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy, token_losses
 cpu = torch.device("cpu")
 states = torch.randn(4096, 32, requires_grad=True)

@@ -14,6 +14,7 @@ from fgpt_hf.data.batches import IGNORED
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective, pair_losses, reply_log_probabilities
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
+from tests.support.product_shapes import ProductShapes
 from tests.support.tiny import random_model, tokenizer
 
 pytestmark = pytest.mark.usefixtures("own_accelerator")
@@ -122,3 +123,23 @@ def test_the_sum_does_not_depend_on_how_pairs_are_divided() -> None:
         whole = objective(batch())
         parts = [objective({name: tensor[[number]] for name, tensor in batch().items()}) for number in range(3)]
     torch.testing.assert_close(torch.stack(parts).sum(dim=0), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_in_low_precision_pairs_of_any_length_need_few_shapes_and_keep_within_the_context() -> None:
+    context = 62  # which no padded length equals
+    model = random_model(max_position_embeddings=context)
+    with ProductShapes() as shapes, torch.autocast("cpu", torch.bfloat16):
+        for length in range(5, context + 1):
+            ids = torch.randint(0, 50_000, (1, 2, length))
+            labels = ids.masked_fill(torch.arange(length) < 3, IGNORED)
+            reply_log_probabilities(model, {"input_ids": ids, "labels": labels}).sum().backward()
+    states, rows = 4 * 3 * 4, 8 * 4  # three products of each of four shapes of weights; of scored rows, as in the loss
+    assert len(shapes.met) <= states + rows
+
+
+def test_in_low_precision_padding_changes_a_reply_by_rounding_only() -> None:
+    model = random_model()
+    exact = reply_log_probabilities(model, batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        padded = reply_log_probabilities(model, batch())
+    torch.testing.assert_close(padded, exact, rtol=0.02, atol=0.02)
