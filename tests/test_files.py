@@ -226,6 +226,21 @@ def test_an_unfinished_last_line_is_ignored(tmp_path: Path) -> None:
     assert read_json_lines(tmp_path / "nowhere.jsonl") == []
 
 
+def test_a_line_cut_at_any_byte_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_json_line(path, {"text": 'aé€🜂 \\ "quoted"'})
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole + whole[:cut])
+        assert len(read_json_lines(path)) == 1
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"step": 1}\n5\n')
+    with pytest.raises(UserError, match=r"lines\.jsonl is damaged: line 2 should hold a JSON object"):
+        read_json_lines(tmp_path / "lines.jsonl")
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"lines\.jsonl is damaged: line 2 is not JSON"):

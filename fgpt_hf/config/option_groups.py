@@ -25,11 +25,15 @@ class RunOptions:
         "Folder of the run.",
         unset="runs/PRESET, with -instruct or -preference added for those stages",
     )
-    overwrite_output_dir: bool = option(False, "Delete the run that output_dir already holds and start anew.")
+    overwrite_output_dir: bool = option(
+        False, "Delete the run that output_dir already holds and start anew.", one_time=True
+    )
     resume_from_checkpoint: str | None = option(
         None,
-        "Continue the run in output_dir exactly from this folder under checkpoints/, or from 'latest'.",
+        "Continue the run in output_dir exactly from this folder under checkpoints/, or from 'latest', which starts "
+        "the run where nothing was saved yet.",
         unset="start anew",
+        one_time=True,
     )
     seed: int = option(
         1337,
@@ -60,7 +64,9 @@ class StartOptions:
         "runs/fgpt-712m", "Model to start from: its folder, a run's folder, or an id on the Hub.", fixed_on_resume=True
     )
     new_token_init: TokenInit = option(
-        "mean", "Embeddings of role tokens that the model has never seen: the mean of all embeddings, or kept."
+        "mean",
+        "Embeddings of role tokens that the model has never seen: the mean of all embeddings, or kept.",
+        fixed_on_resume=True,
     )
 
 

@@ -67,6 +67,7 @@ class Option:
         limits: the numbers that the option accepts.
         fixed_on_resume: whether a resumed run must have the recorded value, because weights, data or the optimizer's
             state depend on it.
+        one_time: whether it is an order for one start, which `run.yaml` does not repeat.
         group: the data class under which `--help` lists the option; None stands for the first one that declares it.
     """
 
@@ -74,6 +75,7 @@ class Option:
     unset: str
     limits: Limits
     fixed_on_resume: bool
+    one_time: bool
     group: type[Any] | None
 
 
@@ -86,6 +88,7 @@ def option(
     below: float | None = None,
     maximum: float | None = None,
     fixed_on_resume: bool = False,
+    one_time: bool = False,
     group: type[Any] | None = None,
 ) -> Any:
     """Declare a field of an options class; `Option` and `Limits` explain the arguments.
@@ -97,7 +100,7 @@ def option(
         >>> Sampling().temperature
         0.8
     """
-    described = Option(help, unset, Limits(minimum, below, maximum), fixed_on_resume, group)
+    described = Option(help, unset, Limits(minimum, below, maximum), fixed_on_resume, one_time, group)
     return field(default=default, metadata={Option: described})
 
 

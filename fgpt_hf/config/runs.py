@@ -43,6 +43,8 @@ class Run(
         check_limits(self)
         if self.bf16 and self.fp16:
             raise UserError("bf16 and fp16 exclude each other: give one of them")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise UserError("overwrite_output_dir and resume_from_checkpoint exclude each other: give one of them")
         if self.push_to_hub and self.hub_model_id is None:
             raise UserError("push_to_hub=true needs hub_model_id=user/name")
 
@@ -69,8 +71,10 @@ class Run(
         return rows if self.auto_find_batch_size else rows * processes
 
     def to_yaml(self) -> str:
-        """Return the run as the text of a file that `--config` reads back."""
-        return yaml.safe_dump(asdict(self) | {"output_dir": str(self.folder)}, sort_keys=False)
+        """Return the run as the text of a file that `--config` reads back, without orders for one start of it."""
+        once = {field.name for field, described in described_fields(self) if described.one_time}
+        recorded = asdict(self) | {"output_dir": str(self.folder)}
+        return yaml.safe_dump({name: recorded[name] for name in recorded if name not in once}, sort_keys=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,8 @@ class TrainingState:
             restore_adapter(self.model, checkpoint)
         else:
             set_model_state_dict(self.model, dict(load_file(checkpoint / "model.safetensors")), options=whole)
-        set_optimizer_state_dict(self.model, self.optimizer.optimizers, training["optimizer"], options=whole)
+        with self.optimizer.keeping_settings():  # those of this start, not the recorded ones
+            set_optimizer_state_dict(self.model, self.optimizer.optimizers, training["optimizer"], options=whole)
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
         if self.accelerator.scaler and training["scaler"]:

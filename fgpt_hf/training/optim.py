@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -128,6 +128,24 @@ class JointOptimizer:
         """Set the learning rate of every group."""
         for group in self.param_groups:
             group["lr"] = learning_rate
+
+    @contextmanager
+    def keeping_settings(self) -> Iterator[None]:
+        """Put back the settings of every group, such as its decay, after a state with settings of its own is loaded.
+
+        Example:
+            >>> weight = nn.Parameter(torch.zeros(2))
+            >>> optimizer = JointOptimizer([torch.optim.AdamW([weight], weight_decay=0.1)])
+            >>> recorded = JointOptimizer([torch.optim.AdamW([weight], weight_decay=0.5)]).state_dict()
+            >>> with optimizer.keeping_settings():
+            ...     optimizer.load_state_dict(recorded)
+            >>> optimizer.param_groups[0]["weight_decay"]
+            0.1
+        """
+        before = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
+        yield
+        for group, settings in zip(self.param_groups, before, strict=True):
+            group.update(settings)
 
     def step(self, closure: None = None) -> None:
         """Update all parameters."""

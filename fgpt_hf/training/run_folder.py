@@ -105,8 +105,7 @@ class RunFolder:
             self._set_aside_after(resumed_at)
         for path in (self.path / METRICS, self.path / SAMPLES):
             if path.is_file():
-                last = -1 if resumed_at is None else resumed_at
-                write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= last])
+                write_json_lines(path, _lines_until(path, -1 if resumed_at is None else resumed_at))
         for unfinished in self.path.glob(f"*{PARTIAL}"):
             _delete(unfinished)
         self.record_run(plan)
@@ -174,6 +173,20 @@ class RunFolder:
                     f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot continue with "
                     f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
                 )
+        epochs = recorded.get("num_train_epochs")
+        if isinstance(self.run, TuningRun) and self.run.max_steps > 0 and epochs != self.run.num_train_epochs:
+            raise UserError(
+                f"num_train_epochs={self.run.num_train_epochs} has no effect beside max_steps={self.run.max_steps}: "
+                "give --max_steps 0 with it"
+            )
+
+
+def _lines_until(path: Path, last: int) -> list[dict[str, Any]]:
+    lines = read_json_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line.get("step"), int):
+            raise UserError(f"{path} is damaged: line {number} has no step")
+    return [line for line in lines if line["step"] <= last]
 
 
 def _delete(path: Path) -> None:

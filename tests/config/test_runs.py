@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.config.options import described_fields
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun
@@ -42,6 +43,19 @@ def test_a_recorded_run_is_a_config_file(tmp_path: Path) -> None:
     assert parse("--config", tmp_path / "run.yaml") == replace(run, output_dir="runs/fgpt-124m")
 
 
+def test_a_recorded_run_repeats_no_order_for_one_start(tmp_path: Path) -> None:
+    """`--config run.yaml` would delete the run."""
+    for flags in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "latest"]):
+        run = parse("--preset", "quickstart", *flags)
+        (tmp_path / "run.yaml").write_text(run.to_yaml(), encoding="utf-8")
+        again = parse("--config", tmp_path / "run.yaml")
+        assert (again.overwrite_output_dir, again.resume_from_checkpoint) == (False, None)
+    assert {field.name for field, option in described_fields(BaseRun) if option.one_time} == {
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+    }
+
+
 def test_a_flag_may_stand_alone_or_with_a_value() -> None:
     assert parse("--bf16").bf16 is True
     assert parse("--bf16", "false").bf16 is False
@@ -67,6 +81,7 @@ def test_a_flag_may_stand_alone_or_with_a_value() -> None:
         (["--eval_steps", "0"], "eval_steps=0 must be above zero"),
         (["--optim", "sgd"], "invalid choice: 'sgd' (choose from"),
         (["--bf16", "--fp16"], "bf16 and fp16 exclude each other"),
+        (["--overwrite_output_dir", "--resume_from_checkpoint=latest"], "exclude each other: give one of them"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
     ],
 )
