@@ -14,8 +14,8 @@ from fgpt_hf.hub.publish import CheckpointUploader
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.report import draw_figures, summarize_run
-from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
-from fgpt_hf.runtime.plan import TrainingPlan, plan_training
+from fgpt_hf.runtime.distributed import resolve_attn_implementation, shared_machine, start_accelerator
+from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
 from fgpt_hf.training.loop import Check, Outcome, Trainer
 from fgpt_hf.training.run_folder import RunFolder, record_provenance, record_results
@@ -37,6 +37,7 @@ class TrainingStage:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.accelerator = start_accelerator(run)
+        resolve_attn_implementation(run, self.accelerator)
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.folder = RunFolder(run, self.rank)
         self._uploader = CheckpointUploader(run, self.folder)
@@ -56,6 +57,10 @@ class TrainingStage:
             self.accelerator.end_training()
         if self._exit_code:
             sys.exit(self._exit_code)
+
+    def require_memory(self, config: FGPTConfig) -> None:
+        """Raise UserError if the run cannot fit its devices, as `runtime.plan.require_memory` does."""
+        require_memory(self.run, config, shared_machine(self.accelerator))
 
     def plan(self, config: FGPTConfig, epoch_rows: int = 0) -> TrainingPlan:
         """Decide what the run leaves open, alike on all processes, as `plan_training` does."""

@@ -10,8 +10,15 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data.pretraining import load_pretraining_data
-from fgpt_hf.evaluation.benchmark import Benchmark
-from fgpt_hf.evaluation.checks import Benchmarks, Samples, ValidationLoss, bytes_of_tokens
+from fgpt_hf.evaluation.benchmark import load_benchmarks
+from fgpt_hf.evaluation.checks import (
+    Benchmarks,
+    Samples,
+    ValidationLoss,
+    beginning_of,
+    bytes_of_tokens,
+    require_room,
+)
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.runtime.estimate import network
@@ -32,6 +39,11 @@ def main(arguments: Sequence[str]) -> None:
         # Model
         tokenizer = build_tokenizer(run.max_position_embeddings)
         model = new_model(run)
+        context = model.config.max_position_embeddings
+
+        # What can be refused before data is read
+        tasks = load_benchmarks(run.task_names, tokenizer, context, run.eval_task_limit)
+        prompt = require_room(tokenizer, run.sample_prompt, context)
 
         # Data
         data = load_pretraining_data(run)
@@ -41,9 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         # Checks
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
         loss = ValidationLoss(run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows)
-        tasks = [Benchmark(name, tokenizer, run.eval_task_limit) for name in run.task_names]
         benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks)
-        prompts = [run.sample_prompt, str(tokenizer.decode(data.validation[0, 1:9], skip_special_tokens=True))]
+        prompts = [prompt, beginning_of(tokenizer, data.validation[0, 1:], context)]
         write = stage.folder.append_sample
         samples = Samples(run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed)
 

@@ -8,13 +8,13 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS
 from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data.instruct import chat_batch, load_instruct_data
-from fgpt_hf.evaluation.benchmark import Benchmark
+from fgpt_hf.evaluation.benchmark import load_benchmarks
 from fgpt_hf.evaluation.checks import (
-    FIXED_PROMPTS,
     Benchmarks,
     ChatSamples,
     ValidationLoss,
     bytes_of_tokens,
+    fixed_prompts_that_fit,
     prompts_that_fit,
 )
 from fgpt_hf.losses.objectives import LanguageModelObjective
@@ -35,6 +35,11 @@ def main(arguments: Sequence[str]) -> None:
         model, tokenizer = open_model(run)
         context = model.config.max_position_embeddings
 
+        # What can be refused before data is read
+        stage.require_memory(model.config)
+        tasks = load_benchmarks(run.task_names, tokenizer, context, run.eval_task_limit)
+        prompts = fixed_prompts_that_fit(tokenizer, context, run.max_new_tokens)
+
         # Data
         data = load_instruct_data(run, tokenizer, context)
         logger.info("%s", data.description)
@@ -46,9 +51,8 @@ def main(arguments: Sequence[str]) -> None:
         loss = ValidationLoss(
             run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, collate=chat_batch
         )
-        tasks = [Benchmark(name, tokenizer, run.eval_task_limit) for name in run.task_names]
         benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks)
-        prompts = prompts_that_fit(tokenizer, [*FIXED_PROMPTS, *data.prompts], context, run.max_new_tokens)
+        prompts += prompts_that_fit(tokenizer, data.prompts, context, run.max_new_tokens)
         write = stage.folder.append_sample
         samples = ChatSamples(
             run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed, run.max_new_tokens

@@ -8,7 +8,14 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PREFERENCE_PRESETS
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.preference import load_preference_data
-from fgpt_hf.evaluation.checks import FIXED_PROMPTS, ChatSamples, ValidationMeans, prompts_that_fit
+from fgpt_hf.evaluation.benchmark import load_benchmarks
+from fgpt_hf.evaluation.checks import (
+    Benchmarks,
+    ChatSamples,
+    ValidationMeans,
+    fixed_prompts_that_fit,
+    prompts_that_fit,
+)
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective
 from fgpt_hf.training.finetuning import merge_adapter, open_model, reference_log_probabilities
 
@@ -27,6 +34,11 @@ def main(arguments: Sequence[str]) -> None:
         model, tokenizer = open_model(run)
         context = model.config.max_position_embeddings
 
+        # What can be refused before data is read
+        stage.require_memory(model.config)
+        tasks = load_benchmarks(run.task_names, tokenizer, context, run.eval_task_limit)
+        prompts = fixed_prompts_that_fit(tokenizer, context, run.max_new_tokens)
+
         # Data
         data = load_preference_data(run, tokenizer, context)
         logger.info("%s", data.description)
@@ -39,16 +51,17 @@ def main(arguments: Sequence[str]) -> None:
         # Checks
         objective = PreferenceObjective(model, loss_config)
         means = ValidationMeans(run.eval_steps, accelerator, objective, data.validation_batches(plan.rows))
-        prompts = prompts_that_fit(tokenizer, [*FIXED_PROMPTS, *data.prompts], context, run.max_new_tokens)
+        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks)
+        prompts += prompts_that_fit(tokenizer, data.prompts, context, run.max_new_tokens)
         write = stage.folder.append_sample
         samples = ChatSamples(
             run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed, run.max_new_tokens
         )
 
         # Train
-        trainer = stage.trainer(plan, objective, tokenizer, batches, [means, samples])
+        trainer = stage.trainer(plan, objective, tokenizer, batches, [means, benchmarks, samples])
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, outcome, data.provenance)
+        stage.finish(trainer, outcome, data.provenance, benchmarks.latest)

@@ -100,6 +100,19 @@ class Benchmark:
         self.name, self.tokenizer, self.task = name, tokenizer, find_task(task)
         self.examples = load_examples(task, tokenizer, file or None, limit)
 
+    def require_context(self, context: int) -> None:
+        """Raise UserError if a model that reads `context` tokens cannot be asked, because an example is too long."""
+        encoder = Encoder(self.tokenizer, context)
+        if self.task.kind == "letter":
+            if context <= MAX_LETTER_TOKENS:
+                raise UserError(f"{self.name}: a context of {context} tokens has no room for an answer")
+        elif self.task.kind != "text":
+            pairs = [pair for example in self.examples for pair in example.pairs]
+            # A token is a byte at least. The space before an ending may move to it.
+            long = [pair for pair in pairs if len(pair[1].encode()) + len(pair[0]) - len(pair[0].rstrip()) >= context]
+            encoder.encode_joint(long)
+            encoder.encode_separately(long)
+
     def run(self, accelerator: Accelerator, model: PreTrainedModel, tokens_per_batch: int | None = None) -> TaskResult:
         """Return the model's result, the same on every process; every process must call it.
 
@@ -116,6 +129,26 @@ class Benchmark:
         return TaskResult(
             self.name, self.task.headline_metric, scores, encoder.contexts_cut, time.perf_counter() - start
         )
+
+
+def load_benchmarks(
+    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int, limit: int | None = None
+) -> list[Benchmark]:
+    """Return the benchmarks that a run is measured by, for a model that reads `context` tokens.
+
+    Raises:
+        UserError: a name is unknown, or names a task twice, which is said before any examples are loaded; or as
+            `Benchmark` and `Benchmark.require_context`.
+    """
+    tasks = [name.partition("=")[0] for name in names]
+    for task in tasks:
+        find_task(task)
+    if twice := next((task for task in tasks if tasks.count(task) > 1), None):
+        raise UserError(f"eval_tasks names {twice} twice: a run is measured by each task once")
+    benchmarks = [Benchmark(name, tokenizer, limit) for name in names]
+    for benchmark in benchmarks:
+        benchmark.require_context(context)
+    return benchmarks
 
 
 def choice_scores(examples: Sequence[Example], encoder: Encoder, scorer: Scorer, title: str) -> ExampleScores:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -21,6 +23,7 @@ from fgpt_hf.evaluation.benchmark import Benchmark, TaskResult
 from fgpt_hf.evaluation.generation import generate
 from fgpt_hf.losses.linear_cross_entropy import token_losses
 from fgpt_hf.losses.objectives import Batch, Objective, next_token_prediction
+from fgpt_hf.model.io import context_length
 from fgpt_hf.runtime.distributed import all_reduce_sum
 from fgpt_hf.tokenizer.chat_template import rendering
 
@@ -121,9 +124,6 @@ class Benchmarks:
 
     Attributes:
         latest: the results of the last call.
-
-    Raises:
-        UserError: two benchmarks are of one task, so their results would have one name.
     """
 
     every_steps: int
@@ -131,11 +131,6 @@ class Benchmarks:
     model: PreTrainedModel
     benchmarks: Sequence[Benchmark]
     latest: list[TaskResult] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        tasks = [benchmark.name.partition("=")[0] for benchmark in self.benchmarks]
-        if twice := next((task for task in tasks if tasks.count(task) > 1), None):
-            raise UserError(f"eval_tasks names {twice} twice: a run is measured by each task once")
 
     def __call__(self, step: int) -> dict[str, float]:
         """Run all benchmarks and return their measures."""
@@ -151,8 +146,10 @@ class Benchmarks:
 class Samples:
     """Continuations of fixed prompts: `prompt`, `greedy` (likeliest tokens) and `sampled` (top-k 50).
 
+    A continuation has `max_new_tokens` or as many as the model's context has room for.
+
     Attributes:
-        prompts: texts, each read as the beginning of a document.
+        prompts: texts, each read as the beginning of a document, of which `require_room` is true.
         write: receives a line for each prompt.
         seed: set anew for each continuation, so that one does not depend on the others.
     """
@@ -177,9 +174,10 @@ class Samples:
 
     def _continuation(self, prompt: str, decoding: Mapping[str, Any]) -> str:
         torch.manual_seed(self.seed)
-        encoded: Any = self.tokenizer([f"{self.tokenizer.eos_token}{prompt}"])
-        options = {**decoding, "max_new_tokens": self.max_new_tokens}
-        (ids,) = generate(self.accelerator, self.model, encoded["input_ids"], _pad_id(self.tokenizer), **options)
+        prompt_ids = _as_document(self.tokenizer, prompt)
+        room = context_length(self.model, self.tokenizer) - len(prompt_ids)
+        options = {**decoding, "max_new_tokens": min(self.max_new_tokens, room)}
+        (ids,) = generate(self.accelerator, self.model, [prompt_ids], _pad_id(self.tokenizer), **options)
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
@@ -224,21 +222,59 @@ class ChatSamples:
         return generate(self.accelerator, self.model, encoded["input_ids"], _pad_id(self.tokenizer), **options)
 
 
+def require_room(tokenizer: PreTrainedTokenizerBase, prompt: str, context: int) -> str:
+    """Return the prompt if it leaves room for a continuation in the model's context; raise UserError if not.
+
+    Example:
+        >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+        >>> require_room(build_tokenizer(), "Once upon a time", context=5)
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: sample_prompt has 5 tokens, which leaves no room in a context of 5: shorten it
+    """
+    tokens = len(_as_document(tokenizer, prompt))
+    if tokens >= context:
+        raise UserError(
+            f"sample_prompt has {tokens} tokens, which leaves no room in a context of {context}: shorten it"
+        )
+    return prompt
+
+
+def beginning_of(tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[np.uint16], context: int) -> str:
+    """Return the first tokens of a text, eight at most, that leave room for a continuation in the model's context."""
+    texts = (str(tokenizer.decode(ids[:length], skip_special_tokens=True)) for length in range(8, 0, -1))
+    return next((text for text in texts if len(_as_document(tokenizer, text)) < context), "")
+
+
 def prompts_that_fit(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], context: int, max_new_tokens: int
 ) -> list[Prompt]:
-    """Return the prompts that leave room for a reply of `max_new_tokens` in the model's context.
+    """Return the prompts that leave room for a reply of `max_new_tokens` in the model's context."""
+    if not prompts:
+        return []
+    with rendering("the chat template refuses a prompt"):
+        encoded: Any = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)
+    room = context - max_new_tokens
+    return [prompt for prompt, ids in zip(prompts, encoded["input_ids"], strict=True) if len(ids) <= room]
+
+
+def fixed_prompts_that_fit(tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int) -> list[Prompt]:
+    """Return those of `FIXED_PROMPTS` that leave room for a reply of `max_new_tokens` in the model's context.
 
     Raises:
         UserError: none of them does.
     """
-    with rendering("the chat template refuses a prompt"):
-        encoded: Any = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)
-    room = context - max_new_tokens
-    fitting = [prompt for prompt, ids in zip(prompts, encoded["input_ids"], strict=True) if len(ids) <= room]
+    fitting = prompts_that_fit(tokenizer, FIXED_PROMPTS, context, max_new_tokens)
     if not fitting:
         raise UserError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a context of {context} tokens")
     return fitting
+
+
+def _as_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text that begins a document."""
+    encoded: Any = tokenizer([f"{tokenizer.eos_token}{text}"])
+    ids: list[int] = encoded["input_ids"][0]
+    return ids
 
 
 def _text_of(message: Mapping[str, Any]) -> str:

@@ -28,6 +28,8 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 # What tells whether each is installed, the fastest first.
 FLASH_ATTENTION = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
 
+FLEX_ATTENTION = ("cuda", "xpu", "hpu")  # the devices on which it has a backward pass
+
 
 def start_accelerator(run: Run) -> Accelerator:
     """Connect the processes of a run, choose device and precision, and set the seed.
@@ -165,12 +167,17 @@ def resolve_attn_implementation(run: Run, accelerator: Accelerator) -> str:
     """Return the attention implementation that the run names, or for `auto` the fastest one installed.
 
     Raises:
-        UserError: the run names a flash attention that is not installed.
+        UserError: the run names one that is not installed, or that cannot train on this device or in its precision.
     """
     installed = [name for name, is_available in FLASH_ATTENTION.items() if is_available()]
-    if run.attn_implementation in FLASH_ATTENTION and run.attn_implementation not in installed:
-        raise UserError(f"attn_implementation={run.attn_implementation} is not installed here: auto takes what is")
-    if run.attn_implementation != "auto":
-        return run.attn_implementation
-    is_usable = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
-    return installed[0] if installed and is_usable else "sdpa"
+    named, device = run.attn_implementation, accelerator.device.type
+    has_flash_attention = device == "cuda" and accelerator.mixed_precision != "no"
+    if named == "auto":
+        return installed[0] if installed and has_flash_attention else "sdpa"
+    if named in FLASH_ATTENTION and named not in installed:
+        raise UserError(f"attn_implementation={named} is not installed here: auto takes what is")
+    if named in FLASH_ATTENTION and not has_flash_attention:
+        raise UserError(f"attn_implementation={named} needs a CUDA GPU and --bf16 or --fp16: auto takes what works")
+    if named == "flex_attention" and device not in FLEX_ATTENTION:
+        raise UserError(f"attn_implementation=flex_attention cannot train on a {device}: auto takes what works")
+    return named

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 SomeRun = TypeVar("SomeRun", bound=Run)
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
+FAR_ABOVE = 2  # more than the estimate may be wrong by
 LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s
 
 
@@ -78,17 +79,35 @@ def plan_training(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: in
         epoch_rows: rows of an epoch, for a run whose length is a number of epochs.
 
     Raises:
-        UserError: weights, gradients and optimizer take more than a device has, or not even one row fits beside them;
-            or the rows of a step do not divide evenly among the processes.
+        UserError: as `require_memory`.
     """
-    if run.auto_find_batch_size and largest_micro_batch(run, config, machine) is None:
-        raise UserError(_refusal(run, config, machine))
+    require_memory(run, config, machine)
     plan = _plan(run, config, machine, epoch_rows)
     for line in _needs(run, plan, config, machine):
         logger.info(line)
-    if memory(run, config, machine, 1, plan.micro_batches).fixed > machine.memory_bytes:
-        raise UserError(_refusal(run, config, machine))
     return plan
+
+
+def require_memory(run: Run, config: FGPTConfig, machine: Machine) -> None:
+    """Raise UserError if the run cannot fit such devices, whatever its data.
+
+    Either weights, gradients and optimizer take more than a device has, or not even one row fits beside them where the
+    micro-batch is left open, or a given one takes `FAR_ABOVE` times what a device has; or the rows of a step do not
+    divide evenly among the processes. What a micro-batch of preference pairs takes is not known, only a bound.
+    """
+    if run.auto_find_batch_size and largest_micro_batch(run, config, machine) is None:
+        raise UserError(_refusal(run, config, machine))
+    rows = 1 if run.auto_find_batch_size else run.per_device_train_batch_size
+    need = memory(run, config, machine, rows, run.gradient_accumulation_steps)
+    if need.fixed > machine.memory_bytes:
+        raise UserError(_refusal(run, config, machine))
+    if need.total > FAR_ABOVE * machine.memory_bytes and not isinstance(run, PreferenceRun):
+        largest = largest_micro_batch(run, config, machine)
+        fits = f"up to {largest} rows fit: try --per_device_train_batch_size auto" if largest else "not one row fits"
+        raise UserError(
+            f"per_device_train_batch_size={rows} takes {_gigabytes(need.total)}, and {machine.name} has "
+            f"{_gigabytes(machine.memory_bytes)}: {fits}"
+        )
 
 
 def _plan(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fgpt_hf.cli.main import run
-from fgpt_hf.evaluation.benchmark import Benchmark
+from fgpt_hf.errors import UserError
+from fgpt_hf.evaluation.benchmark import Benchmark, load_benchmarks
 from fgpt_hf.evaluation.checks import Benchmarks
 from tests.support.forked import run_command
 from tests.support.tiny import CONTEXT, random_model, save, tokenizer
@@ -48,11 +49,32 @@ def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
 
 
 def test_benchmarks_that_could_not_be_told_apart_or_have_no_file_are_refused(questions: Path) -> None:
-    two = [Benchmark(name, tokenizer(), limit=2) for name in (f"pydocs-choice={questions}", "pydocs-choice")]
+    two = [f"pydocs-choice={questions}", "pydocs-choice"]
     with pytest.raises(ValueError, match="eval_tasks names pydocs-choice twice"):
-        Benchmarks(1, Accelerator(cpu=True), random_model(), two)
+        load_benchmarks(two, tokenizer(), CONTEXT)
     with pytest.raises(ValueError, match="pydocs-validation= names no file"):
         Benchmark("pydocs-validation=", tokenizer())
+
+
+def test_an_unknown_benchmark_is_refused_before_another_one_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgpt_hf.evaluation.benchmark.load_examples", lambda *given: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match="unknown task 'hellaswagg'"):
+        load_benchmarks(["piqa", "hellaswagg"], tokenizer(), CONTEXT)
+
+
+def test_an_example_longer_than_the_context_is_refused_when_it_is_loaded(questions: Path) -> None:
+    """As running the benchmark would refuse it, at its first example of that kind."""
+    name = f"pydocs-choice={questions}"
+    for context in range(1, 30):
+        model = random_model(max_position_embeddings=context)
+        try:
+            Benchmark(name, tokenizer()).run(Accelerator(cpu=True), model)
+        except UserError as error:
+            with pytest.raises(UserError) as refused:
+                load_benchmarks([name], tokenizer(), context)
+            assert str(refused.value) == str(error)
+        else:
+            load_benchmarks([name], tokenizer(), context)
 
 
 def evaluate(folder: Path, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:

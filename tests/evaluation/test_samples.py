@@ -2,13 +2,22 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from transformers import GenerationConfig
 
 from fgpt_hf import FGPTForCausalLM
-from fgpt_hf.evaluation.checks import FIXED_PROMPTS, ChatSamples, Samples, prompts_that_fit
+from fgpt_hf.evaluation.checks import (
+    FIXED_PROMPTS,
+    ChatSamples,
+    Samples,
+    beginning_of,
+    fixed_prompts_that_fit,
+    prompts_that_fit,
+    require_room,
+)
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from tests.support.tiny import CONTEXT, random_model, tokenizer
 
@@ -54,8 +63,25 @@ def test_replies_are_written_and_measured(model: FGPTForCausalLM) -> None:
     assert 0 <= measured["answers_ended"] <= 1 and 0 <= measured["answer_tokens"] <= 5
 
 
-def test_prompts_without_room_for_a_reply_are_left_out_and_none_at_all_is_refused() -> None:
+def test_prompts_without_room_for_a_reply_are_left_out_and_no_fixed_one_is_refused() -> None:
     long: Any = [{"role": "user", "content": "word " * CONTEXT}]
     assert prompts_that_fit(tokenizer(), [long, *FIXED_PROMPTS], CONTEXT, 8) == FIXED_PROMPTS
-    with pytest.raises(ValueError, match=f"max_new_tokens=8 leaves no room for a prompt in a context of {CONTEXT}"):
-        prompts_that_fit(tokenizer(), [long], CONTEXT, 8)
+    assert prompts_that_fit(tokenizer(), [long], CONTEXT, 8) == prompts_that_fit(tokenizer(), [], CONTEXT, 8) == []
+    assert fixed_prompts_that_fit(tokenizer(), CONTEXT, 8) == FIXED_PROMPTS
+    with pytest.raises(ValueError, match="max_new_tokens=8 leaves no room for a prompt in a context of 12"):
+        fixed_prompts_that_fit(tokenizer(), 12, 8)
+
+
+@pytest.mark.parametrize("context", [6, 9, 32, 49])
+def test_a_continuation_ends_where_the_context_does(context: int) -> None:
+    lines: list[Any] = []
+    model = random_model(max_position_embeddings=context)
+    row = np.array(tokenizer()("Ünïcödé 🜂🜁🜄").input_ids, dtype=np.uint16)
+    prompts = [
+        require_room(tokenizer(), "Once upon a time", context),
+        beginning_of(tokenizer(), row, context),
+    ]
+    Samples(1, Accelerator(cpu=True), model, tokenizer(), prompts, lines.append, seed=3)(0)
+    assert [line["prompt"] for line in lines] == prompts
+    room = context - len(tokenizer()("<|endoftext|>Once upon a time").input_ids)
+    assert len(tokenizer()(lines[0]["greedy"]).input_ids) >= min(room, 1)
