@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import GPT2Config
 
@@ -21,6 +22,7 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 ORIGINAL_HEADS = 24  # the weights do not show how many heads there are
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXACT_GELU = "gelu"  # used by nanoGPT and the original; GPT-2 itself has the tanh approximation
 
 # GPT-2's names of modules, each with FGPT's.
@@ -70,7 +72,9 @@ def from_checkpoint(checkpoint: Mapping[str, Any], num_attention_heads: int | No
     layout = _layout(state, "nanogpt" if "model_args" in checkpoint else "original-2026")
     if layout == "original-2025":
         state = fold_output_projections(state)
-    heads = num_attention_heads or checkpoint.get("model_args", {}).get("n_head", ORIGINAL_HEADS)
+    recorded = checkpoint.get("model_args")
+    recorded_heads = recorded.get("n_head", ORIGINAL_HEADS) if isinstance(recorded, Mapping) else ORIGINAL_HEADS
+    heads = num_attention_heads or recorded_heads
     weights = fgpt_names(state)
     shape = {"num_attention_heads": heads, "hidden_act": EXACT_GELU, "pad_token_id": None}
     return ConvertedWeights(layout, *_network(weights, shape))
@@ -200,24 +204,33 @@ def _layout(state: Mapping[str, Any], fused_layout: str) -> str:
     patterns = [re.sub(r"\.h\.\d+\.", ".h.N.", name) for name in state]
     weights = {pattern for pattern in patterns if not re.search(r"[._]bias$", pattern)} - {"lm_head.weight"}
     layers = patterns.count("transformer.h.N.ln_1.weight")
-    is_even = all(patterns.count(pattern) == layers for pattern in patterns if ".h.N." in pattern)
+    numbers = {int(number) for number in re.findall(r"\.h\.(\d+)\.", " ".join(state))}
+    is_even = numbers == set(range(layers)) and all(
+        patterns.count(pattern) == layers for pattern in patterns if ".h.N." in pattern
+    )
     are_tensors = all(isinstance(value, Tensor) for value in state.values())
     for layout, expected in ((fused_layout, _FUSED), ("original-2025", _TWICE_PROJECTED)):
         if weights == expected and is_even and are_tensors:
-            _require_matrices(state)
+            _require_plain_weights(state)
             return layout
     shown = ", ".join(sorted(set(patterns))[:40]) or "nothing"
     raise UserError(
         f"unknown layout: expected {', '.join(sorted(_FUSED))} for each layer N, or with attn.attn.in_proj_weight and "
         f"attn.attn.out_proj.weight in place of attn.c_attn.weight; found {shown}"
-        + ("" if is_even else ", and not every one of them in every layer")
+        + ("" if is_even else ", and not every one of them in every layer from 0 on")
     )
 
 
-def _require_matrices(state: Mapping[str, Tensor]) -> None:
+def _require_plain_weights(state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are no floating-point numbers in memory, or have another rank than a weight of their name."""
     for name, tensor in state.items():
-        if name.endswith("weight") and ".ln_" not in name and tensor.dim() != 2:
-            raise UserError(f"the weights do not fit together: {name} should be a matrix, not {tuple(tensor.shape)}")
+        if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}{', without values' if tensor.is_meta else ''}"
+            raise UserError(f"{name} should hold floating-point numbers ({kind}): save it with .to_dense().float()")
+        is_matrix = name.endswith("weight") and ".ln_" not in name
+        if tensor.dim() != (2 if is_matrix else 1):
+            rank = "matrix" if is_matrix else "vector"
+            raise UserError(f"the weights do not fit together: {name} should be a {rank}, not {tuple(tensor.shape)}")
 
 
 def fold_output_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -230,13 +243,23 @@ def fold_output_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outer, inner = state[f"{second}.weight"].double(), state[f"{first}.weight"].double()
         if outer.shape[1] != len(inner):
             raise UserError(f"the weights do not fit together: {first}.weight and {second}.weight cannot be multiplied")
-        zero = torch.zeros(len(outer), dtype=torch.float64)
-        bias = outer @ state.get(f"{first}.bias", zero).double() + state.get(f"{second}.bias", zero).double()
+        bias = outer @ _bias(state, first) + _bias(state, second)
         folded[f"{second}.weight"], folded[f"{second}.bias"] = (outer @ inner).to(dtype), bias.to(dtype)
         folded[f"{attention}c_attn.weight"] = state[name]
         if f"{attention}attn.in_proj_bias" in state:
             folded[f"{attention}c_attn.bias"] = state[f"{attention}attn.in_proj_bias"]
     return folded
+
+
+def _bias(state: Mapping[str, Tensor], module: str) -> Tensor:
+    """Return a linear module's bias as float64; zeros if it has none."""
+    rows = len(state[f"{module}.weight"])
+    bias = state.get(f"{module}.bias", torch.zeros(rows)).double()
+    if len(bias) != rows:
+        raise UserError(
+            f"the weights do not fit together: {module}.bias should be {(rows,)} and is {tuple(bias.shape)}"
+        )
+    return bias
 
 
 def _network(weights: dict[str, Tensor], options: Mapping[str, Any]) -> tuple[FGPTConfig, dict[str, Tensor]]:
@@ -260,7 +283,7 @@ def _network(weights: dict[str, Tensor], options: Mapping[str, Any]) -> tuple[FG
         config = FGPTConfig(**{**options, **shape})
         with torch.device("meta"):
             expected = FGPTForCausalLM(config).state_dict()
-    except ValueError as error:  # heads that do not divide the width; an unknown activation
+    except (ValueError, StrictDataclassError) as error:  # heads that do not divide the width; an unknown activation
         raise UserError(" ".join(str(error).split())) from error
     for name, tensor in expected.items():
         if name.endswith(".bias"):

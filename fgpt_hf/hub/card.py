@@ -1,5 +1,6 @@
 """The model card: rendered from what a run recorded, around what people wrote."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fgpt_hf.hub.stage import HUB, Stage
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 MARKDOWN = {"text": text, "code": code, "code_block": code_block, "link": link, "table": table}
+MAX_LOSS = 100  # nats per token; the perplexity of a larger one says nothing, and may be no number
 _PAPERS = {
     "DPO": ("Direct Preference Optimization", "https://arxiv.org/abs/2305.18290"),
     "IPO": ("Identity Preference Optimization", "https://arxiv.org/abs/2310.12036"),
@@ -100,6 +102,7 @@ def figure_files(record: RunRecord) -> dict[str, Path]:
 def _template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
     stage = record.stage
     base_model = _base_model(record, options)
+    loss = next((m.value for m in validation_measurements(record) if m.metric == "loss"), None)
     return {
         "record": record,
         "stage": stage,
@@ -117,7 +120,8 @@ def _template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
         "figures": figure_files(record),
         "result_rows": list(result_rows(record)),
         "answers": answer_rows(record),
-        "validation_loss": next((m.value for m in validation_measurements(record) if m.metric == "loss"), None),
+        "validation_loss": loss,
+        "perplexity": math.exp(loss) if loss is not None and loss < MAX_LOSS else None,
         "citation_key": re.sub(r"\W+", "-", options.repo_id or ""),
     }
 

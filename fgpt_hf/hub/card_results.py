@@ -90,20 +90,21 @@ def result_files(record: RunRecord) -> dict[str, bytes]:
     """Return the files of `.eval_results/`, one for each task that went through a whole data set of the Hub."""
     files, results = {}, record.results
     for task, dataset in results.datasets.items():
+        metrics = results.tasks.get(task, {})
         headline = results.runs[task].headline_metric if task in results.runs else None
         entries = [
             EvalResultEntry(
                 dataset_id=dataset.id,
                 task_id=dataset.task_id,
                 value=value,
-                notes=_notes(metric, results.conventions.get(metric), results.tasks[task].get(f"{metric}_stderr")),
+                notes=_notes(metric, results.conventions.get(metric), metrics.get(f"{metric}_stderr")),
             )
-            for metric, value in results.tasks[task].items()
+            for metric, value in metrics.items()
             if not metric.endswith("_stderr") and headline in (None, metric)
         ]
         if entries:
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
-            files[f".eval_results/{task}.yaml"] = text.encode()
+            files[f".eval_results/{re.sub('[^A-Za-z0-9_-]', '-', task)}.yaml"] = text.encode()
     return files
 
 

@@ -250,3 +250,33 @@ def test_shapes_that_do_not_fit_together_are_refused_by_name() -> None:
 def test_a_vocabulary_cannot_shrink() -> None:
     with pytest.raises(UserError, match="vocab_size=95 is too small: the weights have 96 tokens"):
         pad_vocabulary(from_checkpoint(checkpoint("nanogpt")), VOCABULARY - 1)
+
+
+ODD = [
+    *(torch.ones(shape) for shape in ((), (3,), (0,), (0, 0), (2, 2), (48, 96), (144, 48, 2))),
+    *(torch.ones(WIDTH, WIDTH).to(dtype) for dtype in (torch.int64, torch.complex64, torch.bool, torch.float8_e4m3fn)),
+    torch.ones(WIDTH, WIDTH).to_sparse(),
+    torch.empty(WIDTH, WIDTH, device="meta"),
+]
+
+
+@pytest.mark.parametrize("layout", ["original-2025", "original-2026", "nanogpt"])
+def test_a_weight_of_any_other_type_or_shape_is_one_clear_line(layout: str) -> None:
+    state = checkpoint(layout)
+    names = [name for name in state if ".h.1." not in name]
+    for name in names:
+        for odd in ODD:
+            with pytest.raises(UserError, match="do not fit together|should hold floating-point|heads|at least 1"):
+                from_checkpoint({"model": state | {name: odd}})
+
+
+@pytest.mark.parametrize("recorded", [{"n_head": "x"}, {"n_head": -1}, {"n_head": 2.5}, {"n_head": 10**30}])
+def test_heads_that_no_network_has_are_one_clear_line(recorded: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="num_attention_heads"):
+        from_checkpoint({"model": checkpoint("nanogpt"), "model_args": recorded})
+
+
+def test_layers_that_do_not_begin_at_zero_are_refused() -> None:
+    state = {name.replace(".h.0.", ".h.7."): weight for name, weight in checkpoint("nanogpt").items()}
+    with pytest.raises(UserError, match="unknown layout: .* not every one of them in every layer from 0 on"):
+        from_checkpoint({"model": state, "model_args": {}})

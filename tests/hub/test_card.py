@@ -18,7 +18,7 @@ from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import InstructRun, Run
 from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.errors import UserError
-from fgpt_hf.evaluation.results import ResultsRecord
+from fgpt_hf.evaluation.results import ResultsRecord, TaskDataset
 from fgpt_hf.hub.card import build_card, card_data, figure_files, update_card, write_card
 from fgpt_hf.hub.card_merge import merge_card
 from fgpt_hf.hub.card_options import CardOptions
@@ -423,6 +423,18 @@ def test_damaged_files_are_named(run: Path, tmp_path: Path, name: str, content: 
     (tmp_path / "run" / name).write_text(content)
     with pytest.raises(UserError, match=problem):
         write_card(tmp_path / "run" / "model")
+
+
+def test_results_cannot_name_files_outside_their_folder_or_tasks_without_results(record: RunRecord) -> None:
+    dataset = TaskDataset(id="a/b", task_id="t", split="test")
+    tasks, datasets = {"../../x": {"acc": 0.3}}, {"../../x": dataset, "unmeasured": dataset}
+    files = result_files(replace(record, results=ResultsRecord(tasks=tasks, datasets=datasets)))
+    assert list(files) == [".eval_results/------x.yaml"]
+
+
+def test_a_loss_that_no_model_has_breaks_no_card(record: RunRecord) -> None:
+    card = build_card(replace(record, metrics=[{**METRICS[-1], "eval_loss": 1e30}]), OPTIONS)
+    assert "perplexity" not in card
 
 
 def test_results_may_hold_nothing_but_tasks(record: RunRecord) -> None:

@@ -258,6 +258,17 @@ def test_a_link_in_a_run_or_its_model_is_refused_before_the_hub_is_asked(
     assert server.requests == []
 
 
+def test_an_adapter_is_not_published_as_a_stock_gpt2_that_its_card_would_deny(run: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "model", adapter, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
+    shutil.copy(run / "model" / "model.safetensors", adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"is an adapter, .*: merge it with `fgpt export .* --format gpt2`, and publish"
+    ):
+        main.run(["publish", str(adapter), "tester/tiny", "--as", "gpt2", "--dry_run"])
+
+
 @pytest.mark.parametrize("folder", ["model", "figures"])
 def test_a_linked_folder_is_refused(folder: str, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
