@@ -87,13 +87,14 @@ class TrainingStage:
             on_checkpoint=self._uploader.push_checkpoint,
         )
 
-    def finish(
-        self, trainer: Trainer, outcome: Outcome, data: DataProvenance, results: Sequence[TaskResult] = ()
-    ) -> None:
-        """Record where the model comes from and its results, print the report, and publish a complete model."""
+    def record_results(self, results: Sequence[TaskResult]) -> None:
+        """Write benchmark results into the run's folder."""
+        record_results(self.folder, self.accelerator, results)
+
+    def finish(self, trainer: Trainer, outcome: Outcome, data: DataProvenance) -> None:
+        """Record where the model comes from, print the report, and publish a complete model."""
         progress, self._exit_code = outcome.progress, outcome.exit_code
         record_provenance(self.folder, self.accelerator, data, trainer.objective.model.config, progress.tokens)
-        record_results(self.folder, self.accelerator, results)
         if self.folder.is_writer:
             draw_figures(self.folder.path)
             print(summarize_run(self.folder.path))

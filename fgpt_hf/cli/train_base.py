@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         # Checks
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
         loss = ValidationLoss(run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows)
-        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks)
+        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         prompts = [prompt, beginning_of(tokenizer, data.validation[0, 1:], context)]
         write = stage.folder.append_sample
         samples = Samples(run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         outcome = trainer.fit()
 
         # Report and Hub
-        stage.finish(trainer, outcome, data.provenance, benchmarks.latest)
+        stage.finish(trainer, outcome, data.provenance)
 
 
 def new_model(run: BaseRun) -> FGPTForCausalLM:

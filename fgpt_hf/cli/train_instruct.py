@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         loss = ValidationLoss(
             run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, collate=chat_batch
         )
-        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks)
+        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         prompts += prompts_that_fit(tokenizer, data.prompts, context, run.max_new_tokens)
         write = stage.folder.append_sample
         samples = ChatSamples(
@@ -65,4 +65,4 @@ def main(arguments: Sequence[str]) -> None:
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, outcome, data.provenance, benchmarks.latest)
+        stage.finish(trainer, outcome, data.provenance)

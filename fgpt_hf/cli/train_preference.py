@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         # Checks
         objective = PreferenceObjective(model, loss_config)
         means = ValidationMeans(run.eval_steps, accelerator, objective, data.validation_batches(plan.rows))
-        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks)
+        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         prompts += prompts_that_fit(tokenizer, data.prompts, context, run.max_new_tokens)
         write = stage.folder.append_sample
         samples = ChatSamples(
@@ -64,4 +64,4 @@ def main(arguments: Sequence[str]) -> None:
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, outcome, data.provenance, benchmarks.latest)
+        stage.finish(trainer, outcome, data.provenance)

@@ -123,6 +123,7 @@ class Benchmarks:
     """Results on benchmarks, as `task/measure`.
 
     Attributes:
+        record: receives the results of each call at once, so that a process killed later does not lose them.
         latest: the results of the last call.
     """
 
@@ -130,11 +131,13 @@ class Benchmarks:
     accelerator: Accelerator
     model: PreTrainedModel
     benchmarks: Sequence[Benchmark]
+    record: Callable[[Sequence[TaskResult]], None]
     latest: list[TaskResult] = field(default_factory=list)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Run all benchmarks and return their measures."""
         self.latest = [benchmark.run(self.accelerator, self.model) for benchmark in self.benchmarks]
+        self.record(self.latest)
         return {
             f"{result.task.partition('=')[0]}/{name}": value
             for result in self.latest

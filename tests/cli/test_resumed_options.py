@@ -18,7 +18,7 @@ from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.checks import Benchmarks, ChatSamples, ValidationLoss, ValidationMeans
-from fgpt_hf.files import read_json_lines
+from fgpt_hf.files import read_json, read_json_lines
 from fgpt_hf.model.lora import ADAPTER
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from fgpt_hf.training.checkpoints import TrainingState, checkpoints
@@ -124,6 +124,7 @@ READ_FROM_THE_RUN = {
     *("auto_find_batch_size", "preprocessing_num_workers", "verify_rows"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 }
+BY_CONTENT = {"dataset_revision"}  # data with another content is refused wherever it comes from: tests/data
 # The instruction run trains all weights, the preference run adapters, which do not decay.
 NO_EFFECT: dict[type[Run], set[str]] = {
     BaseRun: set(),
@@ -192,6 +193,21 @@ def test_each_option_that_may_change_takes_effect(resumed: Resumed) -> None:
     assert found == {name: EFFECTS[name][2] for name in found}
 
 
+def test_a_run_killed_after_its_last_checkpoint_loses_no_result(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"eval_tasks": "pydocs-choice", "eval_task_limit": 4, "output_dir": home / "killed", "max_steps": 1}
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_save_model", killed)
+        train_base.main(flags(BaseRun, home, **changes))
+    train_base.main(flags(BaseRun, home, **changes, resume_from_checkpoint="latest"))
+    (values,) = read_json(home / "killed" / "results.json")["tasks"].values()
+    measured = read_json_lines(home / "killed" / "metrics.jsonl")[-1]
+    assert values["acc_norm"] == measured["pydocs-choice/acc_norm"] and measured["step"] == 1
+
+
 def test_the_record_says_what_was_used(resumed: Resumed) -> None:
     recorded = read_record(resumed.folder / "run.yaml")
     expected = {name: value for name, (value, *_) in EFFECTS.items() if name in asdict(resumed.trainer.run)}
@@ -214,7 +230,7 @@ def test_each_option_that_may_not_change_is_refused_in_one_line(tmp_path: Path, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_option_is_left_out(kind: type[Run]) -> None:
-    tables = [set(EFFECTS), READ_FROM_THE_RUN, ONE_START, REFUSED_TOGETHER, set(kind.fixed_on_resume())]
+    tables = [set(EFFECTS), READ_FROM_THE_RUN, BY_CONTENT, ONE_START, REFUSED_TOGETHER, set(kind.fixed_on_resume())]
     for field, _ in described_fields(kind):
         assert sum(field.name in table for table in tables) == 1, field.name
 

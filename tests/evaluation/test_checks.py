@@ -41,7 +41,9 @@ def test_a_result_counts_its_examples_and_what_was_cut(questions: Path) -> None:
 
 def test_a_check_logs_each_measure_under_its_task(questions: Path) -> None:
     benchmark = Benchmark(f"pydocs-choice={questions}", tokenizer(), limit=4)
-    logged = Benchmarks(1, Accelerator(cpu=True), random_model(), [benchmark])(0)
+    recorded: list[Any] = []
+    logged = Benchmarks(1, Accelerator(cpu=True), random_model(), [benchmark], recorded.extend)(0)
+    assert [(result.task, result.examples) for result in recorded] == [(benchmark.name, 4)]
     assert logged == {
         f"pydocs-choice/{name}": value
         for name, value in benchmark.run(Accelerator(cpu=True), random_model()).metrics.items()
