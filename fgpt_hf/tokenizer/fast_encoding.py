@@ -6,11 +6,11 @@ to encode documents; processes that only do that start quickly.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,11 +19,9 @@ import tiktoken
 
 from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.tokenizer import (
-    CHAT_TEMPLATE,
     CONTROL_TOKENS,
     END_OF_TURN_ID,
     build_tokenizer,
-    has_control_tokens,
     read_vocabulary,
 )
 
@@ -119,9 +117,20 @@ def encode_conversations(
 
 
 def _is_project_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether this is the project's tokenizer with the project's template."""
-    template = Path(__file__).with_name(CHAT_TEMPLATE).read_text(encoding="utf-8")
-    return tokenizer.chat_template == template and has_control_tokens(tokenizer)
+    """Return whether this is the project's tokenizer with the project's template, and no token or rule besides."""
+    project = build_tokenizer()
+    return (
+        type(tokenizer) is type(project)
+        and tokenizer.chat_template == project.chat_template
+        and not tokenizer.split_special_tokens
+        and _rules(tokenizer) == _rules(project)
+    )
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return all that decides the ids of a text: vocabulary, merges, added tokens and every step around them."""
+    rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
 
 
 def _has_plain_turns(messages: Sequence[Mapping[str, Any]]) -> bool:

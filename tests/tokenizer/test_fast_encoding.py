@@ -10,8 +10,18 @@ import pytest
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoTokenizer
 
-from fgpt_hf.tokenizer.fast_encoding import _CUT, _END, encode_conversation, encode_conversations, encode_documents
+from fgpt_hf.tokenizer.fast_encoding import (
+    _CUT,
+    _END,
+    _is_project_tokenizer,
+    encode_conversation,
+    encode_conversations,
+    encode_documents,
+)
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, build_tokenizer
 from tests.support.messages import parts
 
@@ -151,3 +161,43 @@ def test_many_conversations_give_what_each_gives_alone(template: Any) -> None:
             assert (together.ids.tolist(), together.loss_mask.astype(int).tolist()) == encode_conversation(
                 tokenizer, messages
             )
+
+
+def changed_tokenizer(change: str) -> Any:
+    tokenizer = build_tokenizer()
+    if change == "added token":
+        tokenizer.add_tokens(["wordy"])
+    elif change == "added token of the vocabulary":
+        tokenizer.add_tokens(["word"])
+    elif change == "added special token":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]}, replace_extra_special_tokens=False)
+    elif change == "split special tokens":
+        tokenizer.split_special_tokens = True
+    elif change == "normalizer":
+        tokenizer.backend_tokenizer.normalizer = Lowercase()
+    elif change == "prefix space":
+        tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+CHANGES = ["none", "added token", "added token of the vocabulary", "added special token", "split special tokens"]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "normalizer", "prefix space"])
+def test_the_fast_way_gives_any_tokenizer_s_own_ids_or_is_not_taken(change: str) -> None:
+    tokenizer = changed_tokenizer(change)
+    messages = [
+        {"role": "user", "content": "A wordy <tool> Here"},
+        {"role": "assistant", "content": "word\n<tool>word"},
+    ]
+    (encoded,) = encode_conversations(tokenizer, [messages])
+    assert not isinstance(encoded, ValueError)
+    assert encoded.ids.tolist() == encode_conversation(tokenizer, messages)[0]
+    assert (len(tokenizer) - 1 in encoded.ids.tolist()) == (change in ("added token", "added special token"))
+
+
+def test_the_fast_way_is_taken_for_a_tokenizer_that_was_saved_loaded_and_used(tmp_path: Path) -> None:
+    build_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer(["a", "b c"], padding=True)
+    assert _is_project_tokenizer(tokenizer)
