@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from fgpt_hf.convert.layouts import to_gpt2
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory, read_json, write_json
-from fgpt_hf.model.io import load_fgpt, save_model
+from fgpt_hf.model.io import load_fgpt, save_model, save_tokenizer
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 
@@ -86,7 +86,7 @@ def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folde
         raise _missing_package(error) from error
     with atomic_directory(folder) as partial:
         write_graph(stock_gpt2(model).float(), partial)
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
         repeat_chat_template(partial)
 
 

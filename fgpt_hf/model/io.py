@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from fgpt_hf.errors import UserError
@@ -24,8 +25,18 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.folder_checks import check_config_file, check_size
 from fgpt_hf.model.lora import adapters_below, merge_adapter_into
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.model.own_code import causal_model_class
 from fgpt_hf.tokenizer.chat_template import require_bounded_template
 
+LOADING_OPTIONS = (
+    "is_local",
+    "local_files_only",
+    "trust_remote_code",
+    "_commit_hash",
+    "revision",
+    "token",
+    "cache_dir",
+)
 DEFAULT_CONTEXT = 2048  # lm-evaluation-harness' own, for models and tokenizers that name none
 
 
@@ -53,15 +64,20 @@ def load_model(
         ('FGPTForCausalLM', 'Hello')
     """
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model: PreTrainedModel = load_weights(AutoModelForCausalLM, name, dtype=dtype, trust_remote_code=trust_remote_code)
+    base, *_ = adapters_below(name)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    with _user_errors(_label(base, name), "code"):
+        kind = causal_model_class(base, config, trust_remote_code)
+    model: PreTrainedModel = load_weights(kind, name, dtype=dtype, trust_remote_code=trust_remote_code)
     return model.eval(), tokenizer
 
 
-def load_fgpt(name: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
+def load_fgpt(name: str, dtype: torch.dtype | str = "auto") -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
     """Load an FGPT model, in evaluation mode, and its tokenizer.
 
     Args:
         name: a model's or a run's folder, or a model's id on the Hub.
+        dtype: type of the weights, or "auto" for the stored one.
 
     Raises:
         UserError: there is no such model, it is of another type, or one of its files is damaged.
@@ -73,8 +89,28 @@ def load_fgpt(name: str) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
             f"{name} holds a model of type {config.model_type!r}, not {FGPTConfig.model_type!r}: convert a GPT-2 with "
             "`fgpt convert`"
         )
-    model: FGPTForCausalLM = load_weights(FGPTForCausalLM, source)
+    model: FGPTForCausalLM = load_weights(FGPTForCausalLM, source, dtype=dtype)
+    if broken := non_finite_weights(model):
+        raise UserError(
+            f"{len(broken)} weights of {name} hold NaN or infinite values, such as {broken[0]}: take a model from "
+            "before it broke, such as an earlier checkpoint"
+        )
     return model.eval(), load_tokenizer(source)
+
+
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Return the names of parameters with NaN or infinite values; of sharded ones, in this process's part.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = nn.init.constant_(layer.bias, float("nan"))
+        >>> non_finite_weights(layer)
+        ['bias']
+    """
+    parts = (
+        (name, getattr(weight, "to_local", lambda weight=weight: weight)()) for name, weight in model.named_parameters()
+    )
+    return [name for name, part in parts if not part.detach().isfinite().all()]
 
 
 def load_config(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedConfig:
@@ -136,7 +172,7 @@ def _check_folder(kind: Any, name: str, dtype: Any = None, trust_remote_code: bo
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         return
     config = load_config(name, trust_remote_code=trust_remote_code)
-    if type(config).__module__.partition(".")[0] in ("transformers", "fgpt_hf"):
+    if all(thing.__module__.partition(".")[0] in ("transformers", "fgpt_hf") for thing in (type(config), kind)):
         with torch.device("meta"):
             network = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
         check_size(name, network, dtype.itemsize if isinstance(dtype, torch.dtype) else 1)
@@ -196,10 +232,23 @@ def save_model(
     """
     try:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         apply_umask(folder)  # safetensors' files can be read by their owner alone
     except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
         raise OSError(errno.EIO, f"could not write: {error}", str(folder)) from error
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files, without the traces of how it was loaded and used.
+
+    A call with `padding` or `truncation` leaves that on, and loading leaves its options among those of the tokenizer.
+    """
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer.backend_tokenizer.no_padding()  # each call that needs it sets it anew
+        tokenizer.backend_tokenizer.no_truncation()
+    for name in LOADING_OPTIONS:
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.save_pretrained(folder)
 
 
 def model_folder(path: Path) -> Path:

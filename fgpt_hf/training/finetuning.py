@@ -24,7 +24,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
 from fgpt_hf.files import atomic_directory, read_cached_array, write_cached_array
-from fgpt_hf.model.io import load_fgpt, save_model
+from fgpt_hf.model.io import load_config, load_fgpt, model_name, save_model
 from fgpt_hf.model.lora import ADAPTER, add_adapter, merge_adapter_into
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.tokenizer import (
@@ -43,19 +43,33 @@ logger = logging.getLogger(__name__)
 def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:
     """Return the model of `run.model_name_or_path`, with an adapter if the run asks for one, and its tokenizer.
 
+    Parameters are float32, whatever they are stored in: half precision rounds small steps away.
+
     Raises:
-        UserError: there is no such model, or it has another architecture, another vocabulary or no chat template.
+        UserError: there is no such model, it has another architecture, another vocabulary or no chat template, or its
+            weights are not finite.
     """
-    model, tokenizer = load_fgpt(run.model_name_or_path)
+    model, tokenizer = load_fgpt(run.model_name_or_path, torch.float32)
+    stored = load_config(model_name(run.model_name_or_path)).dtype
+    if stored not in (None, torch.float32):
+        logger.info(
+            "%s is stored in %s: it learns in float32, and so is the result",
+            *(run.model_name_or_path, str(stored).removeprefix("torch.")),
+        )
     if not has_control_tokens(tokenizer) or model.config.vocab_size <= PAD_ID:
         raise UserError(
             f"{run.model_name_or_path} has another vocabulary: {len(tokenizer):,} tokens, {model.config.vocab_size:,} "
             f"embeddings, without {', '.join(CONTROL_TOKENS)} at their ids. `fgpt convert` adds them to a GPT-2"
         )
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{run.model_name_or_path} has {len(tokenizer):,} tokens but {model.config.vocab_size:,} embeddings: call "
+            "model.resize_token_embeddings(len(tokenizer)), and save it again"
+        )
     if not tokenizer.chat_template:
         raise UserError(f"{run.model_name_or_path} has no chat template: put chat_template.jinja into its folder")
     model.generation_config = GenerationConfig(**GENERATION_IDS)
-    if run.new_token_init == "mean" and (tokens := unseen_role_tokens(model)):
+    if run.new_token_init == "mean" and (tokens := unseen_role_tokens(model, len(tokenizer))):
         start_from_mean(model, tokens)
         logger.info(
             "%s: never seen by %s, so they start from the mean of all embeddings",
@@ -69,15 +83,19 @@ def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
-def unseen_role_tokens(model: PreTrainedModel) -> Sequence[str]:
+def unseen_role_tokens(model: PreTrainedModel, num_tokens: int = PAD_ID) -> Sequence[str]:
     """Return the role tokens that training never saw: their embeddings lie within the cluster of unused tokens.
 
     Each step moves the embeddings of all tokens that occur in no text in the same way, away from the states that
     predict other tokens.
+
+    Args:
+        num_tokens: the size of the tokenizer, with the tokens that a user added; embeddings behind them are unused.
     """
     rows: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]  # torch: Tensor | Module
-    center = rows[PAD_ID:].mean(dim=0)
-    farthest = (rows[PAD_ID:] - center).norm(dim=1).max()
+    unused = torch.cat([rows[PAD_ID : PAD_ID + 1], rows[max(num_tokens, PAD_ID + 1) :]])
+    center = unused.mean(dim=0)
+    farthest = (unused - center).norm(dim=1).max()
     return [token for token in ROLE_TOKENS if (rows[CONTROL_TOKENS[token]] - center).norm() <= farthest]
 
 
@@ -95,7 +113,7 @@ def start_from_mean(model: FGPTForCausalLM, tokens: Sequence[str]) -> None:
 def merge_adapter(run: TuningRun, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
     """Replace the adapter of a finished run by the whole model, if the run asks for that."""
     if run.use_peft and run.merge_adapter and folder.is_writer and (folder.model / ADAPTER).is_file():
-        base, _ = load_fgpt(run.model_name_or_path)
+        base, _ = load_fgpt(run.model_name_or_path, torch.float32)
         base.generation_config = GenerationConfig(**GENERATION_IDS)
         whole = merge_adapter_into(base, folder.model)
         with atomic_directory(folder.model) as partial:

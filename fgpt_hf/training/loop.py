@@ -22,7 +22,7 @@ from fgpt_hf.data.batches import Batches
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.losses.objectives import Objective
-from fgpt_hf.model.io import save_model
+from fgpt_hf.model.io import non_finite_weights, save_model
 from fgpt_hf.runtime.distributed import (
     all_reduce_sum,
     evaluating,
@@ -151,6 +151,7 @@ class Trainer:
             if self.plan.max_steps < step_of(checkpoint):
                 raise too_few_steps(self.plan.max_steps, step_of(checkpoint))
             state.restore(checkpoint)
+        self._require_finite_weights(model)
         self.folder.begin(self.plan, state.progress.step if checkpoint else None)
         if run.report_to != "none":
             options = asdict(self.plan.fill_in(run))
@@ -162,6 +163,14 @@ class Trainer:
         found: list[Path | None] = [self.folder.checkpoint if self.folder.is_writer else None]
         broadcast_object_list(found)
         return found[0]
+
+    def _require_finite_weights(self, model: nn.Module) -> None:
+        """Raise UserError on all processes if a weight of one of them is no number: every step would be skipped."""
+        broken = non_finite_weights(model)
+        if any(all_reduce_sum(self.accelerator, float(len(broken)))):
+            start = self.folder.checkpoint or "the model"
+            example = f", such as {broken[0]}" if broken else ""
+            raise UserError(f"weights of {start} hold NaN or infinite values{example}: take an earlier checkpoint")
 
     def _save_model(self, state: TrainingState) -> None:
         weights = state.weights()

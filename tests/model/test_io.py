@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
-from fgpt_hf.model.io import DEFAULT_CONTEXT, context_length, load_fgpt, load_model, save_model
+from fgpt_hf.errors import UserError
+from fgpt_hf.model.io import DEFAULT_CONTEXT, context_length, load_fgpt, load_model, load_tokenizer, save_model
+from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from tests.support.tiny import CONTEXT, random_model, save, tokenizer
+
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 
 def damaged(folder: Path, **config: int) -> None:
@@ -62,3 +67,35 @@ def test_every_file_of_a_saved_model_can_be_read_by_those_whom_the_umask_lets(tm
     (tmp_path / "new").touch()
     modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
     assert (tmp_path / "model" / "model.safetensors").is_file() and modes == {(tmp_path / "new").stat().st_mode}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_one_line(value: float, tmp_path: Path) -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = value
+    folder = save(model, tmp_path / "model")
+    with pytest.raises(UserError, match=r"1 weights of .* hold NaN or infinite values, such as model\.layers\.1\.mlp"):
+        load_fgpt(str(folder))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name in TOKENIZER_FILES}
+
+
+def test_a_tokenizer_that_was_loaded_and_used_is_saved_as_it_was_built(tmp_path: Path) -> None:
+    build_tokenizer(CONTEXT).save_pretrained(tmp_path / "built")
+    used = load_tokenizer(str(tmp_path / "built"))
+    used(["one", "more than one"], padding=True, truncation=True, max_length=2)
+    save_model(random_model(), used, tmp_path / "model")
+    assert contents(tmp_path / "model") == contents(tmp_path / "built")
+    assert contents(tmp_path / "model").keys() == TOKENIZER_FILES
+    again = load_tokenizer(str(tmp_path / "model"))
+    assert again(["one", "more than one"], padding=True)["input_ids"][0][0] == again.pad_token_id
+
+
+def test_tokens_that_a_user_added_are_saved(tmp_path: Path) -> None:
+    own = build_tokenizer(CONTEXT)
+    own.add_tokens(["<tool>"])
+    save_model(random_model(), own, tmp_path / "model")
+    assert load_tokenizer(str(tmp_path / "model")).convert_tokens_to_ids("<tool>") == len(own) - 1

@@ -11,10 +11,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fgpt_hf.config.presets import INSTRUCT_PRESETS
 from fgpt_hf.config.runs import InstructRun
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import save_model
 from fgpt_hf.model.lora import restore_adapter
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
-from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID, PAD_ID, ROLE_TOKENS
+from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID, PAD_ID, ROLE_TOKENS, build_tokenizer
 from fgpt_hf.training.finetuning import merge_adapter, open_model, unseen_role_tokens
 from fgpt_hf.training.optim import parameter_groups
 from fgpt_hf.training.run_folder import RunFolder
@@ -76,6 +77,56 @@ def test_models_that_cannot_be_tuned_are_refused_with_what_would_work(base: Path
         with pytest.raises(ValueError) as error:
             open_model(run_from(folder))
         assert answer in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_precision_learn_and_are_saved_in_float32(
+    stored: torch.dtype, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    half = FGPTForCausalLM.from_pretrained(base, dtype=stored)
+    save(half, tmp_path / "half")
+    model, own_tokenizer = open_model(run_from(tmp_path / "half", new_token_init="keep"))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert torch.equal(model.model.embed_tokens.weight, half.model.embed_tokens.weight.float())
+    name = str(stored).removeprefix("torch.")
+    assert f"{tmp_path / 'half'} is stored in {name}: it learns in float32, and so is the result" in caplog.messages
+    step_of(model)
+    save_model(model, own_tokenizer, tmp_path / "result")
+    result = FGPTForCausalLM.from_pretrained(tmp_path / "result")
+    assert result.dtype == torch.float32 and torch.equal(logits(result), logits(model))
+
+
+def test_an_adapter_of_a_model_in_half_precision_is_merged_in_float32(base: Path, tmp_path: Path) -> None:
+    save(FGPTForCausalLM.from_pretrained(base, dtype=torch.bfloat16), tmp_path / "half")
+    run = run_from(tmp_path / "half", use_peft=True, lora_r=4, output_dir=str(tmp_path / "run"), bf16=False)
+    model, own_tokenizer = open_model(run)
+    step_of(model)
+    folder = RunFolder(run)
+    save_model(model, own_tokenizer, folder.model)
+    merge_adapter(run, folder, own_tokenizer)
+    whole = FGPTForCausalLM.from_pretrained(folder.model)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(logits(whole), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_that_a_user_added_do_not_make_role_tokens_look_unseen(base: Path, tmp_path: Path) -> None:
+    model, _ = open_model(run_from(base, new_token_init="keep"))
+    own = build_tokenizer(64)
+    own.add_tokens(["<tool>"])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[[*ROLE_IDS, len(own) - 1]] *= 2
+    save_model(model, own, tmp_path / "own")
+    tuned, _ = open_model(run_from(tmp_path / "own"))
+    assert torch.equal(tuned.model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+
+def test_more_tokens_than_embeddings_are_refused(base: Path, tmp_path: Path) -> None:
+    own = build_tokenizer(64)
+    own.add_tokens([f"<tool {number}>" for number in range(50)])
+    save_model(FGPTForCausalLM.from_pretrained(base), own, tmp_path / "own")
+    with pytest.raises(UserError, match="has 50,312 tokens but 50,304 embeddings: call model.resize"):
+        open_model(run_from(tmp_path / "own"))
 
 
 # adapters
