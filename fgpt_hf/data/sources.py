@@ -8,7 +8,7 @@ that does not fit on its disk, `corpora.open_corpus` streams documents.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +89,6 @@ class DataProvenance:
 
     sizes: Sizes = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return `data` and `source` as `provenance.json` holds them, without what is not known."""
-        content = {"data": {split: asdict(size) for split, size in self.sizes.items()}, "source": dict(self.source)}
-        return {name: value for name, value in content.items() if value}
 
 
 def on_hub(name: str) -> HubDataset | None:

@@ -1,16 +1,15 @@
 """One stage of a model's training, as its run recorded it: which data, how much of it, on which machine."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.data.sources import CONVERSATIONS, PREFERENCES, is_local, on_hub, parse_mixture
-from fgpt_hf.data.splits import Sizes
-from fgpt_hf.errors import UserError
 from fgpt_hf.parsing import as_type
+from fgpt_hf.training.provenance import Provenance
 
 # At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
 _FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
@@ -26,29 +25,6 @@ class DatasetName(NamedTuple):
     hub_id: str | None = None
     url: str | None = None
     configuration: str | None = None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What `provenance.json` holds.
-
-    Attributes:
-        splits: the size of each split.
-        source: fields of the run that describe the text, where the run itself was given rows made of it.
-        local: names of the run that are files or folders of the machine that trained, and so on no Hub.
-        precision: accelerate's name of it: "no", "bf16" or "fp16".
-        training_flops: floating-point operations of the training.
-    """
-
-    splits: Sizes = field(default_factory=dict)
-    source: Mapping[str, Any] = field(default_factory=dict)
-    local: Sequence[str] = ()
-    device: str | None = None
-    processes: int | None = None
-    precision: str | None = None
-    training_flops: float | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,33 +120,21 @@ class _Reached:
     seconds: float | None = None
 
 
-@dataclass(frozen=True)
-class _Earlier:
-    """The record of the run before, as `started_from` of a `provenance.json` holds it."""
-
-    run: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    last: Mapping[str, Any] = field(default_factory=dict)
-
-
 def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapping[str, float]) -> Stage:
     """Return the stage that a `run.yaml`, a `provenance.json` and the last line of a `metrics.jsonl` record.
 
     Raises:
         UserError: one of their values is of another type than a run writes.
     """
-    before = provenance.get("started_from") or {}
-    if not isinstance(before, Mapping):
-        raise UserError(f"started_from={str(before)[:80]!r}: it should be the record of a run")
-    earlier = as_type(_Earlier, before)
-    known = as_type(_Reached, last)
+    recorded, reached = Provenance.from_json(provenance), as_type(_Reached, last)
+    before = recorded.started_from
     return Stage(
         run=_parse_run(run),
-        provenance=_parse_provenance(provenance),
-        steps=known.step,
-        tokens=known.tokens,
-        seconds=known.seconds,
-        before=read_stage(earlier.run, earlier.provenance, earlier.last) if before else None,
+        provenance=recorded,
+        steps=reached.step,
+        tokens=reached.tokens,
+        seconds=reached.seconds,
+        before=read_stage(before.run, before.provenance, before.last) if before else None,
     )
 
 
@@ -190,7 +154,3 @@ def _parse_run(values: Mapping[str, Any]) -> Run:
         PreferenceRun if "loss_type" in values else InstructRun if "assistant_only_loss" in values else BaseRun
     )
     return as_type(kind, values)
-
-
-def _parse_provenance(values: Mapping[str, Any]) -> Provenance:
-    return as_type(Provenance, {**values, "splits": values.get("data", {})})

@@ -35,6 +35,7 @@ from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
 from fgpt_hf.training.checkpoints import checkpoint_to_resume, set_aside_after
+from fgpt_hf.training.provenance import Provenance, RunBefore
 
 logger = logging.getLogger(__name__)
 
@@ -255,25 +256,24 @@ def record_provenance(
 ) -> None:
     """Write `provenance.json` into the run's folder: data, device, processes, versions and the code's commit.
 
-    `training_flops` are the operations that training on so many `tokens` took, by `estimate.flops_per_token`.
-    `started_from` is the record of the run before, where the run starts from a model of this machine.
-    `local` are the model and the data that the run names and that lie on this machine, so on no Hub.
+    Args:
+        tokens: how many the training took, for its operations by `estimate.flops_per_token`.
     """
     if not folder.is_writer:
         return
-    provenance = {
-        **data.as_json(),
-        "training_flops": flops_per_token(folder.run, config) * tokens,
-        "started_from": _run_before(folder.run),
-        "local": [name for name in _named(folder.run) if Path(name).exists()],
-        "device": device_name(accelerator.device),
-        "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
-        "versions": package_versions(),
-        "commit": _commit(),
-    }
-    known = {name: value for name, value in provenance.items() if value is not None}
-    write_json(folder.path / PROVENANCE, known)
+    provenance = Provenance(
+        splits=data.sizes,
+        source=data.source,
+        local=[name for name in _named(folder.run) if Path(name).exists()],
+        device=device_name(accelerator.device),
+        processes=accelerator.num_processes,
+        precision=accelerator.mixed_precision,
+        training_flops=flops_per_token(folder.run, config) * tokens,
+        versions=package_versions(),
+        commit=_commit(),
+        started_from=_run_before(folder.run),
+    )
+    write_json(folder.path / PROVENANCE, provenance.to_json())
 
 
 def find_run(model: Path) -> Path | None:
@@ -281,17 +281,17 @@ def find_run(model: Path) -> Path | None:
     return next((folder for folder in (model, *model.resolve().parents[:2]) if (folder / RECORD).is_file()), None)
 
 
-def _run_before(run: Run) -> dict[str, Any] | None:
+def _run_before(run: Run) -> RunBefore | None:
     """Return what is recorded of the run that trained the model which this one starts from."""
     folder = find_run(Path(run.model_name_or_path)) if isinstance(run, TuningRun) else None
     if folder is None:
         return None
     provenance, metrics = folder / PROVENANCE, read_metrics(folder)
-    return {
-        "run": read_record(folder / RECORD),
-        "provenance": read_json(provenance) if provenance.is_file() else {},
-        "last": {name: metrics[-1][name] for name in ("step", "tokens", "seconds")} if metrics else {},
-    }
+    return RunBefore(
+        run=read_record(folder / RECORD),
+        provenance=read_json(provenance) if provenance.is_file() else {},
+        last={name: metrics[-1][name] for name in ("step", "tokens", "seconds")} if metrics else {},
+    )
 
 
 def _named(run: Run) -> list[str]:

@@ -25,7 +25,8 @@ from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
 from fgpt_hf.hub.front_matter import CARD
 from fgpt_hf.hub.run_record import RunRecord, Sample, read_run_record
-from fgpt_hf.hub.stage import Provenance, Stage
+from fgpt_hf.hub.stage import Stage
+from fgpt_hf.training.provenance import Provenance
 from tests.support.loopback_hub import card_errors
 from tests.support.run_folders import METRICS, PROVENANCE, RESULTS, SAMPLES, write_run
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def recorded(folder: Path, rank: int = 0) -> dict | None:
 
 def test_data_machine_and_software_are_recorded_by_the_first_process_alone(tmp_path: Path) -> None:
     found = recorded(tmp_path / "run")
-    assert found["data"] == DATA.as_json()["data"] and found["processes"] == 1
+    assert found["data"]["train"] == asdict(DATA.sizes["train"]) and found["processes"] == 1
     assert found["device"] == device_name(Accelerator(cpu=True).device)
     assert found["versions"]["torch"] == version("torch")
     assert found["training_flops"] == 1000 * flops_per_token(BaseRun(), network(BaseRun()))
@@ -48,7 +49,7 @@ def test_the_run_before_is_recorded_with_the_one_that_starts_from_it(start: str,
     record_provenance(RunFolder(run), Accelerator(cpu=True), DataProvenance(), FGPTConfig(), 0)
     before = json.loads((tmp_path / "next" / PROVENANCE).read_text())["started_from"]
     assert before["run"]["dataset_name"] == BaseRun().dataset_name
-    assert before["provenance"]["data"] == DATA.as_json()["data"]
+    assert before["provenance"]["data"]["train"] == asdict(DATA.sizes["train"])
     assert before["last"] == {"step": 2, "tokens": 70, "seconds": 1.5}
 
 

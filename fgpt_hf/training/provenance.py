@@ -1,0 +1,64 @@
+"""Where a model comes from, as `provenance.json` records it and as a model card reads it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fgpt_hf.data.splits import Sizes
+from fgpt_hf.parsing import as_type
+
+
+@dataclass(frozen=True)
+class RunBefore:
+    """The records of the run that trained the model which another run started from.
+
+    Attributes:
+        run: its `run.yaml`.
+        provenance: its `provenance.json`.
+        last: `step`, `tokens` and `seconds` of the last line of its `metrics.jsonl`.
+    """
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    last: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What `provenance.json` holds.
+
+    Attributes:
+        splits: the size of each split; `data` in the file.
+        source: fields of the run that describe the text, where the run itself was given rows made of it.
+        local: the model and the data that the run names and that lie on the machine that trained, and so on no Hub.
+        precision: accelerate's name of it: "no", "bf16" or "fp16".
+        training_flops: floating-point operations of the training.
+        started_from: the run before, where the run starts from a model of the same machine.
+    """
+
+    splits: Sizes = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    local: Sequence[str] = ()
+    device: str | None = None
+    processes: int | None = None
+    precision: str | None = None
+    training_flops: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    started_from: RunBefore | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the file, without what is not known."""
+        values = asdict(self)
+        content = {"data": values.pop("splits"), **values}
+        return {name: value for name, value in content.items() if value not in (None, {})}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Provenance":
+        """Return what `to_json` gave; raise UserError if a value is of another type.
+
+        Example:
+            >>> Provenance.from_json(Provenance(processes=2).to_json()).processes
+            2
+        """
+        return as_type(cls, {**content, "splits": content.get("data", {})})
