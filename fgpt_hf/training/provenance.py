@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.splits import Sizes
 from fgpt_hf.parsing import as_type
 
@@ -29,7 +30,7 @@ class Provenance:
 
     Attributes:
         splits: the size of each split; `data` in the file.
-        source: fields of the run that describe the text, where the run itself was given rows made of it.
+        source: fields of `TextSource`, where the run itself was given rows made of it.
         local: the model and the data that the run names and that lie on the machine that trained, and so on no Hub.
         precision: accelerate's name of it: "no", "bf16" or "fp16".
         training_flops: floating-point operations of the training.
@@ -61,4 +62,6 @@ class Provenance:
             >>> Provenance.from_json(Provenance(processes=2).to_json()).processes
             2
         """
-        return as_type(cls, {**content, "splits": content.get("data", {})})
+        found = as_type(cls, {**content, "splits": content.get("data", {})})
+        as_type(TextSource, found.source)
+        return found

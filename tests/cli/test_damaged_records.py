@@ -55,6 +55,8 @@ DAMAGES = {
         "{\n",
     ],
     "provenance.json": [
+        '{"source": {"dataset_name": null}}',
+        '{"source": {"validation_fraction": "x"}}',
         "[]",
         "{",
         DEEP,
