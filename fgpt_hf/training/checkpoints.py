@@ -97,7 +97,7 @@ class TrainingState:
             OSError: it could not be written, for lack of space say; earlier checkpoints are unchanged.
         """
         weights, training = self.weights(), self._training_state()
-        checkpoint = folder / f"{PREFIX}{self.progress.step:08d}"
+        checkpoint = folder / checkpoint_name(self.progress.step)
         try:
             if self.accelerator.is_main_process:
                 with atomic_directory(checkpoint) as partial:
@@ -212,6 +212,16 @@ def step_of(checkpoint: Path) -> int:
         500
     """
     return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of a checkpoint's folder.
+
+    Example:
+        >>> checkpoint_name(1000)
+        'step_00001000'
+    """
+    return f"{PREFIX}{step:08d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

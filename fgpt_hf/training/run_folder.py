@@ -34,7 +34,7 @@ from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
-from fgpt_hf.training.checkpoints import checkpoint_to_resume, set_aside_after
+from fgpt_hf.training.checkpoints import checkpoint_name, checkpoint_to_resume, rotate, set_aside_after
 from fgpt_hf.training.provenance import Provenance, RunBefore
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ class RunFolder:
     def begin(self, plan: TrainingPlan, resumed_at: int | None = None) -> None:
         """Record the run, in a new folder, in place of the run to overwrite, or after the step that it continues from.
 
-        Later checkpoints are set aside, and lines of later steps deleted, because the run writes them again.
+        Later checkpoints are set aside, and lines of later steps deleted, because the run writes them again. Older
+        checkpoints are deleted that a process killed after its last save had left.
         """
         if not self.is_writer:
             return
@@ -104,6 +105,7 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if resumed_at is not None:
             self._set_aside_after(resumed_at)
+            self._rotate(resumed_at)
         for path in (self.path / METRICS, self.path / SAMPLES):
             if path.is_file():
                 write_json_lines(path, _lines_until(path, -1 if resumed_at is None else resumed_at))
@@ -126,6 +128,11 @@ class RunFolder:
                 "are not needed",
                 *(step, names, moved[0].parent),
             )
+
+    def _rotate(self, step: int) -> None:
+        checkpoint = self.checkpoints / checkpoint_name(step)
+        if checkpoint.is_dir():  # not where the run continues from a checkpoint of another folder
+            rotate(self.checkpoints, self.run.save_total_limit, checkpoint)
 
     def record_run(self, plan: TrainingPlan) -> None:
         """Write the run to `run.yaml`, with the plan in place of what the run left open."""

@@ -24,7 +24,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = documents(60, seed=9, most_words=12)
     chats = [{"messages": say(text, f"Réponse {number}…")} for number, text in enumerate(texts)]
     pairs = [{"prompt": text, "chosen": f"{number}", "rejected": f"no {number}"} for number, text in enumerate(texts)]
-    for name, rows in (("chats", chats), ("pairs", pairs)):
+    choices = [{"context": text, "endings": [text, "no", "yes", "7"], "label": 0} for text in texts[:8]]
+    for name, rows in (("chats", chats), ("pairs", pairs), ("choices", choices)):
         lines = [json.dumps(row) + "\n" for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     save(random_model(), folder / "model")

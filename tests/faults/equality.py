@@ -11,7 +11,7 @@ from fgpt_hf.data.shards import PREPARED
 from fgpt_hf.files import integrity_error, read_json, read_json_lines, sha256_of
 from fgpt_hf.training.checkpoints import checkpoints
 
-SPEED = {"seconds", "tokens_per_second", "mfu", "data_wait_share", "peak_memory_bytes"}
+SPEED = {"seconds", "tokens_per_second", "mfu", "data_wait_share", "peak_memory_bytes", "examples_per_second"}
 OF_A_START = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
 
 
@@ -42,7 +42,14 @@ def contents(run: Path) -> dict[str, Any]:
         "samples.jsonl": (run / "samples.jsonl").read_text("utf-8"),
         "run.yaml": without(yaml.safe_load((run / "run.yaml").read_text("utf-8")), OF_A_START),
         "provenance.json": read_json(run / "provenance.json"),
+        "results.json": results(run / "results.json"),
     }
+
+
+def results(path: Path) -> dict[str, Any]:
+    """Return the benchmark results of a run, if it has any, without the time that they took."""
+    found = read_json(path) if path.is_file() else {}
+    return found | {"runs": [without(task, SPEED) for task in found.get("runs", {}).values()]}
 
 
 def without(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

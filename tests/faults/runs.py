@@ -52,7 +52,7 @@ class Case:
     Attributes:
         script: the module of `fgpt_hf.cli`.
         data: a file or folder in the corpus of `tests/faults/conftest.py`.
-        options: what differs from the schedule above.
+        options: what differs from the schedule above; {corpus} stands for the corpus's folder.
     """
 
     name: str
@@ -65,10 +65,13 @@ class Case:
         """Return the command line, less the run's folder."""
         if self.script == "prepare":
             fixed = {"dataset_name": corpus / self.data, "max_position_embeddings": 64, "validation_fraction": 0.1}
-            return [*(f"--{name}={value}" for name, value in fixed.items()), *self.options]
+            return [*(f"--{name}={value}" for name, value in fixed.items()), *self._own(corpus)]
         fixed = BASE if self.script == "train_base" else TUNING | {"model_name_or_path": corpus / "model"}
         fixed = fixed | {"dataset_name": corpus / self.data, "per_device_train_batch_size": 4 // self.processes}
-        return [*(f"--{name}={value}" for name, value in fixed.items()), *self.options]
+        return [*(f"--{name}={value}" for name, value in fixed.items()), *self._own(corpus)]
+
+    def _own(self, corpus: Path) -> list[str]:
+        return [option.format(corpus=corpus) for option in self.options]
 
 
 STREAMED = ("--streaming", "--preprocessing_num_workers=1")
@@ -76,7 +79,7 @@ CASES = [
     Case("base, streamed", "train_base", "documents", STREAMED),
     Case("base, streamed, two processes", "train_base", "documents", STREAMED, processes=2),
     Case("base, streamed by worker processes", "train_base", "documents", ("--streaming",)),
-    Case("base, prepared", "train_base", "rows"),
+    Case("base, prepared", "train_base", "rows", ("--eval_tasks=pydocs-choice={corpus}/choices.jsonl",)),
     Case("base, prepared, two processes", "train_base", "rows", processes=2),
     Case("base, prepared by the run itself", "train_base", "documents"),
     Case("instruct", "train_instruct", "chats.jsonl"),

@@ -113,6 +113,16 @@ def resumed(folder: Path, **changes: Any) -> RunFolder:
 PLAN = TrainingPlan(max_steps=5, rows=8, micro_batches=2)
 
 
+def test_a_run_that_was_killed_between_its_last_save_and_the_rotation_keeps_no_more_than_it_should(
+    tmp_path: Path,
+) -> None:
+    folder = resumed(tmp_path / "run", save_total_limit=2)
+    write_checkpoints(folder.checkpoints, 3, 4, 5)
+    (folder.checkpoints / "step_00000005.replaced.partial").mkdir()
+    folder.begin(PLAN, resumed_at=5)
+    assert sorted(names(folder.checkpoints.iterdir())) == ["step_00000004", "step_00000005"]
+
+
 def test_latest_where_nothing_was_saved_starts_the_run_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
