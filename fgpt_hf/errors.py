@@ -1,6 +1,16 @@
 """Errors that the person at the command line can mend."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, which may be long, or what kind of error it is without one.
+
+    Example:
+        >>> first_line(ValueError("no\\nat all")), first_line(KeyError())
+        ('no', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 class UserError(ValueError):
     """Report a mistake in what a user gave: the message says what was given and what would work.
 

@@ -3,14 +3,16 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fgpt_hf.config.runs import Run
+from fgpt_hf.config.runs import Run, TuningRun
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.hub.publish import CheckpointUploader
+from fgpt_hf.hub.run_record import check_records
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.report import draw_figures, summarize_run
@@ -18,7 +20,7 @@ from fgpt_hf.runtime.distributed import resolve_attn_implementation, shared_mach
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
 from fgpt_hf.training.loop import Check, Outcome, Trainer
-from fgpt_hf.training.run_folder import RunFolder, record_provenance, record_results
+from fgpt_hf.training.run_folder import RunFolder, find_run, record_provenance, record_results
 
 
 class TrainingStage:
@@ -50,6 +52,8 @@ class TrainingStage:
         A signal ends the process, with exit code 143 or 130 unless the run is finished: the training loop saves a
         checkpoint before, and whatever else is being written is deleted.
         """
+        if isinstance(self.run, TuningRun) and (before := find_run(Path(self.run.model_name_or_path))):
+            check_records(before)  # which are read again for the card, when the run has finished
         with exit_on_signals(), self.folder.opened():
             yield
             if self._exit_code:  # with which a process exits after the others, since launchers end those that are left

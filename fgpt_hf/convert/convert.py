@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerB
 
 from fgpt_hf.convert.export import refuse_existing
 from fgpt_hf.convert.layouts import ConvertedWeights, from_checkpoint, from_gpt2, pad_vocabulary
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, first_line
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_config, load_tokenizer, load_weights, save_model
@@ -113,8 +113,10 @@ def _load_checkpoint(file: Path) -> Mapping[str, Any]:
             "it is damaged, or a pickle of something other than weights, which was not executed; save the state dict "
             "alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # torch raises these for damaged files
-        raise UserError(f"it cannot be read as a PyTorch checkpoint ({' '.join(str(error).split())})") from error
+    except OSError:
+        raise
+    except Exception as error:  # torch raises any for damaged files
+        raise UserError(f"it cannot be read as a PyTorch checkpoint ({first_line(error)})") from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"it holds a {type(checkpoint).__name__}, not weights by name")
     return checkpoint

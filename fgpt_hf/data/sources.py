@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
+import numpy as np
 from datasets import Dataset, DatasetBuilder, load_dataset_builder
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
@@ -21,10 +23,12 @@ from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import load_pydocs_chat, load_pydocs_preference
 from fgpt_hf.data.splits import Sizes
 from fgpt_hf.errors import UserError
+from fgpt_hf.parsing import parse_json
 from fgpt_hf.retries import READ_ERRORS, reading, retry
 
 FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = {".gz", ".xz", ".bz2", ".zst"}
+MAX_DEPTH = 200  # levels of lists and objects in a row
 RASCHKA = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07"
 
 
@@ -224,8 +228,49 @@ def _builder_of_file(path: Path, file_format: str) -> DatasetBuilder:
         raise UserError(f"dataset_name={path}: there is no such file")
     if not path.stat().st_size:
         raise UserError(f"dataset_name={path}: the file is empty")
+    if file_format == "json":
+        _require_readable_json(path)
     paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
     return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)
+
+
+def _require_readable_json(path: Path) -> None:
+    """Refuse JSON at which pyarrow's parser ends the process: rows that are null, and nesting that no data has."""
+    with reading(str(path)), fsspec.open(str(path), "rb", compression="infer") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"dataset_name={path}: line {number}"
+            if line.lstrip().startswith(b"null"):
+                raise UserError(f"{where} is null, and not a row")
+            if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+                raise UserError(f"{where} is nested more than {MAX_DEPTH} levels deep")
+            if number == 1 and line.lstrip().startswith(b"["):  # a list of all rows, which `datasets` reads at once too
+                file.seek(0)
+                content = file.read()
+                if _depth(content) > MAX_DEPTH or _holds_null(content):
+                    raise UserError(f"dataset_name={path} holds a row that is null, or nested without end")
+                return
+
+
+def _holds_null(content: bytes) -> bool:
+    """Return whether a JSON list has null among its items; other JSON is left to `datasets`."""
+    try:
+        rows = parse_json(content)
+    except UserError:
+        return False
+    return isinstance(rows, list) and None in rows
+
+
+def _depth(text: bytes) -> int:
+    r"""Return how many brackets are open at once in a JSON text, at most.
+
+    Example:
+        >>> _depth(b'{"a": [1, "[[["], "b": [[2]]}')
+        3
+    """
+    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"|[^\[\]{}]+', b"", text)
+    codes = np.frombuffer(brackets, dtype=np.uint8)
+    steps = np.where(np.isin(codes, list(b"[{")), 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
 
 
 def _builder_of_url(name: str, url: str) -> DatasetBuilder:

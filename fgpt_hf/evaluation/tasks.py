@@ -4,7 +4,6 @@ Texts, splits and labels are those of the tasks of the same names in lm-evaluati
 is scored with a space before it, and its length is counted without.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import VALIDATION_FRACTION, load_pydocs_choice
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
+from fgpt_hf.parsing import parse_json
 from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
 
@@ -137,8 +137,8 @@ def _read_file(path: Path, whole: bool) -> Sequence[Fields]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except UserError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: {line[:40]!r} is not an object with fields")

@@ -101,4 +101,5 @@ def _assemble(fields: Mapping[str, Any], before: str, body: str, after: str) -> 
 
 
 def _as_list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    """Return the texts of a field that holds one or several; a card holds no others there, whoever wrote it."""
+    return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)]

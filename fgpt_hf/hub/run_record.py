@@ -137,8 +137,10 @@ def read_run_record(model: Path) -> RunRecord:
 
 
 def check_records(run: Path) -> None:
-    """Read what a run recorded of itself besides its metrics; UserError if one of these files is damaged."""
-    _read_stage(run, {})
+    """Read what a run recorded of itself; UserError if one of these files is damaged."""
+    metrics = read_metrics(run)
+    _read_stage(run, metrics[-1] if metrics else {})
+    read_samples(run)
     _read_results(run / RESULTS)
 
 

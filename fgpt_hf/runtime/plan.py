@@ -123,7 +123,7 @@ def _plan(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: int = 0) -
 
 @dataclass(frozen=True, kw_only=True)
 class Estimation(BaseRun):
-    """The machine to estimate for."""
+    """A run, and the machine for which its memory, time and cost are estimated."""
 
     device: str | None = option(
         None, f"Device: {', '.join(GPUS)}.", unset="this machine, followed by a table of all of those"

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, first_line
 from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, write_atomically, write_manifest
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.io import save_model
@@ -269,10 +269,20 @@ def _all_checkpoints(folder: Path) -> list[Path]:
 
 
 def _read_training_state(path: Path) -> dict[str, Any]:
-    """Return the contents of `training.pt`; UserError if another version of this package wrote them."""
-    state = torch.load(path, weights_only=True, mmap=True)
+    """Return the contents of `training.pt`; UserError if it is no such file, or another version's; it runs no code."""
+    try:
+        state = torch.load(path, weights_only=True, mmap=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises any for what others made of a pickle
+        raise UserError(
+            f"{path} is damaged, or holds something else than a run's state: {first_line(error)}"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is damaged: it holds a {type(state).__name__}")
     missing = {"optimizer", "random", "batches", "progress", "scaler"} - state.keys()
-    if missing or state["progress"].keys() != asdict(Progress()).keys():
+    counters = state.get("progress")
+    if missing or not isinstance(counters, dict) or counters.keys() != asdict(Progress()).keys():
         lacking = ", ".join(sorted(missing)) or "some of its counters"
         raise UserError(
             f"{path} was written by another version of fgpt_hf: it lacks {lacking}; resume with the version that "

@@ -150,7 +150,6 @@ class RunFolder:
             append_json_line(self.path / SAMPLES, line)
 
     def _check(self) -> None:
-        _run_before(self.run)  # is read again when the run has finished
         """Raise UserError unless the folder is free for the run, or holds what it continues."""
         holds_run = self.record.is_file()
         if self.run.resume_from_checkpoint is not None:
