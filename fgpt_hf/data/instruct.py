@@ -23,7 +23,7 @@ from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import Ids, assign_to_fewest_rows
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import TRAIN, VALIDATION, SplitSize
-from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
+from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
 
 
@@ -124,6 +124,9 @@ def encode_chats(
     for conversation, chat in zip(conversations, encoded, strict=True):
         if isinstance(chat, ValueError):
             issues.add(conversation.row_id, str(chat), run.bad_rows)
+            continue
+        if run.assistant_only_loss and not chat.loss_mask.any():
+            issues.add(conversation.row_id, UNMARKED, run.bad_rows)
             continue
         if len(chat.ids) > length and not chat.loss_mask[:length].any():
             issues.add(conversation.row_id, f"its prompt alone is longer than {length} tokens", run.bad_rows)

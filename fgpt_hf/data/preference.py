@@ -25,7 +25,7 @@ from fgpt_hf.data.preference_pairs import Pair, load_pairs
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import TRAIN, VALIDATION, SplitSize
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
+from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
 
 
 class TokenizedReply(NamedTuple):
@@ -187,9 +187,7 @@ def last_reply(chat: EncodedConversation) -> TokenizedReply:
     """
     reply_tokens = np.flatnonzero(chat.loss_mask)
     if not len(reply_tokens):
-        raise UserError(
-            "the chat template does not mark what the assistant says: it needs {% generation %} around the replies"
-        )
+        raise UserError(UNMARKED)
     end = int(reply_tokens[-1]) + 1
     others = np.flatnonzero(~chat.loss_mask[:end])
     return TokenizedReply(chat.ids[:end], int(others[-1]) + 1)

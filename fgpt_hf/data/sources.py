@@ -267,7 +267,7 @@ def _depth(text: bytes) -> int:
         >>> _depth(b'{"a": [1, "[[["], "b": [[2]]}')
         3
     """
-    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"|[^\[\]{}]+', b"", text)
+    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"|[^"\[\]{}]+', b"", text)
     codes = np.frombuffer(brackets, dtype=np.uint8)
     steps = np.where(np.isin(codes, list(b"[{")), 1, -1)
     return int(np.cumsum(steps).max(initial=0))

@@ -97,6 +97,8 @@ def _check_shards(index: Path, shards: object) -> None:
     if not isinstance(shards, Mapping) or not shards:
         raise UserError(f"{index} is damaged: it should say in weight_map which file holds which weight")
     for weight, name in shards.items():
-        file = index.with_name(str(name))
+        if Path(str(name)).name != name:
+            raise UserError(f"{index} is damaged: {str(name)[:80]!r} is no name of a file beside it")
+        file = index.with_name(name)
         if not file.is_file():
             raise UserError(f"{file} is missing, which holds {weight} by {index.name}")

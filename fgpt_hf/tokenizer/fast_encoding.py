@@ -37,6 +37,7 @@ _IS_SPACE = np.isin(np.arange(_SPACES[-1] + 2), _SPACES)  # by code point; the l
 _CUT, _END = "\U000ffffe", "\U000fffff"
 _CUT_ID, _END_ID = 65534, 65535
 _NEWLINE_ID = 198
+UNMARKED = "the chat template does not mark what the assistant says: it needs {% generation %} around the replies"
 _DOCUMENTS_PER_TASK = 128  # with fewer, handing tasks over costs more than sharing them gains
 
 

@@ -15,7 +15,7 @@ from fgpt_hf.data.instruct import InstructData, chat_batch, load_instruct_data, 
 from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
-from fgpt_hf.tokenizer.tokenizer import PAD_ID
+from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 from tests.data.test_conversations import run_on, turns
 from tests.support.tiny import CONTEXT, random_model, tokenizer
 
@@ -112,6 +112,17 @@ def test_roles_in_a_wrong_order_are_named_as_the_template_names_them(tmp_path: P
     rows: list[Any] = [turns(f"ask{n}", "fine") for n in range(40)]
     rows[5] = rows[5][::-1]
     assert "1 left out, not a conversation: message 1 has the role 'assistant'" in opened(tmp_path, rows).description
+
+
+def test_a_template_that_marks_no_reply_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmarked = build_tokenizer(CONTEXT)
+    unmarked.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    monkeypatch.setattr("tests.data.test_instruct.tokenizer", lambda: unmarked)
+    with pytest.raises(UserError, match="does not mark what the assistant says"):
+        opened(tmp_path, chats(40))
+    assert len(opened(tmp_path, chats(40), assistant_only_loss=False).rows)
 
 
 def test_validation_conversations_are_not_scored_and_their_prompts_are_asked(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """A name becomes a data set, a mixture of names several, and what is wrong with either is one line."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, load_rows, parse_mixture
+from fgpt_hf.errors import UserError
 
 NAMES = DatasetRegistry(
     "corpus", embedded={"own": lambda: Dataset.from_dict({"n": [1, 2]})}, files={"far": "http://127.0.0.1:9/far.json"}
@@ -59,3 +62,30 @@ def test_what_cannot_be_opened_is_explained_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as error:
             load_rows(NAMES, name, split)
         assert answer in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('null\n{"n": 1}\n', "line 1 is null, and not a row"),
+        ('{"n": 1}\n null\n', "line 2 is null, and not a row"),
+        ('[null, {"n": 1}]', "a row that is null"),
+        ("[\n null]", "a row that is null"),
+        ("[" * 20_000, "nested"),
+        ('{"n": 1}\n' + '{"n":' * 20_000, "line 2 is nested more than 200 levels deep"),
+    ],
+    ids=range(6),
+)
+def test_json_that_ends_the_process_in_pyarrow_is_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
+    """Its parser follows a null pointer where the first row of a block is null (apache/arrow#47409)."""
+    write = gzip.open if name.endswith(".gz") else open
+    with write(tmp_path / name, "wb") as file:
+        file.write(text.encode())
+    with pytest.raises(UserError, match=said):
+        load_rows(NAMES, str(tmp_path / name))
+
+
+def test_brackets_in_text_are_no_nesting(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"n": '[{"' * 1000}) + "\n")
+    assert load_rows(NAMES, str(tmp_path / "rows.jsonl"))["n"] == ['[{"' * 1000]
