@@ -51,8 +51,7 @@ def endpoint(demo: Demo) -> Callable[..., Iterator[str]]:
             replies = demo.chat.reply(message, history, system_prompt, settings)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        for reply in replies:
-            yield reply.text
+        yield from (reply.text for reply in replies)
 
     chat.__annotations__["return"] = str  # the type of each piece, for the signature that programs see
     return chat
