@@ -73,6 +73,13 @@ def test_a_hostile_configuration_is_one_line(folder: Path, changes: Mapping[str,
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("longest", ["many", -5, 0, float("nan"), [1]])
+def test_a_length_that_is_none_is_one_line(folder: Path, longest: object) -> None:
+    change_json(folder / "tokenizer_config.json", model_max_length=longest)
+    with pytest.raises(UserError, match=r"model_max_length=|cannot be loaded"):
+        load_tokenizer(str(folder))
+
+
 @pytest.mark.parametrize("content", ["[]", "", DEEP, '{"hidden_size": ' + "9" * 5000 + "}"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_file_that_is_no_object_of_usual_depth_is_one_line(folder: Path, name: str, content: str) -> None:
