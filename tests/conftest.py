@@ -1,6 +1,8 @@
 """What all tests share: no network, no telemetry, and one thread for each process: `make test` runs one a core."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would every process that a test starts.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.support.hub_here import server  # noqa: E402, F401
 from tests.support.loopback_hub import hub_server  # noqa: E402, F401

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"fgpt_hf.convert.gguf": "gguf"}  # modules that a command imports when their extra is there
+OPTIONAL = {
+    "fgpt_hf.convert.gguf": "gguf",
+    "fgpt_hf.convert.onnx": "onnx_ir",
+}  # modules that a command imports when their extra is there
 
 
 def module_names() -> list[str]:

@@ -24,7 +24,7 @@ DOUBLING = "{% set n = namespace(a='aaaaaaaa') %}{% for i in range(40) %}{% set 
         ("{{ 10 ** (10 ** 10) }}", "does not end within 1 seconds|writes without limit"),
         ("{{ 'a' * 10 ** 12 }}", "writes without limit"),
         ("{{ 'a' * 10 ** 7 }}", "writes without limit"),
-        (DOUBLING, "writes without limit"),
+        (DOUBLING, "does not end within 1 seconds|writes without limit"),
         ({"default": "{{ messages }}", "tools": LOOPS}, "does not end"),
         (5, "is not text"),
     ],
