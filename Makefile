@@ -35,7 +35,7 @@ test-fast: install
 
 # The long form of tests/faults: hundreds of kills, full disks, damaged files and signals; docs/reliability.md has the counts.
 faults: install
-	FGPT_FAULTS=long $(BIN)/python -m pytest tests/faults
+	FGPT_FAULTS=long $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/faults
 
 check: install
 	$(BIN)/ruff check .

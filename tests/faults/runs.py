@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from random import Random
+from tempfile import mkdtemp
 from typing import Any, Literal
 
 import psutil
@@ -238,7 +239,7 @@ def _train(script: Script, caches: Path, fault: Callable[[], None] | None, argum
     command_line(import_module(f"fgpt_hf.cli.{script}").main)
 
 
-def _launch(processes: int, *arguments: Any) -> None:
+def _launch(processes: int, script: Script, caches: Path, *arguments: Any) -> None:
     """Call `_train` in several processes that torchrun's agent starts and watches."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -252,6 +253,6 @@ def _launch(processes: int, *arguments: Any) -> None:
         run_id="faults",
         max_restarts=0,
         start_method="fork",
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=DefaultLogsSpecs(log_dir=mkdtemp(dir=caches.parent)),
     )
-    elastic_launch(config, _train)(*arguments)
+    elastic_launch(config, _train)(script, caches, *arguments)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 SHORT = ["base, streamed", "fgpt prepare"]
 CHOSEN = [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in SHORT)]
 RUNS = 2 if LONG else 1
-MEGABYTE = 1_000_000
+MEGABYTE, PAGE = 1_000_000, 4096
 
 
 @pytest.mark.timeout(3600)
@@ -62,7 +62,8 @@ def test_a_run_goes_on_after_a_disk_was_full(
     used = sum(path.stat().st_size for path in expected.folder.rglob("*") if path.is_file())
     for number in range(RUNS):
         folder = disk / f"run{number}"
-        size = round(math.exp(chance.uniform(math.log(used / 100), math.log(used * 1.2)))) // 4096 * 4096
+        pages = math.exp(chance.uniform(math.log(used / 100), math.log(used * 1.2))) / PAGE
+        size = max(4, round(pages)) * PAGE  # of no pages would be of any size
         print(f"{case.name}, {folder.name}: a disk of {size / MEGABYTE:.2f} MB for {used / MEGABYTE:.2f} MB")
         resize(disk, size)
         check(resume(case, corpus, folder, logs=tmp_path / "logs"), folder, tally)
