@@ -41,7 +41,6 @@ from fgpt_hf.model.io import load_model
 from fgpt_hf.retries import reading
 from fgpt_hf.runtime.plan import Estimation, estimate_command
 from fgpt_hf.tokenizer.fast_encoding import encode_conversations
-from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from fgpt_hf.training.checkpoints import _read_training_state
 from fgpt_hf.training.run_folder import read_record
 from tests.faults.conftest import Tally
@@ -49,6 +48,7 @@ from tests.faults.hostile import changed, command_lines, damaged, json_lines, js
 from tests.faults.runs import LONG
 from tests.support.messages import say
 from tests.support.run_folders import METRICS, PROVENANCE, RESULTS, SAMPLES, write_run
+from tests.support.tiny import tokenizer
 
 pytestmark = pytest.mark.timeout(3600)
 SHARE_OF_SHORT = 1 if LONG else 20  # of the inputs below, one in so many
@@ -264,10 +264,10 @@ FORMATS = {"conversations": CHATS, "pairs": PAIRS, "documents": DOCUMENTS}
 def read_data(kind: str, path: Path) -> None:
     if kind == "conversations":
         found = load_conversations(InstructRun(dataset_name=str(path)), RowIssues())
-        encode_conversations(build_tokenizer(), [each.messages for each in found])
+        encode_conversations(tokenizer(), [each.messages for each in found])
     elif kind == "pairs":
         pairs = load_pairs(PreferenceRun(dataset_name=str(path)), RowIssues())
-        encode_conversations(build_tokenizer(), [side for pair in pairs for side in pair.conversations])
+        encode_conversations(tokenizer(), [side for pair in pairs for side in pair.conversations])
     else:
         for shard in open_corpus(BaseRun(dataset_name=str(path))):
             with reading(str(path)):  # as the stream of documents does
@@ -320,14 +320,13 @@ def test_rows(kind: str, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_conversations_for_the_tokenizer(tally: Tally) -> None:
-    tokenizer = build_tokenizer()
     strategy = changed([say("2 + 2?", "4.", system="Be brief."), say("Hi", "Hello")])
 
     def read(conversations: Any) -> None:
         if isinstance(conversations, list) and all(
             isinstance(chat, list) and all(isinstance(message, dict) for message in chat) for chat in conversations
         ):
-            encode_conversations(tokenizer, conversations)
+            encode_conversations(tokenizer(), conversations)
 
     try_inputs(strategy, read, tally, 600, "rows")
 
@@ -348,8 +347,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("task", EXAMPLES)
 def test_examples_of_a_task(task: str, tmp_path: Path, tally: Tally) -> None:
     assert task in TASKS
-    path, tokenizer = tmp_path / "examples.jsonl", build_tokenizer()
-    read = into_file(path, lambda: load_examples(task, tokenizer, str(path)))
+    path = tmp_path / "examples.jsonl"
+    read = into_file(path, lambda: load_examples(task, tokenizer(), str(path)))
     try_inputs(json_lines([EXAMPLES[task]]), read, tally, 100, "examples of a task")
 
 
