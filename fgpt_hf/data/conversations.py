@@ -63,10 +63,10 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
 
 def instruction_message(row: DatasetRow) -> Message:
     """Return Alpaca's prompt: the instruction, then a line end and the input if there is one."""
-    given = row.get("input") or ""
-    if not isinstance(given, str):
-        raise UserError("'input' is not text")
-    return {"role": "user", "content": filled_column(row, "instruction") + (f"\n{given}" if given.strip() else "")}
+    instruction, given = filled_column(row, "instruction"), row.get("input") or ""
+    if not isinstance(instruction, str) or not isinstance(given, str):
+        raise UserError("'instruction' or 'input' is not text")
+    return {"role": "user", "content": instruction + (f"\n{given}" if given.strip() else "")}
 
 
 def filled_column(row: DatasetRow, column: str) -> Any:

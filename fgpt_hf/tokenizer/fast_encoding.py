@@ -135,8 +135,10 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _has_plain_turns(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether each content is a string and the template accepts the roles."""
-    turns = messages[1:] if messages and messages[0].get("role") == "system" else messages
+    """Return whether there are messages, each content is a string, and the template accepts the roles."""
+    if not messages:
+        return False
+    turns = messages[1:] if messages[0].get("role") == "system" else messages
     return all(isinstance(message.get("content"), str) for message in messages) and all(
         message.get("role") == ("assistant" if index % 2 else "user") for index, message in enumerate(turns)
     )
