@@ -176,8 +176,10 @@ class Page:
     def longest(self, key: str) -> None:
         """Set the slider of the longest reply, to 1 by "Home" and to 512 by "End"."""
         slider = self.page.get_by_label("range slider for Longest reply")
+        settings = self.page.locator("button.label-wrap", has_text="Settings")  # Gradio's footer has Settings too
+        settings.wait_for()
         if not slider.is_visible():
-            self.page.get_by_text("Settings", exact=True).first.click()
+            settings.click()
         slider.focus()
         self.page.keyboard.press(key)
         self.page.focus("#message textarea")
@@ -215,6 +217,7 @@ def test_words_arrive_one_by_one_and_stop_ends_the_writing(page: Page) -> None:
     page.page.wait_for_function(f"+document.querySelector('#chat').innerText.match(/(\\d+) written/)[1] > {first}")
     page.page.locator("#message .stop-button").click()
     page.wait_until_written()
+    page.page.wait_for_timeout(500)  # what was on its way when Stop was pressed arrives
     stopped = page.written()
     page.page.wait_for_timeout(500)
     assert first < stopped == page.written() < 400
