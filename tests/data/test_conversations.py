@@ -11,8 +11,9 @@ from datasets import Dataset
 
 from fgpt_hf.config.presets import INSTRUCT_PRESETS
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.data.conversations import Conversation, best_paths, load_conversations
+from fgpt_hf.data.conversations import Conversation, best_paths, instruction_message, load_conversations
 from fgpt_hf.data.mixtures import RowIssues
+from fgpt_hf.errors import UserError
 
 Row = dict[str, Any]
 
@@ -125,3 +126,9 @@ def test_of_a_tree_the_best_replies_are_followed() -> None:
 def test_a_row_of_another_type_is_left_out_and_named(row: Row, tmp_path: Path) -> None:
     conversations, issues = load(write(tmp_path, [row]))
     assert not conversations and "row 0 of" in str(issues)
+
+
+@pytest.mark.parametrize("row", [{"instruction": True, "input": "a"}, {"instruction": "a", "input": ["b"]}])
+def test_an_instruction_that_is_no_text_is_refused(row: Row) -> None:
+    with pytest.raises(UserError, match="'instruction' or 'input' is not text"):
+        instruction_message(row)

@@ -13,6 +13,7 @@ from fgpt_hf.model.io import load_fgpt, load_model, save_model
 from fgpt_hf.model.lora import ADAPTER, has_adapter
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.training.finetuning import open_model
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.tiny import random_model, save
 from tests.training.test_finetuning import logits, run_from, step_of
 
@@ -50,7 +51,7 @@ def changed_config(folder: Path, **fields: object) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config | fields))
 
 
-def test_an_adapter_that_cannot_be_merged_is_one_clear_line(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_cannot_be_merged_is_one_clear_line(base: Path, tmp_path: Path, server: LoopbackHub) -> None:
     model, own_tokenizer = open_model(run_from(base, use_peft=True, lora_r=4))
     save_model(model, own_tokenizer, tmp_path / "adapter")
     weights = load_file(tmp_path / "adapter" / ADAPTER)

@@ -14,6 +14,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
+from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.fast_encoding import (
     _CUT,
     _END,
@@ -201,3 +202,10 @@ def test_the_fast_way_is_taken_for_a_tokenizer_that_was_saved_loaded_and_used(tm
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer(["a", "b c"], padding=True)
     assert _is_project_tokenizer(tokenizer)
+
+
+def test_a_conversation_without_messages_is_refused_whichever_way_it_is_encoded() -> None:
+    (refusal,) = encode_conversations(build_tokenizer(), [[]])
+    assert isinstance(refusal, UserError)
+    with pytest.raises(UserError, match="empty conversation"):
+        encode_conversation(build_tokenizer(), [])
