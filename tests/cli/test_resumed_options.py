@@ -187,6 +187,7 @@ def resumed(request: pytest.FixtureRequest, home: Path) -> Resumed:
     return seen[0]
 
 
+@pytest.mark.slow
 def test_each_option_that_may_change_takes_effect(resumed: Resumed) -> None:
     names = {field.name for field, _ in described_fields(resumed.trainer.run)} - NO_EFFECT[type(resumed.trainer.run)]
     found = {name: EFFECTS[name][1](resumed) for name in names if name in EFFECTS}

@@ -107,6 +107,7 @@ def test_a_process_without_this_package_loads_generates_and_chats(trained: tuple
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing_behind(documents: Path, tmp_path: Path) -> None:
     answers = {
         "--hidden_size=17": "hidden_size=17 must divide evenly among num_attention_heads=2",

@@ -87,6 +87,7 @@ def test_a_gguf_of_an_untied_head_without_biases_gives_the_same_text(tmp_path: P
     assert answer["choices"][0]["text"] == greedy(*load_fgpt(str(tmp_path / "model")), TEXTS[0])
 
 
+@pytest.mark.slow
 def test_a_gguf_of_a_converted_chat_model_ends_at_its_own_token(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     tokens = ["<|im_start|>", "<|im_end|>"]

@@ -78,6 +78,7 @@ def test_a_known_corpus_comes_in_a_random_order_that_is_always_the_same(monkeypa
     assert read(shard, ShardPosition(0, 7)) == read(shard)[7:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row_group_size", [7, 1000, 5000])
 def test_reading_goes_on_at_any_position(tmp_path: Path, row_group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "DOCUMENTS_AT_ONCE", 10)

@@ -73,6 +73,7 @@ def test_rows_come_back_as_they_were_made(source: TextSource, tmp_path: Path) ->
     assert np.array_equal(first[[5, 0, 5]], rows(tmp_path / "rows", TRAIN)[[5, 0, 5]])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_shards")
 def test_a_preparation_goes_on_after_any_shard(
     source: TextSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

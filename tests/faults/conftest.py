@@ -70,6 +70,13 @@ def tally(record_property: Callable[[str, object], None]) -> Tally:
     return lambda fault: record_property("fault", fault)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of this folder as slow."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_report_header() -> str:
     return f"faults: the {'long' if LONG else 'short'} form, seed {SEED} (FGPT_FAULTS=long, FGPT_FAULTS_SEED)"
 

@@ -11,7 +11,6 @@ from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
 from tests.faults.runs import CASES, LONG, SEED, Case, Disturbed, caches_of, resume
 
-pytestmark = pytest.mark.slow
 RUNS = 6 if LONG else 2
 
 

@@ -15,7 +15,6 @@ from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
 from tests.faults.runs import CASES, LONG, PREPARE, SEED, Case, Disturbed, caches_of, full_disk_from, resume
 
-pytestmark = pytest.mark.slow
 SHORT = ["base, streamed", "fgpt prepare"]
 CHOSEN = [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in SHORT)]
 RUNS = 2 if LONG else 1

@@ -11,7 +11,6 @@ from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
 from tests.faults.runs import CASES, LONG, PREPARE, PREPARE_IN_PROCESSES, SEED, Case, caches_of, kill_at, resume
 
-pytestmark = pytest.mark.slow
 SHORT = ["base, streamed", "instruct, two processes", "preference", "fgpt prepare"]
 CHOSEN = [case for case in (*CASES, PREPARE, PREPARE_IN_PROCESSES) if LONG or case.name in SHORT]
 RUNS = 6 if LONG else 1

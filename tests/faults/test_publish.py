@@ -22,7 +22,6 @@ from tests.support.forked import Forked
 from tests.support.loopback_hub import WRITE_TOKEN, LoopbackHub
 from tests.support.run_folders import tiny_model, write_run
 
-pytestmark = pytest.mark.slow
 KILLS = 16 if LONG else 2
 REPO, SPACE = "tester/tiny", "tester/tiny-chat"
 State = tuple[dict[str, bytes], dict[str, bytes]]

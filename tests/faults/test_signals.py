@@ -13,7 +13,6 @@ from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
 from tests.faults.runs import CASES, LONG, SEED, Case, Disturbed, resume
 
-pytestmark = pytest.mark.slow
 SHORT = ["base, prepared by the run itself", "preference"]
 CHOSEN = [case for case in CASES if LONG or case.name in SHORT]
 RUNS = 3 if LONG else 1

@@ -10,7 +10,6 @@ from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
 from tests.faults.runs import CASES, LONG, PREPARE, SEED, Case, resume
 
-pytestmark = pytest.mark.slow
 SHORT = ["base, prepared", "fgpt prepare"]
 CHOSEN = [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in SHORT)]
 RUNS = 1

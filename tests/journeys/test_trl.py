@@ -16,6 +16,7 @@ from tests.support.tiny import random_model, save
 trl = pytest.importorskip("trl")
 
 
+@pytest.mark.slow
 def test_sft_trainer_learns_the_replies_of_the_same_folder_and_rows(tmp_path: Path) -> None:
     folder = save(random_model(), tmp_path / "model")
     rows = Dataset.from_list([{"messages": turns(f"Name {n}.", f"It is {n}.", "Again.", f"{n}.")} for n in range(16)])

@@ -59,6 +59,7 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         torch.testing.assert_close(gradient, theirs[name], rtol=2e-4, atol=2e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
 def test_loss_gradients_and_rewards_equal_trls_dpo_trainer(loss_type: str, tmp_path: Path) -> None:
     model, reference = random_model(), random_model()
@@ -83,6 +84,7 @@ def test_loss_gradients_and_rewards_equal_trls_dpo_trainer(loss_type: str, tmp_p
         assert value.item() == pytest.approx(trainer._metrics["train"][name][0], abs=1e-4), name
 
 
+@pytest.mark.slow
 def test_simpo_equals_trls(tmp_path: Path) -> None:
     model = moved(random_model())
     lengths = (batch()["labels"] != IGNORED).sum(dim=2)

@@ -302,6 +302,7 @@ def test_a_download_is_cached_by_its_etag(client: Client) -> None:
 # faults
 
 
+@pytest.mark.slow
 def test_uploads_are_tried_again_after_503_and_after_a_dropped_connection(client: Client) -> None:
     client.write("model/model.safetensors", b"weights" * 300_000)
     client.server.fail("POST", r"/preupload/", status=503)
@@ -328,6 +329,7 @@ def test_a_commit_whose_answer_is_lost_is_made_all_the_same(client: Client) -> N
     assert client.run(script) is None  # nothing has changed, so nothing is committed
 
 
+@pytest.mark.slow
 def test_a_download_outlives_stalls_and_drops_but_not_a_wrong_size(client: Client) -> None:
     client.server.add_repo("model", "tester/tiny", {"model.safetensors": b"weights" * 300_000})
     client.server.fail("GET", r"/resolve/", delay=1.5)

@@ -96,6 +96,7 @@ DIVISIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("division", DIVISIONS)
 def test_one_trajectory_however_a_step_is_divided(whole: Path, tmp_path: Path, division: str) -> None:
     processes, flags = DIVISIONS[division]
@@ -103,6 +104,7 @@ def test_one_trajectory_however_a_step_is_divided(whole: Path, tmp_path: Path, d
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=3e-5)
 
 
+@pytest.mark.slow
 def test_a_check_with_more_batches_on_one_process_than_on_another_ends(tmp_path: Path) -> None:
     """Where weights are sharded, each forward pass would wait for the other process."""
     succeed(tmp_path / "one", "--validation_rows=9", "--max_steps=4")
@@ -153,6 +155,7 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
     assert_equal_runs(folder, whole_with_dropout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
 def test_two_processes_resume_exactly(tmp_path: Path, sharded: bool) -> None:
     flags = ["--dropout=0.1", "--per_device_train_batch_size=4", f"--fsdp={sharded}"]
@@ -164,6 +167,7 @@ def test_two_processes_resume_exactly(tmp_path: Path, sharded: bool) -> None:
     assert all(torch.equal(weight, expected[1][name]) for name, weight in weights(folder).items())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     succeed(folder, "--per_device_train_batch_size=4", processes=2)
@@ -251,6 +255,7 @@ def test_a_step_without_a_scored_token_is_skipped_and_said(tmp_path: Path) -> No
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] - 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--attn_implementation=eager", "--torch_compile"])
 def test_how_the_network_is_computed_does_not_change_what_it_learns(whole: Path, tmp_path: Path, flag: str) -> None:
     succeed(tmp_path / "run", flag)
