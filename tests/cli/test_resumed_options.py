@@ -26,6 +26,8 @@ from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder, read_record
 from tests.support.tiny import random_model, save
 
+pytestmark = pytest.mark.slow
+
 KINDS: dict[type[Run], tuple[Any, Callable[[list[str]], None]]] = {
     BaseRun: (PRESETS, train_base.main),
     InstructRun: (INSTRUCT_PRESETS, train_instruct.main),
@@ -187,7 +189,6 @@ def resumed(request: pytest.FixtureRequest, home: Path) -> Resumed:
     return seen[0]
 
 
-@pytest.mark.slow
 def test_each_option_that_may_change_takes_effect(resumed: Resumed) -> None:
     names = {field.name for field, _ in described_fields(resumed.trainer.run)} - NO_EFFECT[type(resumed.trainer.run)]
     found = {name: EFFECTS[name][1](resumed) for name in names if name in EFFECTS}

@@ -21,6 +21,8 @@ from fgpt_hf.model.io import load_model
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from tests.support.tiny import random_model, save
 
+pytestmark = pytest.mark.slow
+
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
 
@@ -107,7 +109,6 @@ def test_length_normalised_losses_move_the_margin_too(home: Path, loss_type: str
     assert validation[-1]["eval_rewards/margins"] > validation[0]["eval_rewards/margins"]
 
 
-@pytest.mark.slow
 def test_adapters_learn_the_same_preference_and_leave_a_whole_model(home: Path) -> None:
     main(flags(home, home / "lora", "--use_peft", "--lora_r=4", "--learning_rate=0.03", "--sample_steps=99"))
     validation = [line for line in read_json_lines(home / "lora" / "metrics.jsonl") if "eval_loss" in line]

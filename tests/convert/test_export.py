@@ -16,6 +16,8 @@ from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
 from tests.convert.models import CHATML, CONTEXT, QUESTION, TEXTS, refusal, write_gpt2_with, write_small_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -87,7 +89,6 @@ def test_a_gguf_of_an_untied_head_without_biases_gives_the_same_text(tmp_path: P
     assert answer["choices"][0]["text"] == greedy(*load_fgpt(str(tmp_path / "model")), TEXTS[0])
 
 
-@pytest.mark.slow
 def test_a_gguf_of_a_converted_chat_model_ends_at_its_own_token(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     tokens = ["<|im_start|>", "<|im_end|>"]

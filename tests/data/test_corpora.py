@@ -191,6 +191,7 @@ print(json.dumps([message(settings) for settings in json.loads(sys.argv[1])]))
 """
 
 
+@pytest.mark.slow
 def test_names_on_a_hub_give_their_documents_or_say_what_is_wrong(hub_server: LoopbackHub, tmp_path: Path) -> None:
     texts = documents(5)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)

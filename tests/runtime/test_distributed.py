@@ -25,6 +25,7 @@ def choose(arguments: Sequence[str]) -> None:
     print(plan_training(run, network(run), shared_machine(accelerator)).rows)
 
 
+@pytest.mark.slow
 def test_processes_with_unlike_free_memory_choose_one_micro_batch(tmp_path: Path) -> None:
     run = parse_run(BaseRun, PRESETS, OPEN)
     machines = [Machine("a test", "cpu", free, has_bf16=False, peak_flops=None, processes=2) for free in FREE_BYTES]

@@ -91,6 +91,7 @@ def test_text_survives_the_round_trip(tokenizer: Any) -> None:
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["a" * 1_000_000, "é" * 300_000, "x1_" * 200_000, " " * 1_000_001 + "x", "\n" * 1_000_001],
@@ -122,6 +123,7 @@ def test_a_lone_surrogate_is_replaced_and_a_pair_is_joined() -> None:
         np.testing.assert_array_equal(ids, expected)
 
 
+@pytest.mark.slow
 def test_documents_keep_their_order_and_may_be_any_iterable() -> None:
     texts = [str(number) for number in range(700)]
     expected = [ids for text in texts for ids in encode_documents([text])]

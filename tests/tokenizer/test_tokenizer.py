@@ -100,6 +100,7 @@ print(json.dumps([chat["input_ids"], chat["assistant_masks"], tokenizer.padding_
 """
 
 
+@pytest.mark.slow
 def test_a_saved_tokenizer_loads_without_this_package(tokenizer: Any, tmp_path: Path) -> None:
     """Even beside the config of a model that does need its own code, which is where it is published."""
     tokenizer.save_pretrained(tmp_path)

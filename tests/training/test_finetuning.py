@@ -21,6 +21,8 @@ from fgpt_hf.training.optim import parameter_groups
 from fgpt_hf.training.run_folder import RunFolder
 from tests.support.tiny import random_model, save, tokenizer
 
+pytestmark = pytest.mark.slow
+
 ROLE_IDS = [CONTROL_TOKENS[token] for token in ROLE_TOKENS]
 
 
