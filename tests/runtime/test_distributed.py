@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
