@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "fgpt_hf"
 # A wing imports only itself and wings before it.
 ORDER = (
     *("errors", "parsing", "files", "retries", "workers", "config", "tokenizer", "model", "data", "losses"),
-    *("convert", "runtime", "evaluation", "training", "report", "hub", "chat", "cli"),
+    *("convert", "runtime", "evaluation", "training", "report", "ablation", "hub", "chat", "cli"),
 )
 
 

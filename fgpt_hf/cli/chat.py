@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +28,7 @@ from fgpt_hf.errors import UserError
 if TYPE_CHECKING:
     from fgpt_hf.chat import ChatSession
 
+TERMINATED = 128 + signal.SIGTERM  # exit code
 MIN_TEMPERATURE = 1e-6  # logits divided by less overflow
 
 Message = Annotated[
@@ -177,10 +178,19 @@ def _require_text(message: str) -> str:
 
 @contextmanager
 def _quiet_ends() -> Iterator[None]:
-    """End without a traceback on Ctrl-C, on SIGTERM, and when the reader of the reply has left."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the terminal is left as it was
+    """End without a traceback on Ctrl-C, on SIGTERM, and when the reader of the reply has left.
+
+    After SIGTERM the terminal is left as it was, and no thread of a library is waited for.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         yield
+    except SystemExit as leaving:
+        if leaving.code != TERMINATED:
+            raise
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(TERMINATED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import typer
 from typer.main import get_command
 
 import fgpt_hf
+from fgpt_hf.cli.ablate import ablate
 from fgpt_hf.cli.chat import chat
 from fgpt_hf.cli.convert import convert
 from fgpt_hf.cli.entry_point import command_line, program_name
@@ -56,11 +57,12 @@ COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
         "fgpt estimate --preset fgpt-712m --device h100",
     ),
     "report": report,
+    "ablate": ablate,
     "convert": convert,
     "export": export,
     "publish": publish,
 }
-PARSED_BY_THE_RUN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # options of a run
 
 
 def main() -> None:
@@ -104,9 +106,9 @@ def _parser() -> Callable[..., int | None]:
     for name, command in COMMANDS.items():
         if isinstance(command, RunCommand):
             pass_on = _pass_arguments_to(name, command)
-            app.command(name, help=command.help, context_settings=dict(PARSED_BY_THE_RUN))(pass_on)
+            app.command(name, help=command.help, context_settings={**PASSED_ON, "help_option_names": []})(pass_on)
         else:
-            app.command(name)(command)
+            app.command(name, context_settings=PASSED_ON if command is ablate else None)(command)
     return get_command(app)
 
 

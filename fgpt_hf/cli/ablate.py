@@ -1,0 +1,65 @@
+"""`fgpt ablate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Context, Option
+
+from fgpt_hf.config.options import Limits
+
+Vary = Annotated[
+    list[str],
+    Option(
+        "--vary",
+        metavar="FIELD=A,B,…",
+        help="An option of train-base and the values to compare; the first one is the default's. Can be repeated. "
+        "Without it, the switches of the network are compared.",
+    ),
+]
+LearningRates = Annotated[
+    str,
+    Option(
+        "--learning_rates",
+        metavar="A,B,…",
+        help="Learning rates, each of which every variant is trained with (default: half the run's own, the run's own "
+        "and twice that).",
+    ),
+]
+Seeds = Annotated[int, Option("--seeds", help="Number of seeds that each variant's best rate is trained with.")]
+EveryCombination = Annotated[
+    bool,
+    Option("--every_combination", help="Compare every combination of values, not each alone and all together."),
+]
+OutputDir = Annotated[Path, Option("--output_dir", metavar="FOLDER", help="Folder of runs, table and figure.")]
+SWITCHES: tuple[str, ...] = ()
+
+
+def ablate(
+    context: Context,
+    vary: Vary = [],  # noqa: B006  # typer shows and copies it
+    learning_rates: LearningRates = "",
+    seeds: Seeds = 3,
+    every_combination: EveryCombination = False,
+    output_dir: OutputDir = Path("runs/ablation"),
+) -> None:
+    """Train base models that differ in one setting or several, and compare their validation losses.
+
+    All other options are those of train-base, for every run; fgpt train-base --help lists them. The same command
+    again goes on where it was interrupted.
+
+    Example: fgpt ablate --preset quickstart --max_steps 100 --vary optim=muon,adamw
+    """
+    from fgpt_hf.ablation.table import draw_losses, markdown_table, summarize
+    from fgpt_hf.ablation.trials import Ablation
+    from fgpt_hf.ablation.variants import make_variants, parse_axis
+
+    Limits(minimum=1).check("seeds", seeds)
+    axes = [parse_axis(text) for text in vary or SWITCHES]
+    rates = [rate.strip() for rate in learning_rates.split(",") if rate.strip()]
+    results = Ablation(output_dir, make_variants(axes, every_combination), rates, seeds, context.args).run()
+    summaries = summarize(results)
+    table = markdown_table(summaries)
+    (output_dir / "ablation.md").write_text(f"{table}\n", encoding="utf-8")
+    draw_losses(summaries, output_dir / "ablation.png")
+    print(table)
+    print(f"\nfigure: {output_dir / 'ablation.png'}")
