@@ -42,9 +42,10 @@ def ablate(
     every_combination: EveryCombination = False,
     output_dir: OutputDir = Path("runs/ablation"),
 ) -> None:
-    """Train base models that differ in one setting or several, and compare their validation losses.
+    """Compare settings of base runs by their validation loss.
 
-    All other options are those of train-base, for every run; fgpt train-base --help lists them. The same command
+    Each variant is trained at several learning rates, and its best one with several seeds. All other options are
+    those of train-base, for every run; fgpt train-base --help lists them. The same command
     again goes on where it was interrupted.
 
     Example: fgpt ablate --preset quickstart --max_steps 100 --vary optim=muon,adamw

@@ -37,7 +37,7 @@ def test_the_help_comes_within_a_second() -> None:
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("command", ["chat", "evaluate", "report", "convert", "export", "publish"])
+@pytest.mark.parametrize("command", ["chat", "evaluate", "report", "ablate", "convert", "export", "publish"])
 def test_the_help_of_a_command_has_an_example_and_needs_no_torch(command: str) -> None:
     text = without_torch(f"from fgpt_hf.cli.main import run; run(['{command}', '--help'])")
     assert f"Example: fgpt {command} " in text
