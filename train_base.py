@@ -12,9 +12,9 @@ Your own text, one document per line of a JSON-lines file:
 
     python train_base.py --preset fgpt-124m --dataset_name documents.jsonl --output_dir runs/mine
 
-Continue an interrupted run exactly where its latest checkpoint was written:
+An interrupted run goes on with the same command. Continue one with other options, or for longer:
 
-    python train_base.py --config runs/mine/run.yaml --resume_from_checkpoint latest
+    python train_base.py --config runs/mine/run.yaml --resume_from_checkpoint latest --max_steps N
 
 `python train_base.py --help` lists every option. An installed package has the same as `fgpt train-base`.
 """

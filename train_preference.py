@@ -16,9 +16,9 @@ The published model, on eight GPUs, with a micro-batch that fits them:
 
     torchrun --nproc_per_node 8 train_preference.py --preset fgpt-712m --per_device_train_batch_size auto
 
-Continue an interrupted run exactly where its latest checkpoint was written:
+An interrupted run goes on with the same command. Continue one with other options, or for longer:
 
-    python train_preference.py --config runs/fgpt-712m-preference/run.yaml --resume_from_checkpoint latest
+    python train_preference.py --config runs/fgpt-712m-preference/run.yaml --resume_from_checkpoint latest --max_steps N
 
 `python train_preference.py --help` lists every option. An installed package has the same as `fgpt train-preference`.
 """

@@ -19,7 +19,7 @@ from fgpt_hf.report import draw_figures, summarize_run
 from fgpt_hf.runtime.distributed import resolve_attn_implementation, shared_machine, start_accelerator
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
-from fgpt_hf.training.loop import Check, Outcome, Trainer
+from fgpt_hf.training.loop import Check, Epoch, Outcome, Trainer
 from fgpt_hf.training.run_folder import RunFolder, find_run, record_provenance, record_results
 
 
@@ -30,6 +30,7 @@ class TrainingStage:
         accelerator: the processes, the device and the precision.
         rank: the number of this process, from 0.
         processes: the number of processes.
+        machine: the devices of the run, with the memory that was free before the run took any.
         folder: where the run is written.
 
     Raises:
@@ -40,6 +41,7 @@ class TrainingStage:
         self.run = run
         self.accelerator = start_accelerator(run)
         resolve_attn_implementation(run, self.accelerator)
+        self.machine = shared_machine(self.accelerator)  # before it holds a model, and data
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.folder = RunFolder(run, self.rank)
         self._uploader = CheckpointUploader(run, self.folder)
@@ -63,12 +65,12 @@ class TrainingStage:
             sys.exit(self._exit_code)
 
     def require_memory(self, config: FGPTConfig) -> None:
-        """Raise UserError if the run cannot fit its devices, as `runtime.plan.require_memory` does."""
-        require_memory(self.run, config, shared_machine(self.accelerator))
+        """Raise UserError if the run cannot fit its devices or its time, as `runtime.plan.require_memory` does."""
+        require_memory(self.run, config, self.machine)
 
     def plan(self, config: FGPTConfig, epoch_rows: int = 0) -> TrainingPlan:
-        """Decide what the run leaves open, alike on all processes, as `plan_training` does."""
-        return plan_training(self.run, config, shared_machine(self.accelerator), epoch_rows)
+        """Decide what the run leaves open, alike on all processes, as `plan_training` does, or as it did before."""
+        return self.folder.decided(plan_training(self.run, config, self.machine, epoch_rows))
 
     def trainer(
         self,
@@ -77,6 +79,7 @@ class TrainingStage:
         tokenizer: PreTrainedTokenizerBase,
         batches: Batches,
         checks: Sequence[Check],
+        epoch: Epoch | None,
     ) -> Trainer:
         """Return a trainer for this run that also uploads its checkpoints, if the run asks for that."""
         return Trainer(
@@ -88,6 +91,7 @@ class TrainingStage:
             tokenizer=tokenizer,
             batches=batches,
             checks=checks,
+            epoch=epoch,
             on_checkpoint=self._uploader.push_checkpoint,
         )
 

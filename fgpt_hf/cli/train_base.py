@@ -9,7 +9,8 @@ from fgpt_hf.cli.stage import TrainingStage
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
-from fgpt_hf.data.pretraining import load_pretraining_data
+from fgpt_hf.data.pretraining import PretrainingData, load_pretraining_data
+from fgpt_hf.data.splits import TRAIN
 from fgpt_hf.evaluation.benchmark import load_benchmarks
 from fgpt_hf.evaluation.checks import (
     Benchmarks,
@@ -23,6 +24,7 @@ from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS, build_tokenizer
+from fgpt_hf.training.loop import Epoch
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,10 @@ def main(arguments: Sequence[str]) -> None:
     run = parse_run(BaseRun, PRESETS, arguments)
     stage = TrainingStage(run)
     accelerator = stage.accelerator
-    plan = stage.plan(network(run))
 
     with stage.opened():
         # Model
+        plan = stage.plan(network(run))
         tokenizer = build_tokenizer(run.max_position_embeddings)
         model = new_model(run)
         context = model.config.max_position_embeddings
@@ -60,11 +62,17 @@ def main(arguments: Sequence[str]) -> None:
 
         # Train
         objective = LanguageModelObjective(model)
-        trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples])
+        trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples], epoch_of(data))
         outcome = trainer.fit()
 
         # Report and Hub
         stage.finish(trainer, outcome, data.provenance)
+
+
+def epoch_of(data: PretrainingData) -> Epoch | None:
+    """Return the size of the training split, or None for a stream, whose end is not known."""
+    size = data.provenance.sizes.get(TRAIN)
+    return Epoch(size.rows, f"{size.tokens:,} tokens") if size else None
 
 
 def new_model(run: BaseRun) -> FGPTForCausalLM:

@@ -19,6 +19,7 @@ from fgpt_hf.evaluation.checks import (
 )
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.training.finetuning import merge_adapter, open_model
+from fgpt_hf.training.loop import Epoch
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str]) -> None:
 
         # Train
         objective = LanguageModelObjective(model)
-        trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples])
+        epoch = Epoch(len(data.rows), f"{len(data.rows):,} conversations")
+        trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples], epoch)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)
 

@@ -18,6 +18,7 @@ from fgpt_hf.evaluation.checks import (
 )
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective
 from fgpt_hf.training.finetuning import merge_adapter, open_model, reference_log_probabilities
+from fgpt_hf.training.loop import Epoch
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         )
 
         # Train
-        trainer = stage.trainer(plan, objective, tokenizer, batches, [means, benchmarks, samples])
+        epoch = Epoch(len(data.epoch), f"{len(data.epoch):,} pairs")
+        trainer = stage.trainer(plan, objective, tokenizer, batches, [means, benchmarks, samples], epoch)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)
 

@@ -31,8 +31,8 @@ class RunOptions:
     resume_from_checkpoint: str | None = option(
         None,
         "Continue the run in output_dir exactly from this folder under checkpoints/, or from 'latest', which starts "
-        "the run where nothing was saved yet.",
-        unset="start anew",
+        "the run where nothing was saved yet. Needed only where options change: the same command goes on by itself.",
+        unset="start anew, or go on with the same unfinished run",
         one_time=True,
     )
     seed: int = option(
@@ -138,6 +138,12 @@ class OptimizationOptions:
     """How long the run trains, on how many rows a step, and how the optimizer moves the weights."""
 
     max_steps: int = option(27_000, "Number of optimizer steps of the whole run.")
+    max_minutes: float | None = option(
+        None,
+        "Time for the whole run, from its start to its end, in place of max_steps: such as 30, 90s, 2h or 1.5d. A "
+        "plain number is in minutes. A few timed steps decide the number of steps.",
+        unset="as long as max_steps takes",
+    )
     per_device_train_batch_size: int = option(
         16, "Rows in each micro-batch on each device; 'auto' is the same as --auto_find_batch_size."
     )

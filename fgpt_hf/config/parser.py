@@ -10,8 +10,8 @@ from argparse import (
     ArgumentTypeError,
     Namespace,
 )
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
@@ -44,6 +44,8 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
         >>> parse_run(BaseRun, PRESETS, ["--preset", "quickstart", "--max_steps", "7"]).max_steps
         7
     """
+    if _is_given("max_steps", arguments) and _is_given("max_minutes", arguments):
+        raise UserError("max_steps and max_minutes exclude each other: give one of them")
     first = _Parser(add_help=False)
     first.add_argument("--preset", default=kind.preset)
     first.add_argument("--config", type=Path)
@@ -56,12 +58,13 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     parser = _Parser(kind, usage=f"{USAGE} [--config FILE.yaml]", description=_first_paragraph(kind))
     parser.add_argument("--config", type=Path, help="YAML file of options, such as a run's run.yaml.", default=SUPPRESS)
     parser.set_defaults(**asdict(presets[preset]))
-    run, *_, unknown = parser.parse_args_into_dataclasses(
+    parsed, *_, unknown = parser.parse_args_into_dataclasses(
         arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
         raise UserError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
-    return run
+    run: SomeRun = parsed
+    return run if _is_given("eval_tasks", arguments) else _without_foreign_tasks(run, presets[preset])
 
 
 def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOptions:
@@ -112,10 +115,13 @@ class _Parser(HfArgumentParser):
             group = group_of(dtype, field.name, described)
             if group not in groups:
                 groups[group] = self.add_argument_group(group_title(group), _first_paragraph(group))
-            if field.name == "per_device_train_batch_size":
+            if field.name in READ_BY:
+                action, read = READ_BY[field.name]
                 names = (f"--{field.name}", f"--{field.name.replace('_', '-')}")
-                settings = {"default": field.default, "help": described.help}
-                groups[group].add_argument(*names, action=_RowsOrAuto, type=_rows_or_auto, **settings)
+                added = groups[group].add_argument(
+                    *names, action=action, type=read, default=field.default, help=described.help
+                )
+                added.unset = described.unset
             else:
                 self._add_option(groups[group], field, described, types[field.name])
 
@@ -157,6 +163,52 @@ def _rows_or_auto(text: str) -> int | None:
         return None if text == "auto" else int(text)
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r} is neither a number of rows nor auto") from error
+
+
+class _StepsNotMinutes(Action):
+    """Takes a number of steps, which replaces a number of minutes that came before it, as from a `run.yaml`."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, value: Any, option: str | None = None) -> None:
+        namespace.max_steps, namespace.max_minutes = value, None
+
+
+def _minutes(text: str) -> float:
+    """Return the minutes of a duration, whose unit is s, m, h or d, or minutes where none is given.
+
+    Example:
+        >>> _minutes("30"), _minutes("90s"), _minutes("2h")
+        (30.0, 1.5, 120.0)
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in MINUTES_OF else (text, "m")
+    try:
+        return float(number) * MINUTES_OF[unit]
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not a duration, such as 30, 90s, 2h or 1.5d") from error
+
+
+MINUTES_OF = {"s": 1 / 60, "m": 1.0, "h": 60.0, "d": 1440.0}
+# Options that are read in a way of their own: what sets them, and what reads their text.
+READ_BY: Mapping[str, tuple[Any, Callable[[str], Any]]] = {
+    "per_device_train_batch_size": (_RowsOrAuto, _rows_or_auto),
+    "max_steps": (_StepsNotMinutes, int),
+    "max_minutes": ("store", _minutes),
+}
+
+
+def _is_given(name: str, arguments: Sequence[str]) -> bool:
+    """Return whether the arguments give an option, in either spelling."""
+    return any(each.partition("=")[0].replace("-", "_") == f"__{name}" for each in arguments)
+
+
+def _without_foreign_tasks(run: SomeRun, preset: SomeRun) -> SomeRun:
+    """Return the run without the preset's benchmarks if its data are not the preset's, from which they are made."""
+    own, given = (_data_sets(each) for each in (preset, run))
+    return run if given <= own else replace(run, eval_tasks=None)
+
+
+def _data_sets(run: Run) -> set[str]:
+    """Return the names of a run's data sets, without the limits of a mixture."""
+    return {entry.partition(":")[0] for entry in getattr(run, "dataset_name", "").split(",")}
 
 
 def _flags_of(config: Path) -> list[str]:

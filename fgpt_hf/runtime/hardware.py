@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,8 @@ import psutil
 import torch
 
 from fgpt_hf.errors import UserError
+
+PRODUCTS, PRODUCT_SECONDS = 20, 0.3  # to measure a rate: at most so many, and for about so long
 
 
 class GPU(NamedTuple):
@@ -49,6 +52,8 @@ class Machine(NamedTuple):
         has_bf16: whether they multiply bfloat16 in hardware.
         peak_flops: bfloat16 operations per second of one device, or None if unknown.
         processes: number of devices, one for each process.
+        own_bytes: memory that this process itself takes before it trains, with Python and its libraries; 0 where that
+            is not the memory of the device.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Machine(NamedTuple):
     has_bf16: bool
     peak_flops: float | None
     processes: int
+    own_bytes: int = 0
 
 
 def known_machine(name: str, processes: int = 1) -> Machine:
@@ -84,7 +90,9 @@ def this_machine(device: torch.device, processes: int = 1) -> Machine:
         peak_flops = gpu.bf16_teraflops * 1e12 if gpu else None
         return Machine(name, device.type, torch.cuda.mem_get_info(device)[0], bf16, peak_flops, processes)
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # they share this machine's memory
-    return Machine(f"this {device.type}", device.type, _free_memory_bytes() // processes_here, bf16, None, processes)
+    own = psutil.Process().memory_info().rss if device.type == "cpu" else 0
+    free = _free_memory_bytes() // processes_here
+    return Machine(f"this {device.type}", device.type, free, bf16, None, processes, own)
 
 
 def find_gpu(driver_name: str) -> GPU | None:
@@ -124,6 +132,21 @@ def peak_memory_bytes(device: torch.device) -> int:
     return int(getattr(memory, "peak_wset", memory.rss))  # Windows records a peak, macOS only the present
 
 
+def product_flops(device: torch.device, rows: int, width: int, dtype: torch.dtype) -> float:
+    """Measure the operations per second of products like those of a network, `(rows, width) @ (width, 4 width)`.
+
+    It takes a fraction of a second. The fastest of some products counts, since other programs can only slow them down.
+    """
+    left = torch.ones(rows, width, device=device, dtype=dtype)
+    right = torch.ones(width, 4 * width, device=device, dtype=dtype)
+    seconds: list[float] = []
+    while len(seconds) < PRODUCTS and sum(seconds) < PRODUCT_SECONDS:
+        began = time.perf_counter()
+        (left @ right)[-1, -1].item()  # which waits for the device
+        seconds.append(time.perf_counter() - began)
+    return 8 * rows * width * width / min(seconds)
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep large buffers for the next step, instead of returning them and faulting them in again."""
     if not sys.platform.startswith("linux"):
@@ -138,8 +161,17 @@ def keep_freed_memory() -> None:
 
 
 def _free_memory_bytes() -> int:
-    """Return the memory that is free or reclaimable from caches, or a container's limit if that is less."""
+    """Return the memory that is free or reclaimable from caches, or what a container's limit leaves if that is less."""
     free = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")
+    return min(free, container_memory_bytes(Path("/sys/fs/cgroup")) or free)
+
+
+def container_memory_bytes(cgroup: Path) -> int | None:
+    """Return the memory that a container may still take, by its control group; None if it has no limit."""
+    limit, used, stat = (cgroup / f"memory.{name}" for name in ("max", "current", "stat"))
     text = limit.read_text().strip() if limit.is_file() else "max"
-    return free if text == "max" else min(free, int(text))
+    if text == "max":
+        return None
+    numbers = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+    taken = int(used.read_text()) - int(numbers.get("inactive_file", 0)) if used.is_file() else 0
+    return max(1, int(text) - taken)

@@ -18,6 +18,7 @@ from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapter_parameters
+from fgpt_hf.runtime.duration import LIKELY_MFU, duration, likely_seconds, require_time
 from fgpt_hf.runtime.estimate import (
     USABLE_SHARE,
     count_parameters,
@@ -36,7 +37,6 @@ SomeRun = TypeVar("SomeRun", bound=Run)
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
 FAR_ABOVE = 2  # more than the estimate may be wrong by
-LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class TrainingPlan:
         max_steps: optimizer steps of the whole run.
         rows: rows of a micro-batch on each device.
         micro_batches: micro-batches per step on each device.
+        warmup_steps: steps of the warm-up, if not the run's.
+        minutes: time of the whole run, from which `max_steps` and `warmup_steps` are still to be decided; None if they
+            are.
 
     Example:
         >>> TrainingPlan(max_steps=100, rows=8, micro_batches=2).with_rows(4)
@@ -56,16 +59,23 @@ class TrainingPlan:
     max_steps: int
     rows: int
     micro_batches: int
+    warmup_steps: int | None = None
+    minutes: float | None = None
 
     def with_rows(self, rows: int) -> "TrainingPlan":
         """Return the plan with micro-batches of `rows` rows and as many rows per step as before."""
         return replace(self, rows=rows, micro_batches=self.rows * self.micro_batches // rows)
+
+    def with_steps(self, steps: int, run: Run) -> "TrainingPlan":
+        """Return the plan with a decided number of steps, of which the warm-up takes an eighth at most."""
+        return replace(self, max_steps=steps, warmup_steps=min(run.warmup_steps, steps // 8), minutes=None)
 
     def fill_in(self, run: SomeRun) -> SomeRun:
         """Return the run with nothing left open, as `run.yaml` records it."""
         return replace(
             run,
             max_steps=self.max_steps,
+            warmup_steps=run.warmup_steps if self.warmup_steps is None else self.warmup_steps,
             per_device_train_batch_size=self.rows,
             gradient_accumulation_steps=self.micro_batches,
             auto_find_batch_size=False,
@@ -89,7 +99,7 @@ def plan_training(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: in
 
 
 def require_memory(run: Run, config: FGPTConfig, machine: Machine) -> None:
-    """Raise UserError if the run cannot fit such devices, whatever its data.
+    """Raise UserError if the run cannot fit such devices, or `max_minutes` not even ten steps, whatever its data.
 
     Either weights, gradients and optimizer take more than a device has, or not even one row fits beside them where the
     micro-batch is left open, or a given one takes `FAR_ABOVE` times what a device has; or the rows of a step do not
@@ -108,13 +118,16 @@ def require_memory(run: Run, config: FGPTConfig, machine: Machine) -> None:
             f"per_device_train_batch_size={rows} takes {_gigabytes(need.total)}, and {machine.name} has "
             f"{_gigabytes(machine.memory_bytes)}: {fits}"
         )
+    require_time(run, config, machine, _tokens_per_step(run, config, machine))
 
 
 def _plan(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
     steps = run.max_steps
     if isinstance(run, TuningRun) and steps == 0:
         steps = math.ceil(epoch_rows * run.num_train_epochs / run.rows_per_step(machine.processes))
-    plan = TrainingPlan(steps, run.per_device_train_batch_size, run.gradient_accumulation_steps)
+    plan = TrainingPlan(
+        steps, run.per_device_train_batch_size, run.gradient_accumulation_steps, minutes=run.max_minutes
+    )
     if run.auto_find_batch_size:
         rows = largest_micro_batch(run, config, machine) or 1
         return replace(plan, rows=rows, micro_batches=rows_on_device(run, machine) // rows)
@@ -163,6 +176,7 @@ def estimate_command(arguments: Sequence[str]) -> str:
     else:
         here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         machine = this_machine(here, processes)
+    run = _with_estimated_steps(run, config, machine)
     lines = list(_needs(run, _plan(run, config, machine), config, machine))
     lines += ["", f"{'':<12}micro-batch  time at {run.mfu:.0%} of the peak"]
     for name in [run.device] if run.device else GPUS:
@@ -170,32 +184,61 @@ def estimate_command(arguments: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _with_estimated_steps(run: Estimation, config: FGPTConfig, machine: Machine) -> Estimation:
+    """Return the run with the steps that its time is likely to have room for, instead of that time."""
+    if run.max_minutes is None:
+        return run
+    step_seconds = likely_seconds(run, config, machine, _tokens_per_step(run, config, machine), run.mfu)
+    return replace(run, max_steps=max(1, int(60 * run.max_minutes / step_seconds)), max_minutes=None)
+
+
 def _needs(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machine) -> Iterator[str]:
-    """Yield lines on parameters, tokens, arithmetic and memory."""
-    counts, flops = count_parameters(config), flops_per_token(run, config)
-    per_step = _tokens_per_step(run, config, machine)
-    tokens = plan.max_steps * per_step
+    """Yield lines on parameters, tokens, arithmetic, memory and time."""
+    counts, per_step = count_parameters(config), _tokens_per_step(run, config, machine)
     at_most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are shorter than the longest ones
-    yield (
-        f"{counts.total:,} parameters; {plan.max_steps:,} steps x {at_most}{per_step:,} tokens = {tokens:,} tokens "
-        f"({at_most}{tokens / counts.total:.3g} tokens per parameter)"
-    )
+    if plan.minutes is not None:
+        yield (
+            f"{counts.total:,} parameters; steps x {at_most}{per_step:,} tokens: "
+            f"a few timed ones will decide how many fit max_minutes={plan.minutes:g}"
+        )
+    else:
+        tokens = plan.max_steps * per_step
+        yield (
+            f"{counts.total:,} parameters; {plan.max_steps:,} steps x {at_most}{per_step:,} tokens = {tokens:,} tokens "
+            f"({at_most}{tokens / counts.total:.3g} tokens per parameter)"
+        )
     if adapter := adapter_parameters(run, config):
         yield f"{adapter:,} further parameters are in adapters, and only these are trained"
-    passes = "6 N, 4 N for frozen weights" if adapter else "6 N"
-    total = f"{at_most}{flops * tokens:.3g} FLOPs in total"
-    yield f"{flops / 1e9:.3g} GFLOPs per token ({passes} + 12 layers x width x length), {total}"
+    yield _arithmetic(run, plan, config, machine, at_most)
     need = memory(run, config, machine, plan.rows, plan.micro_batches)
     parts = ", ".join(f"{part} {_gigabytes(getattr(need, part))}" for part in PARTS)
-    yield f"about {_gigabytes(need.total)} on each device with micro-batches of {plan.rows} rows: {parts}"
+    own = f", this process itself {_gigabytes(machine.own_bytes)}" if machine.own_bytes else ""
+    total = _gigabytes(need.total + machine.own_bytes)
+    yield f"about {total} on each device with micro-batches of {plan.rows} rows: {parts}{own}"
     largest = largest_micro_batch(run, config, machine)
-    has = f"{machine.name} has {_gigabytes(machine.memory_bytes)}"
+    more = " more" if machine.own_bytes else ""
+    has = f"{machine.name} has {_gigabytes(machine.memory_bytes)}{more}"
     if largest is None:
         yield f"{has}: {_refusal(run, config, machine)}"
     elif need.total > USABLE_SHARE * machine.memory_bytes:
         yield f"{has}, and only {largest} rows fit: try --per_device_train_batch_size auto"
     else:
         yield f"{has}, and up to {largest} rows fit"
+
+
+def _arithmetic(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machine, at_most: str) -> str:
+    """Return a line on the operations of a run and the time that they are likely to take."""
+    flops = flops_per_token(run, config)
+    passes = "6 N, 4 N for frozen weights" if adapter_parameters(run, config) else "6 N"
+    line = f"{flops / 1e9:.3g} GFLOPs per token ({passes} + 12 layers x width x length)"
+    if plan.minutes is not None:
+        return line
+    tokens = plan.max_steps * _tokens_per_step(run, config, machine)
+    mfu = run.mfu if isinstance(run, Estimation) else LIKELY_MFU
+    seconds = likely_seconds(run, config, machine, tokens, mfu)
+    rate = "the peak" if machine.peak_flops else "the rate of its products, measured now"
+    took = f"{at_most}{duration(seconds)} of steps at {mfu:.0%} of {rate}"
+    return f"{line}, {at_most}{flops * tokens:.3g} FLOPs in total: {took}"
 
 
 def _on_device(run: Estimation, config: FGPTConfig, machine: Machine) -> str:
@@ -205,9 +248,9 @@ def _on_device(run: Estimation, config: FGPTConfig, machine: Machine) -> str:
         return "does not fit"
     assert machine.peak_flops is not None  # the table of GPUs has it
     flops = flops_per_token(run, config) * run.max_steps * _tokens_per_step(run, config, machine)
-    hours = flops / (machine.peak_flops * machine.processes * run.mfu) / 3600
-    cost = f", costs {hours * machine.processes * run.price_per_hour:,.2f}" if run.price_per_hour else ""
-    return f"{rows:>5} rows   {_duration(hours)}{cost}"
+    seconds = flops / (machine.peak_flops * machine.processes * run.mfu)
+    cost = f", costs {seconds / 3600 * machine.processes * run.price_per_hour:,.2f}" if run.price_per_hour else ""
+    return f"{rows:>5} rows   {duration(seconds)}{cost}"
 
 
 def _refusal(run: Run, config: FGPTConfig, machine: Machine) -> str:
@@ -227,12 +270,6 @@ def _tokens_per_step(run: Run, config: FGPTConfig, machine: Machine) -> int:
 
 def _gigabytes(number: int) -> str:
     return f"{number / 1e9:.3g} GB"
-
-
-def _duration(hours: float) -> str:
-    if hours < 1:
-        return f"{hours * 60:.0f} minutes" if hours * 60 >= 1 else "under a minute"
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def split_on_oom(
@@ -261,9 +298,10 @@ def split_on_oom(
         "size is unchanged",
         *(plan.rows, smaller.micro_batches, smaller.rows),
     )
-    return [part for batch in micro_batches for part in _split_batch(batch, smaller.rows)], smaller
+    return [part for batch in micro_batches for part in split_batch(batch, smaller.rows)], smaller
 
 
-def _split_batch(batch: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
+def split_batch(batch: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
+    """Divide a micro-batch into smaller ones of `rows` rows."""
     pieces = zip(*(torch.split(tensor, rows) for tensor in batch.values()), strict=True)
     return [dict(zip(batch, piece, strict=True)) for piece in pieces]

@@ -164,7 +164,7 @@ def checkpoint_to_resume(run: Run, folder: Path) -> Path | None:
         checkpoint = latest_valid_checkpoint(folder)
     else:
         checkpoint = _named_checkpoint(Path(run.resume_from_checkpoint), folder)
-    if checkpoint and 0 < run.max_steps < step_of(checkpoint):
+    if checkpoint and run.max_minutes is None and 0 < run.max_steps < step_of(checkpoint):
         raise too_few_steps(run.max_steps, step_of(checkpoint))
     return checkpoint
 

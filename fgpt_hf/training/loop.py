@@ -1,19 +1,15 @@
 """Train: one loop for every stage, which knows an objective, batches and checks, but no corpus and no metric."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import psutil
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -21,25 +17,36 @@ from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
-from fgpt_hf.losses.objectives import Objective
+from fgpt_hf.losses.objectives import Batch, Objective
 from fgpt_hf.model.io import non_finite_weights, save_model
 from fgpt_hf.runtime.distributed import (
     all_reduce_sum,
     evaluating,
     resolve_attn_implementation,
     shard,
-    sync_gradients,
+)
+from fgpt_hf.runtime.duration import (
+    MIN_STEPS,
+    CheckTime,
+    Steps,
+    closing_seconds,
+    duration,
+    require_steps,
+    time_of_day,
 )
 from fgpt_hf.runtime.estimate import mfu
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
-from fgpt_hf.runtime.plan import TrainingPlan, split_on_oom
+from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.signals import exit_code_of, stop_signals
 from fgpt_hf.training.checkpoints import Progress, TrainingState, step_of, too_few_steps
 from fgpt_hf.training.optim import build_optimizer, learning_rate_factor
 from fgpt_hf.training.run_folder import RunFolder
-from fgpt_hf.workers import STOP_SIGNALS
+from fgpt_hf.training.step import Step, Stepper
+from fgpt_hf.training.timing import alike, spent_seconds, time_first_step
 
 logger = logging.getLogger(__name__)
+
+TIMED_STEPS = 5  # before the end of a run is foreseen
 
 
 class Check(Protocol):
@@ -64,6 +71,13 @@ class Outcome(NamedTuple):
         return exit_code_of(self.stopped_by) if self.stopped_by else 0
 
 
+class Epoch(NamedTuple):
+    """The training data, seen once: its number of rows, and what to call it in a message."""
+
+    rows: int
+    name: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
     """Trains the model of an objective as a run describes, and leaves it in the run's folder.
@@ -77,6 +91,7 @@ class Trainer:
         tokenizer: saved beside the model.
         batches: the training data of this process.
         checks: measurements to take along the way.
+        epoch: the size of the training data, if it is known.
         on_checkpoint: called with the path of every checkpoint that was written.
 
     Example:
@@ -109,6 +124,7 @@ class Trainer:
     tokenizer: PreTrainedTokenizerBase
     batches: Batches
     checks: Sequence[Check] = ()
+    epoch: Epoch | None = None
     on_checkpoint: Callable[[Path], None] = lambda checkpoint: None
 
     def fit(self) -> Outcome:
@@ -123,11 +139,15 @@ class Trainer:
             OSError: the model could not be written.
         """
         forward, state = self._start()
+        loop = _Loop(self, forward, state)
+        if self.plan.minutes is not None:
+            loop.time_steps(self.plan.minutes)
+        self._begin(state)
         with stop_signals() as received_signal:
-            stopped_by = _Loop(self, forward, state).run_steps(received_signal)
+            stopped_by = loop.run_steps(received_signal)
         progress = state.progress
         if stopped_by:
-            logger.info("stopped after step %d: continue with --resume_from_checkpoint latest", progress.step)
+            logger.info("stopped after step %d: the same command goes on from there", progress.step)
         else:
             self._save_model(state)
             memory = peak_memory_bytes(self.accelerator.device) / 2**30
@@ -152,11 +172,15 @@ class Trainer:
                 raise too_few_steps(self.plan.max_steps, step_of(checkpoint))
             state.restore(checkpoint)
         self._require_finite_weights(model)
-        self.folder.begin(self.plan, state.progress.step if checkpoint else None)
-        if run.report_to != "none":
-            options = asdict(self.plan.fill_in(run))
-            accelerator.init_trackers(run.preset, {name: value for name, value in options.items() if value is not None})
         return forward, state
+
+    def _begin(self, state: TrainingState) -> None:
+        """Begin to write: the record in the run's folder, and the options for a tracker."""
+        self.folder.begin(self.plan, state.progress.step if self._checkpoint() else None)
+        if self.run.report_to != "none":
+            options = asdict(self.plan.fill_in(self.run))
+            given = {name: value for name, value in options.items() if value is not None}
+            self.accelerator.init_trackers(self.run.preset, given)
 
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to continue from, which the main process finds."""
@@ -179,51 +203,87 @@ class Trainer:
                 save_model(state.model, self.tokenizer, new_folder, weights)
 
 
-class _Step(NamedTuple):
-    """The outcome of one step.
-
-    Attributes:
-        loss: the mean loss.
-        metrics: the means of the objective's other metrics, by name.
-        grad_norm: the norm of the gradient before clipping.
-        num_items: the number of loss terms.
-        stop_signal: the signal that asked one of the processes to stop, or 0.
-    """
-
-    loss: float
-    metrics: Mapping[str, float]
-    grad_norm: float
-    num_items: float
-    stop_signal: int
-
-    @property
-    def skip_reason(self) -> str | None:
-        """Why the weights were left unchanged; None if they were not."""
-        if self.num_items == 0:
-            return "the batch has no labels"
-        return None if math.isfinite(self.grad_norm) else f"the gradient is not finite (norm {self.grad_norm})"
-
-
 class _Loop:
     """The steps of a run, with what is logged, checked and saved along the way."""
 
     def __init__(self, trainer: Trainer, forward: nn.Module, state: TrainingState) -> None:
         self.trainer, self.run, self.folder = trainer, trainer.run, trainer.folder
-        self.forward, self.state, self.plan = forward, state, trainer.plan
+        self.state, self.stepper = state, Stepper(forward, state, trainer.plan, trainer.run.max_grad_norm)
         self.accelerator, self.progress = state.accelerator, state.progress
-        self.optimizer = state.accelerator.prepare_optimizer(state.optimizer)  # the same one, with the loss scaler
         self.machine = this_machine(self.accelerator.device, self.accelerator.num_processes)
         self.data_seconds = 0.0
+        self.step_seconds = 0.0  # of the steps that were timed
+        self.first_step, self.first_seconds = self.progress.step, 0.0  # of this start
+        self.check_times: list[CheckTime] = []
+        self.first_micro_batches: list[Batch] = []  # which were taken to be timed
         self.logged_at = (self.progress.tokens, self.progress.seconds, self.data_seconds)
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The plan from here on."""
+        return self.stepper.plan
+
+    def time_steps(self, minutes: float) -> None:
+        """Time the first step, as `timing.time_first_step` does; UserError if too few fit the run's time."""
+        taken = self._take()
+        self.first_micro_batches, self.step_seconds = time_first_step(
+            self.stepper, taken, self.run.auto_find_batch_size
+        )
+        require_steps(minutes, Steps(self.step_seconds, closing_seconds=self._closing_seconds), spent_seconds())
+
+    def _take(self) -> list[Batch]:
+        """Return the next step's rows of this process, in micro-batches."""
+        return [self.state.batches.take(self.plan.rows) for _ in range(self.plan.micro_batches)]
+
+    def _decide_steps(self) -> None:
+        """Turn the run's time into a number of steps, once those and the checks are timed, and record it."""
+        if self.plan.minutes is None:
+            return
+        steps = Steps(self.step_seconds, self.check_times, self._closing_seconds)
+        fitting = max(MIN_STEPS, steps.within(60 * self.plan.minutes - spent_seconds()))
+        self.stepper.plan = self.plan.with_steps(alike(fitting), self.run)
+        self.folder.record_run(self.plan)
+        until = time_of_day(steps.seconds_of(self.plan.max_steps))
+        logger.info(
+            "max_minutes=%g: %s steps of %s; the run ends at about %s",
+            *(self.run.max_minutes, f"{self.plan.max_steps:,}", duration(self.step_seconds), until),
+        )
+
+    def _announce_epochs(self) -> None:
+        """Say how often the training data will be seen."""
+        if self.trainer.epoch is not None:
+            rows = self.plan.max_steps * self.plan.rows * self.plan.micro_batches * self.accelerator.num_processes
+            times, name = rows / self.trainer.epoch.rows, self.trainer.epoch.name
+            times_seen = f"its {name} will be seen {times:,.1f} times"
+            seen = times_seen if times >= 1 else f"{times:.2g} of its {name} will be seen"
+            logger.info("%s steps: %s", f"{self.plan.max_steps:,}", seen)
+
+    def _announce_end(self) -> None:
+        """Say when a run of a given number of steps ends, once a few of them are taken."""
+        progress, left = self.progress, self.plan.max_steps - self.progress.step
+        if progress.step == self.first_step + 1:
+            self.first_seconds = progress.seconds
+        if progress.step == self.first_step + TIMED_STEPS and left >= MIN_STEPS and self.run.max_minutes is None:
+            step = (progress.seconds - self.first_seconds) / (TIMED_STEPS - 1)
+            until = time_of_day(Steps(step, self.check_times, self._closing_seconds).seconds_of(left))
+            logger.info("%s a step: the run ends at about %s", duration(step), until)
+
+    @property
+    def _closing_seconds(self) -> float:
+        return closing_seconds(self.state.model.num_parameters())
 
     def run_steps(self, received_signal: Callable[[], int]) -> int:
         """Take steps until the last one, or until a signal comes before that; return the signal, or 0."""
-        progress, last = self.progress, self.plan.max_steps
+        progress = self.progress
+        if progress.step == 0:
+            self._log(self._run_due_checks())
+            self._decide_steps()
+        last = self.plan.max_steps
+        self._announce_epochs()
         with tqdm(total=last, initial=progress.step, unit="step", disable=not self.folder.is_writer) as bar:
-            if progress.step == 0:
-                self._log(self._run_due_checks())
             while progress.step < last:
                 step = self._next_step(received_signal)
+                self._announce_end()
                 self._count_skipped(step)
                 measured = self._measure(step) if self._is_due(self.run.logging_steps) else {}
                 self._log(measured | self._run_due_checks())
@@ -237,70 +297,29 @@ class _Loop:
                     return step.stop_signal
         return 0
 
-    def _next_step(self, received_signal: Callable[[], int]) -> _Step:
+    def _next_step(self, received_signal: Callable[[], int]) -> Step:
         """Read the rows of a step, train on them, and add up the time of both."""
         began = time.perf_counter()
-        run, progress = self.run, self.progress
-        micro_batches = [self.state.batches.take(self.plan.rows) for _ in range(self.plan.micro_batches)]
+        run, progress, plan = self.run, self.progress, self.plan
+        micro_batches = self.first_micro_batches or self._take()
+        self.first_micro_batches = []
         self.data_seconds += time.perf_counter() - began
+        warmup_steps = run.warmup_steps if plan.warmup_steps is None else plan.warmup_steps
         factor = learning_rate_factor(
-            run.lr_scheduler_type, progress.step, self.plan.max_steps, run.warmup_steps, run.min_lr_ratio
+            run.lr_scheduler_type, progress.step, plan.max_steps, warmup_steps, run.min_lr_ratio
         )
         self.state.optimizer.set_learning_rate(run.learning_rate * factor)
-        step = self._train(micro_batches, received_signal())
+        step = self.stepper.take(micro_batches, received_signal())
+        if self.plan != plan:  # memory ran out
+            self.folder.record_run(self.plan)
         if progress.step == 0:
-            since_start = time.time() - psutil.Process().create_time()
-            logger.info("first training step done %.1f s after the start", since_start)
+            logger.info("first training step done %.1f s after the start", spent_seconds())
         progress.step += 1
         progress.tokens += sum(batch["input_ids"].numel() for batch in micro_batches) * self.accelerator.num_processes
         progress.seconds += time.perf_counter() - began
         return step
 
-    def _train(self, micro_batches: Sequence[Mapping[str, Tensor]], received_signal: int) -> _Step:
-        """Move the weights once, by the mean loss over all micro-batches and processes."""
-        accelerator, objective = self.accelerator, self.state.objective
-        num_items, *counts = all_reduce_sum(
-            accelerator,
-            sum(float(objective.num_items(batch)) for batch in micro_batches),
-            *(float(received_signal == number) for number in STOP_SIGNALS),
-        )
-        stop_signal = next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
-        means = self._accumulate_gradients(micro_batches, max(num_items, 1.0))
-        while means is None:  # out of memory
-            self.optimizer.zero_grad()
-            micro_batches, self.plan = split_on_oom(micro_batches, self.plan, accelerator)
-            self.folder.record_run(self.plan)
-            means = self._accumulate_gradients(micro_batches, max(num_items, 1.0))
-        grad_norm = accelerator.clip_grad_norm_(self.forward.parameters(), self.run.max_grad_norm)
-        loss, *others = all_reduce_sum(accelerator, *means.tolist())
-        metrics = dict(zip(objective.metric_names, others, strict=True))
-        step = _Step(loss, metrics, float(grad_norm), num_items, stop_signal)
-        scaler = accelerator.scaler
-        if step.skip_reason is None or (scaler is not None and num_items > 0):
-            self.optimizer.step()  # with a scaler, which skips non-finite gradients by itself, and adapts to them
-        elif scaler is not None:
-            scaler.update()  # forget that these gradients were unscaled
-        self.optimizer.zero_grad()
-        return step
-
-    def _accumulate_gradients(self, micro_batches: Sequence[Mapping[str, Tensor]], num_items: float) -> Tensor | None:
-        """Add up this process's gradients; return its losses and metrics over `num_items`, or None if out of memory."""
-        accelerator = self.accelerator
-        means = torch.zeros(1 + len(self.state.objective.metric_names), device=accelerator.device)
-        try:
-            for number, batch in enumerate(micro_batches, start=1):
-                with sync_gradients(self.forward, accelerator, number == len(micro_batches)), accelerator.autocast():
-                    parts = self.forward(send_to_device(batch, accelerator.device)).reshape(-1) / num_items
-                    # Gradients are averaged over the processes, but their sum is needed.
-                    accelerator.backward(parts[0] * accelerator.num_processes)
-                means += parts.detach()
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            return None  # the failed pass's tensors are freed with its traceback
-        return means
-
-    def _count_skipped(self, step: _Step) -> None:
+    def _count_skipped(self, step: Step) -> None:
         """Count a step that left the weights unchanged; raise UserError after too many in a row."""
         progress, limit = self.progress, self.run.max_bad_steps
         if step.skip_reason is None:
@@ -315,7 +334,7 @@ class _Loop:
                 f"resume from a checkpoint in {self.folder.checkpoints} (--resume_from_checkpoint latest)"
             )
 
-    def _measure(self, step: _Step) -> dict[str, float]:
+    def _measure(self, step: Step) -> dict[str, float]:
         """Return a step's part of `metrics.jsonl`, with speeds since the last line."""
         progress = self.progress
         now = (progress.tokens, progress.seconds, self.data_seconds)
@@ -338,8 +357,11 @@ class _Loop:
         results: dict[str, float] = {}
         for check in self.trainer.checks:
             if self.progress.step == 0 or self._is_due(check.every_steps):
+                began = time.perf_counter()
                 with evaluating(self.state.objective):
                     results |= check(self.progress.step)
+                if self.progress.step == 0:
+                    self.check_times.append(CheckTime(time.perf_counter() - began, check.every_steps))
         return results
 
     def _is_due(self, every_steps: int) -> bool:

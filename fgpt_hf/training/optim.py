@@ -152,6 +152,11 @@ class JointOptimizer:
         for optimizer in self.optimizers:
             optimizer.step()
 
+    def forget(self) -> None:
+        """Drop what the optimizers have gathered, such as moments, as if no step had been taken."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters."""
         for optimizer in self.optimizers:

@@ -1,15 +1,18 @@
 """The folder of a run: its record, metrics, samples, results, and where its model comes from."""
 
 import logging
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import Timeout
 
 from fgpt_hf.config.option_groups import TextSource
@@ -34,7 +37,15 @@ from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
-from fgpt_hf.training.checkpoints import checkpoint_name, checkpoint_to_resume, rotate, set_aside_after
+from fgpt_hf.training.checkpoints import (
+    checkpoint_name,
+    checkpoint_to_resume,
+    checkpoints,
+    rotate,
+    set_aside_after,
+    step_of,
+)
+from fgpt_hf.training.continuation import changed_option, decided, require_resumable
 from fgpt_hf.training.provenance import Provenance, RunBefore
 
 logger = logging.getLogger(__name__)
@@ -69,9 +80,11 @@ class RunFolder:
     def opened(self) -> Iterator[None]:
         """Reserve the folder for this run; nothing in it changes before `begin`.
 
+        The same run, unfinished, goes on from its last checkpoint.
+
         Raises:
-            UserError: it holds a run, and neither resuming nor overwriting was asked for; it holds another run than
-                the one to resume; or another process is writing to it.
+            UserError: it holds a finished run or another one, and neither resuming nor overwriting was asked for; it
+                holds another run than the one to resume; or another process is writing to it.
         """
         if not self.is_writer:
             yield
@@ -91,6 +104,14 @@ class RunFolder:
             UserError: as `checkpoint_to_resume`.
         """
         return checkpoint_to_resume(self.run, self.checkpoints)
+
+    def decided(self, plan: TrainingPlan) -> TrainingPlan:
+        """Return the plan with what a run that goes on has decided before; every process calls it."""
+        found = [plan]
+        if self.is_writer and self.checkpoint is not None:
+            found = [decided(plan, self.run, read_record(self.record))]
+        broadcast_object_list(found)
+        return found[0]
 
     def begin(self, plan: TrainingPlan, resumed_at: int | None = None) -> None:
         """Record the run, in a new folder, in place of the run to overwrite, or after the step that it continues from.
@@ -152,17 +173,38 @@ class RunFolder:
     def _check(self) -> None:
         """Raise UserError unless the folder is free for the run, or holds what it continues."""
         holds_run = self.record.is_file()
+        if holds_run and self.run.resume_from_checkpoint is None and not self.run.overwrite_output_dir:
+            self._require_unfinished(read_record(self.record))
+            self.run = replace(self.run, resume_from_checkpoint="latest")
+            logger.info("%s holds this run, unfinished: it goes on%s", self.path, self._from_where())
         if self.run.resume_from_checkpoint is not None:
             self._check_resumable(holds_run)
-        elif holds_run and not self.run.overwrite_output_dir:
+
+    def _require_unfinished(self, recorded: Mapping[str, object]) -> None:
+        """Raise UserError if the folder holds another run, or this one finished."""
+        ways = "replace it with --overwrite_output_dir, or choose another --output_dir"
+        if name := changed_option(self.run, recorded):
+            is_fixed = name in self.run.fixed_on_resume()
+            resume = "" if is_fixed else "continue it with --resume_from_checkpoint latest, "
+            found, given = recorded.get(name), getattr(self.run, name)
+            raise UserError(f"{self.path} already holds a run, with {name}={found} instead of {given}: {resume}{ways}")
+        last = recorded.get("max_steps")
+        if self.model.exists() and isinstance(last, int) and self._last_step() >= last:
             raise UserError(
-                f"{self.path} already holds a run: continue it with --resume_from_checkpoint latest, replace it with "
-                "--overwrite_output_dir, or choose another --output_dir"
+                f"{self.path} already holds this run, finished: train on with --resume_from_checkpoint latest and more "
+                f"--max_steps than {last}, {ways}"
             )
+
+    def _last_step(self) -> float:
+        """Return the step of the newest checkpoint; infinity if there is none, beside a model."""
+        return next((step_of(path) for path in checkpoints(self.checkpoints)), math.inf)
+
+    def _from_where(self) -> str:
+        return f" from step {step_of(self.checkpoint):,}" if self.checkpoint else ""
 
     def _check_resumable(self, holds_run: bool) -> None:
         if holds_run:
-            self._compare(read_record(self.record))
+            require_resumable(self.run, read_record(self.record), self.path)
         if self.checkpoint is not None and not holds_run:
             raise UserError(f"{self.path} holds checkpoints but no {RECORD}, so it is unknown what run they are of")
         if self.checkpoint is None and self.model.exists():
@@ -172,20 +214,6 @@ class RunFolder:
             )
         if self.checkpoint is None:
             logger.info("%s holds no checkpoint yet: the run starts from its first step", self.path)
-
-    def _compare(self, recorded: Mapping[str, object]) -> None:
-        for name in self.run.fixed_on_resume():
-            if recorded.get(name) != getattr(self.run, name):
-                raise UserError(
-                    f"{self.path} holds a run with {name}={recorded.get(name)}, which cannot continue with "
-                    f"{name}={getattr(self.run, name)}: resume with the recorded value, or choose another output_dir"
-                )
-        epochs = recorded.get("num_train_epochs")
-        if isinstance(self.run, TuningRun) and self.run.max_steps > 0 and epochs != self.run.num_train_epochs:
-            raise UserError(
-                f"num_train_epochs={self.run.num_train_epochs} has no effect beside max_steps={self.run.max_steps}: "
-                "give --max_steps 0 with it"
-            )
 
 
 def _lines_until(path: Path, last: int) -> list[dict[str, Any]]:

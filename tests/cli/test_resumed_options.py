@@ -134,7 +134,8 @@ NO_EFFECT: dict[type[Run], set[str]] = {
     PreferenceRun: {"weight_decay"},
 }
 ONE_START = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
-REFUSED_TOGETHER = {"num_train_epochs"}  # with max_steps, as which it was recorded: tested below
+# With max_steps, as which the first was recorded: tested below; and the second in tests/training/test_timing.py.
+REFUSED_TOGETHER = {"num_train_epochs", "max_minutes"}
 
 FIXED = [(kind, name) for kind in KINDS for name in kind.fixed_on_resume()]
 

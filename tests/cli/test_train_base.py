@@ -53,7 +53,13 @@ def test_the_run_learns_and_says_what_a_newcomer_wants_to_know(trained: tuple[Pa
     folder, output = trained
     validation = [line["eval_loss"] for line in read_json_lines(folder / "metrics.jsonl") if "eval_loss" in line]
     assert validation[-1] < validation[0] - 1
-    for expected in ("parameters", "first training step done", "peak memory", "validation loss", "Once upon a time"):
+    for expected in (
+        "parameters",
+        "first training step done",
+        "tokens will be seen",
+        "validation loss",
+        "Once upon a time",
+    ):
         assert expected in output
 
 

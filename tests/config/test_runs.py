@@ -13,7 +13,7 @@ from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.options import described_fields
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PREFERENCE_PRESETS, PRESETS
-from fgpt_hf.config.runs import BaseRun
+from fgpt_hf.config.runs import BaseRun, InstructRun
 
 
 def parse(*arguments: object) -> BaseRun:
@@ -164,3 +164,32 @@ def test_an_open_micro_batch_is_recorded_and_a_later_number_closes_it(tmp_path: 
     assert parse("--config", tmp_path / "auto.yaml") == run
     closed = parse("--config", tmp_path / "auto.yaml", "--per_device_train_batch_size=4")
     assert (closed.per_device_train_batch_size, closed.auto_find_batch_size) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "tasks"),
+    [
+        ([], "pydocs-choice"),
+        (["--dataset_name=novels"], None),
+        (["--dataset_name=pydocs,novels"], None),
+        (["--dataset_name=novels", "--eval_tasks=pydocs-choice"], "pydocs-choice"),
+        (["--dataset_name=novels", "--eval-tasks", "hellaswag"], "hellaswag"),
+    ],
+)
+def test_a_presets_benchmarks_come_with_the_presets_data_only(flags: list[str], tasks: str | None) -> None:
+    assert parse_run(BaseRun, PRESETS, ["--preset=quickstart", *flags]).eval_tasks == tasks
+
+
+def test_fewer_rows_of_the_presets_data_keep_its_benchmarks() -> None:
+    preset = InstructRun(preset="a", dataset_name="chats:12000", eval_tasks="capitals")
+    assert parse_run(InstructRun, {"a": preset}, ["--preset=a", "--dataset_name=chats:50"]).eval_tasks == "capitals"
+
+
+def test_the_later_one_of_a_files_time_and_given_steps_counts(tmp_path: Path) -> None:
+    decided = replace(PRESETS["quickstart"], max_minutes=90.0, max_steps=77)
+    (tmp_path / "run.yaml").write_text(decided.to_yaml())
+    flags = [f"--config={tmp_path / 'run.yaml'}"]
+    assert parse_run(BaseRun, PRESETS, flags).max_minutes == 90.0
+    longer = parse_run(BaseRun, PRESETS, [*flags, "--max_steps=100"])
+    assert (longer.max_steps, longer.max_minutes) == (100, None)
+    assert parse_run(BaseRun, PRESETS, [*flags, "--max_minutes=2h"]).max_minutes == 120.0

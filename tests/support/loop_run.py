@@ -107,10 +107,12 @@ def main(arguments: Sequence[str]) -> None:
         rows.unscored = run.unscored
         lengths = torch.ones(model.config.vocab_size, dtype=torch.int64)
         check = ValidationLoss(run.eval_steps, accelerator, model, ragged_rows(run.validation_rows), lengths, 4)
+        rows_per_step = run.per_device_train_batch_size, run.gradient_accumulation_steps
+        plan = TrainingPlan(run.max_steps, *rows_per_step, minutes=run.max_minutes)
         outcome = Trainer(
             accelerator=accelerator,
             run=run,
-            plan=TrainingPlan(run.max_steps, run.per_device_train_batch_size, run.gradient_accumulation_steps),
+            plan=folder.decided(plan),
             folder=folder,
             objective=objective,
             tokenizer=build_tokenizer(),

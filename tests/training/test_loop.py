@@ -1,6 +1,7 @@
 """The loop's promises: one trajectory however a step is divided, exact resume, faults survived."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -189,7 +190,7 @@ def test_a_signal_lets_the_step_end_saves_and_leaves_with_a_code_that_ends_a_cha
     wait_for_step(folder, 3)
     os.kill(launched.processes[-1].pid, number)
     assert launched.wait().exit_codes == [code] * processes
-    assert "continue with --resume_from_checkpoint latest" in launched.output and "Traceback" not in launched.errors
+    assert "the same command goes on from there" in launched.output and "Traceback" not in launched.errors
     (checkpoint,) = checkpoints(folder / "checkpoints")
     assert trajectory(folder)[-1][0] == int(checkpoint.name[5:])
     assert not (folder / "model").exists()
@@ -336,9 +337,36 @@ def test_a_named_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
     before = trajectory(whole)
-    answer = refusal(whole)
-    assert "--resume_from_checkpoint latest" in answer and "--overwrite_output_dir" in answer
+    answers = {
+        "--max_steps=8": "already holds this run, finished: train on with --resume_from_checkpoint latest",
+        "--learning_rate=0.5": "with learning_rate=0.01 instead of 0.5: continue it with --resume_from_checkpoint",
+        "--seed=5": "with seed=1337 instead of 5: replace it with --overwrite_output_dir",
+        "--max_minutes=5": "with max_minutes=None instead of 5.0",
+    }
+    for flag, said in answers.items():
+        answer = refusal(whole, flag)
+        assert said in answer and "--overwrite_output_dir, or choose another --output_dir" in answer
     assert trajectory(whole) == before
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_same_command_goes_on_with_an_unfinished_run(
+    whole_with_dropout: Path, tmp_path: Path, divided: bool
+) -> None:
+    """Wherever the first one was stopped: here behind step 6, with lines of step 7 that no checkpoint holds."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole_with_dropout, folder)
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "step_00000008")
+    if divided:  # as a step is after memory ran out
+        record = (folder / "run.yaml").read_text()
+        record = record.replace("per_device_train_batch_size: 8", "per_device_train_batch_size: 4")
+        (folder / "run.yaml").write_text(
+            record.replace("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 2")
+        )
+    output = succeed(folder, "--dropout=0.1")
+    assert "run holds this run, unfinished: it goes on from step 6" in output
+    assert_equal_runs(folder, whole_with_dropout)
 
 
 def test_a_run_that_was_another_is_not_resumed(whole: Path) -> None:
