@@ -46,12 +46,57 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """The shape of the network."""
+    """The shape of the network and its blocks. The defaults are GPT-2's."""
 
     hidden_size: int = option(1296, "Width of the hidden states.", fixed_on_resume=True)
+    intermediate_size: int | None = option(
+        None,
+        "Width of the MLPs.",
+        unset="4 hidden_size, or for gated ones 8/3 of it rounded up to a multiple of 64",
+        fixed_on_resume=True,
+    )
     num_hidden_layers: int = option(32, "Number of layers.", fixed_on_resume=True)
     num_attention_heads: int = option(
-        24, "Number of attention heads per layer; must divide hidden_size.", fixed_on_resume=True
+        24,
+        "Number of attention heads per layer; must divide hidden_size, unless head_dim is given.",
+        fixed_on_resume=True,
+    )
+    num_key_value_heads: int | None = option(
+        None,
+        "Number of key and value heads per layer, each shared by equally many attention heads.",
+        unset="num_attention_heads",
+        fixed_on_resume=True,
+    )
+    head_dim: int | None = option(
+        None, "Size of an attention head.", unset="hidden_size / num_attention_heads", fixed_on_resume=True
+    )
+    position_embedding: str = option("learned", "Positions: learned (a table) or rope (rotary).", fixed_on_resume=True)
+    rope_theta: float | None = option(
+        None, "Base of the wavelengths of rotary positions.", unset="10000", fixed_on_resume=True
+    )
+    norm: str = option("layernorm", "Normalization: layernorm or rmsnorm.", fixed_on_resume=True)
+    norm_elementwise_affine: bool = option(True, "Give normalizations weights.", fixed_on_resume=True)
+    norm_bias: bool | None = option(
+        None, "Give normalizations biases.", unset="as layernorm with weights has them", fixed_on_resume=True
+    )
+    embedding_norm: bool = option(False, "Normalize the embeddings before the first layer.", fixed_on_resume=True)
+    qk_norm: bool = option(False, "Normalize each query and key over its head.", fixed_on_resume=True)
+    mlp: str = option(
+        "plain", "MLP: plain (two matrices) or gated (three; SwiGLU with --hidden_act silu).", fixed_on_resume=True
+    )
+    hidden_act: str = option(
+        "gelu_pytorch_tanh",
+        "Activation of the MLP: any name of transformers, such as gelu, relu2 or silu.",
+        fixed_on_resume=True,
+    )
+    attention_bias: bool = option(True, "Give the attention's projections biases.", fixed_on_resume=True)
+    mlp_bias: bool = option(True, "Give the MLP's projections biases.", fixed_on_resume=True)
+    tie_word_embeddings: bool = option(True, "Share the token embeddings with the output head.", fixed_on_resume=True)
+    zero_init_residual: bool = option(
+        False, "Start the projections that feed the residual stream at zero.", fixed_on_resume=True
+    )
+    final_logit_softcapping: float | None = option(
+        None, "Bind logits smoothly to plus and minus this number.", unset="no bound", fixed_on_resume=True
     )
     dropout: float = option(0.0, "Dropout probability for embeddings, attention and residuals.", minimum=0, below=1)
 

@@ -70,9 +70,9 @@ class ValidationLoss:
         for start in range(0, len(own), self.batch_size):
             batch = send_to_device(self.collate(self.rows[own[start : start + self.batch_size]]), accelerator.device)
             with accelerator.autocast():
-                states, embeddings, labels = next_token_prediction(self.model, batch)
-                losses = token_losses(states, embeddings, labels).cpu().double()  # Apple's GPUs have no float64
-            labels = labels.cpu()
+                prediction = next_token_prediction(self.model, batch)
+                losses = token_losses(*prediction).cpu().double()  # Apple's GPUs have no float64
+            labels = prediction.labels.cpu()
             text_bytes = torch.where(labels < 0, 0, self.bytes_of_token[labels.clamp(min=0)])
             totals += torch.stack([losses.sum(), (labels >= 0).sum(), losses[text_bytes > 0].sum(), text_bytes.sum()])
         nats, tokens, nats_of_text, bytes_of_text = all_reduce_sum(accelerator, *totals.tolist())

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import PrefixTree, Row, TreeBatch, batch_trees, build_prefix_tree, collate_trees
-from fgpt_hf.losses.linear_cross_entropy import token_scores
+from fgpt_hf.losses.linear_cross_entropy import logit_softcap, softcapped, token_scores
 
 # More tokens gain nothing on a CPU and need more padding; on a GPU these keep it busy.
 TOKENS_PER_BATCH = {"cpu": 512, "cuda": 32_768}
@@ -122,18 +122,20 @@ class Scorer:
         inputs = self._tree_inputs(batch) if self.reads_trees else _row_inputs(batch)
         if self.has_plain_head:
             states = self._states(inputs)[batch.source_tokens]
-            return token_scores(states, self._output_embeddings, batch.source_of_target, batch.target_ids)
+            softcap = logit_softcap(self.model)
+            return token_scores(states, self._output_embeddings, batch.source_of_target, batch.target_ids, softcap)
         logits = self._logits(inputs)[batch.source_tokens][batch.source_of_target].float()
         losses = nn.functional.cross_entropy(logits, batch.target_ids, reduction="none")
         return losses, logits.argmax(dim=1) == batch.target_ids
 
     @cached_property
     def has_plain_head(self) -> bool:
-        """Whether logits are just the product of final states and output embeddings: no bias, scale or cap."""
+        """Whether logits are the product of final states and output embeddings, with a softcap at most: no bias."""
         if self.model.get_output_embeddings() is None:
             return False
         product = self._states(_row_inputs(self._probe_rows)) @ self._output_embeddings.T
-        return product.shape == self._probe_logits.shape and torch.equal(product.float(), self._probe_logits.float())
+        logits = softcapped(product, logit_softcap(self.model))
+        return logits.shape == self._probe_logits.shape and torch.equal(logits.float(), self._probe_logits.float())
 
     @cached_property
     def reads_trees(self) -> bool:

@@ -1,5 +1,8 @@
 """Fuse the output head with cross-entropy, chunk by chunk, so that the logits of a batch never exist at once.
 
+Logits are `states @ embeddings.T`, or with a softcap c, `c tanh(states @ embeddings.T / c)` (Gemma Team 2024,
+arXiv:2408.00118).
+
 Legend: N rows (tokens to predict), V vocabulary, D width, P states that one or more targets are predicted from.
 """
 
@@ -9,12 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 
 from fgpt_hf.data.batches import IGNORED
 
 
-def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of `cross_entropy(states @ embeddings.T, labels)` over scored rows, in nats, a float32 scalar.
+def logit_softcap(model: PreTrainedModel) -> float | None:
+    """Return the number that a model's logits are smoothly bound to by its configuration, or None."""
+    softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return softcap
+
+
+def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Bind logits smoothly to plus and minus a number, as models do.
+
+    Example:
+        >>> softcapped(torch.tensor([0.1, 100.0]), 15)
+        tensor([ 0.1000, 15.0000])
+    """
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+    """Return the sum of `cross_entropy(logits, labels)` over scored rows, in nats, a float32 scalar.
 
     Loss and both gradients are formed in the forward pass, chunk by chunk, in buffers that every chunk uses again.
     Matrix products take autocast's type, or else that of `states`; softmax and sums are float32.
@@ -23,6 +43,7 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> 
         states: `(N, D)`, final hidden states.
         embeddings: `(V, D)`, the output head's weight.
         labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
+        softcap: the number that logits are smoothly bound to.
 
     Example:
         >>> states, embeddings = torch.zeros(3, 8), torch.zeros(100, 8)
@@ -30,12 +51,14 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor) -> 
         tensor(9.2103)
     """
     scored = labels != IGNORED
-    total: Tensor = _SummedCrossEntropy.apply(states[scored], embeddings, labels[scored], product_dtype(states))
+    total: Tensor = _SummedCrossEntropy.apply(
+        states[scored], embeddings, labels[scored], product_dtype(states), softcap
+    )
     return total
 
 
-def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Return `cross_entropy(states @ embeddings.T, labels, reduction="none")`, `(N,)` float32, zero on ignored rows.
+def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+    """Return `cross_entropy(logits, labels, reduction="none")`, `(N,)` float32, zero on ignored rows.
 
     Takes as little memory as `summed_cross_entropy`, and suits losses that are a function of these, such as preference
     losses. The weight of each row is known only in the backward pass, which therefore forms the logits again.
@@ -44,18 +67,21 @@ def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
         states: `(N, D)`, final hidden states.
         embeddings: `(V, D)`, the output head's weight.
         labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
+        softcap: the number that logits are smoothly bound to.
 
     Example:
         >>> token_losses(torch.zeros(2, 8), torch.zeros(100, 8), torch.tensor([7, IGNORED]))
         tensor([4.6052, 0.0000])
     """
     scored = labels != IGNORED
-    losses: Tensor = _TokenLosses.apply(states[scored], embeddings, labels[scored], product_dtype(states))
+    losses: Tensor = _TokenLosses.apply(states[scored], embeddings, labels[scored], product_dtype(states), softcap)
     return losses.new_zeros(len(labels)).masked_scatter(scored, losses)
 
 
 @torch.no_grad()
-def token_scores(states: Tensor, embeddings: Tensor, state_of_target: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def token_scores(
+    states: Tensor, embeddings: Tensor, state_of_target: Tensor, targets: Tensor, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the loss of each target, `(N,)` float32, and whether it is the likeliest token, `(N,)` bool.
 
     Args:
@@ -63,6 +89,7 @@ def token_scores(states: Tensor, embeddings: Tensor, state_of_target: Tensor, ta
         embeddings: `(V, D)`, the output head's weight.
         state_of_target: `(N,)`, the index of the state that predicts each target.
         targets: `(N,)`, token ids.
+        softcap: the number that logits are smoothly bound to.
     """
     losses = states.new_empty(len(targets), dtype=torch.float32)
     likeliest = torch.empty_like(targets, dtype=torch.bool)
@@ -75,6 +102,7 @@ def token_scores(states: Tensor, embeddings: Tensor, state_of_target: Tensor, ta
             here = order[ends[first - 1] if first else 0 : ends[last - 1]]
             row, target = state_of_target[here] - first, targets[here]
             shifted = logits[part].float()
+            _cap_(shifted, softcap)
             shifted -= shifted.amax(dim=1, keepdim=True)  # argmax is many times slower, so only ties ask for it
             target_logits = shifted[row, target]
             greatest = (target_logits == 0).nonzero().squeeze(1)
@@ -121,41 +149,46 @@ def softmax_rows(device: str) -> int:
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """`apply(states, embeddings, labels, product_dtype)`; every row is scored."""
+    """`apply(states, embeddings, labels, product_dtype, softcap)`; every row is scored."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        losses, *gradients = _losses_and_gradients(states, embeddings, labels, dtype, ctx.needs_input_grad[:2])
+    def forward(
+        ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype, softcap: float | None
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[:2]
+        losses, *gradients = _losses_and_gradients(states, embeddings, labels, dtype, softcap, wanted)
         ctx.save_for_backward(*gradients)
         return losses.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         # In place: nothing else holds these, and a second matrix of the embeddings' size would double their memory.
         states_grad, embeddings_grad = (None if grad is None else grad.mul_(upstream) for grad in ctx.saved_tensors)
-        return states_grad, embeddings_grad, None, None
+        return states_grad, embeddings_grad, None, None, None
 
 
 class _TokenLosses(torch.autograd.Function):
-    """`apply(states, embeddings, labels, product_dtype)`; every row is scored."""
+    """`apply(states, embeddings, labels, product_dtype, softcap)`; every row is scored."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype, softcap: float | None
+    ) -> Tensor:
         ctx.save_for_backward(states, embeddings, labels)
-        ctx.dtype = dtype
-        return token_scores(states, embeddings, torch.arange(len(labels), device=labels.device), labels)[0]
+        ctx.dtype, ctx.softcap = dtype, softcap
+        return token_scores(states, embeddings, torch.arange(len(labels), device=labels.device), labels, softcap)[0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         states, embeddings, labels = ctx.saved_tensors
         size = upstream.norm().clamp(min=1e-30)  # a loss scaler makes gradients larger than float16 holds
         _, *gradients = _losses_and_gradients(
-            states, embeddings, labels, ctx.dtype, ctx.needs_input_grad[:2], upstream / size
+            states, embeddings, labels, ctx.dtype, ctx.softcap, ctx.needs_input_grad[:2], upstream / size
         )
         states_grad, embeddings_grad = (None if grad is None else grad.mul_(size) for grad in gradients)
-        return states_grad, embeddings_grad, None, None
+        return states_grad, embeddings_grad, None, None, None
 
 
 def _losses_and_gradients(
@@ -163,6 +196,7 @@ def _losses_and_gradients(
     embeddings: Tensor,
     labels: Tensor,
     dtype: torch.dtype,
+    softcap: float | None,
     wanted: Sequence[bool],
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -176,7 +210,7 @@ def _losses_and_gradients(
     low_states, low_embeddings = states.to(dtype), embeddings.to(dtype)
     for chunk, chunk_states, logits in _logit_chunks(low_states, low_embeddings):
         rows = chunk.stop - chunk.start
-        losses[chunk] = _to_gradients_(logits[:rows], labels[chunk])
+        losses[chunk] = _to_gradients_(logits[:rows], labels[chunk], softcap)
         logits[rows:] = 0  # padding adds nothing
         if weights is not None:
             logits[:rows] *= weights[chunk, None]
@@ -203,18 +237,29 @@ def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, T
         yield chunk, chunk_states, torch.mm(chunk_states, embeddings.T, out=buffer[: rows + padding])
 
 
-def _to_gradients_(logits: Tensor, labels: Tensor) -> Tensor:
-    """Turn logits, `(N, V)`, into the gradients of their losses in place; return the losses, `(N,)` float32."""
+def _to_gradients_(logits: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
+    """Turn products, `(N, V)`, into the gradients of their losses in place; return the losses, `(N,)` float32."""
     losses = []
     for part in _softmax_parts(logits):
         targets = labels[part, None]
         values = logits[part].float()
+        slopes = _cap_(values, softcap)
         below_greatest = values.amax(dim=1, keepdim=True) - values.gather(1, targets)
         torch.softmax(values, dim=1, out=values)
         # The greatest probability is exp(0) over the sum, so its log gives the sum even where the target's underflows.
         losses.append(below_greatest - values.amax(dim=1, keepdim=True).log())
-        logits[part] = values.scatter_add_(1, targets, torch.full_like(below_greatest, -1.0))
+        values.scatter_add_(1, targets, torch.full_like(below_greatest, -1.0))
+        logits[part] = values if slopes is None else values.mul_(slopes)
     return torch.cat(losses).squeeze(1)
+
+
+def _cap_(logits: Tensor, softcap: float | None) -> Tensor | None:
+    """Bind logits to a softcap in place; return the derivatives of that, or None without a softcap."""
+    if softcap is None:
+        return None
+    slopes = 1 - logits.div_(softcap).tanh_().square()
+    logits.mul_(softcap)
+    return slopes
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:

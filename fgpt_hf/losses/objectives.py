@@ -15,7 +15,13 @@ from transformers import PreTrainedModel
 
 from fgpt_hf.config.option_groups import PreferenceLoss
 from fgpt_hf.data.batches import IGNORED
-from fgpt_hf.losses.linear_cross_entropy import padded_length, product_dtype, summed_cross_entropy, token_losses
+from fgpt_hf.losses.linear_cross_entropy import (
+    logit_softcap,
+    padded_length,
+    product_dtype,
+    summed_cross_entropy,
+    token_losses,
+)
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 Batch = Mapping[str, Tensor]
@@ -67,11 +73,21 @@ class LanguageModelObjective(Objective):
         return summed_cross_entropy(*next_token_prediction(self.model, batch))
 
 
-def next_token_prediction(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return states `(N, D)`, output embeddings `(V, D)` and labels `(N,)`: state n predicts label n."""
+class Prediction(NamedTuple):
+    """States `(N, D)`, output embeddings `(V, D)`, labels `(N,)` and the logits' softcap: state n predicts label n."""
+
+    states: Tensor
+    embeddings: Tensor
+    labels: Tensor
+    softcap: float | None
+
+
+def next_token_prediction(model: PreTrainedModel, batch: Batch) -> Prediction:
+    """Return what the losses of `linear_cross_entropy` take, for each token of a batch but the first of each row."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     states: Tensor = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-    return states[:, :-1].flatten(0, 1), model.get_output_embeddings().weight, batch["labels"][:, 1:].flatten()
+    embeddings, labels = model.get_output_embeddings().weight, batch["labels"][:, 1:].flatten()
+    return Prediction(states[:, :-1].flatten(0, 1), embeddings, labels, logit_softcap(model))
 
 
 class PreferenceLossConfig(NamedTuple):

@@ -1,4 +1,4 @@
-"""FGPT: GPT-2's network, built from the parts of transformers.
+"""FGPT: GPT-2's network, and newer blocks by the switches of its configuration, built from the parts of transformers.
 
 This file is published beside a model's weights. It imports torch, transformers and `configuration_fgpt.py` only.
 
@@ -6,7 +6,7 @@ Legend: B rows, T tokens of a row, S key slots that a query can see (cache and p
 C width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  # Python's own since 3.11
 from transformers.utils.generic import (
     TransformersKwargs,
@@ -35,6 +37,41 @@ from .configuration_fgpt import FGPTConfig
 PADDED_DEVICES = ("cuda",)  # their attention kernels need head sizes that are multiples of 8
 
 
+def layer_norm(config: FGPTConfig, size: int) -> nn.Module:
+    """Return a LayerNorm (Ba et al. 2016, arXiv:1607.06450)."""
+    affine, bias = config.norm_elementwise_affine, bool(config.norm_bias)
+    return nn.LayerNorm(size, eps=config.layer_norm_eps, elementwise_affine=affine, bias=bias)
+
+
+def rms_norm(config: FGPTConfig, size: int) -> nn.Module:
+    """Return an RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    return FGPTRMSNorm(size, eps=config.layer_norm_eps, elementwise_affine=config.norm_elementwise_affine)
+
+
+class FGPTRMSNorm(nn.RMSNorm):
+    """An RMSNorm that computes in the type of its weights: on a CPU, unlike a GPU, autocast does not see to that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize the last dimension."""
+        return super().forward(x if self.weight is None else x.to(self.weight.dtype))
+
+
+NORMS: Mapping[str, Callable[[FGPTConfig, int], nn.Module]] = {"layernorm": layer_norm, "rmsnorm": rms_norm}
+
+
+def normalization(config: FGPTConfig, size: int) -> nn.Module:
+    """Return a normalization over the last `size` values, of the kind that `config.norm` names."""
+    return chosen(NORMS, config, "norm")(config, size)
+
+
+def chosen(known: Mapping[str, Any], config: FGPTConfig, switch: str) -> Any:
+    """Return what a switch of the configuration names; raise ValueError naming the known ones if it is none of them."""
+    name = getattr(config, switch)
+    if name not in known:
+        raise ValueError(f"{switch}={name!r} is unknown; choose from {', '.join(known)}")
+    return known[name]
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -47,9 +84,10 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend by plain matrix products: the reference for fused kernels, and the implementation that returns weights.
 
-    `query` is `(B, H, T, D)`; `key` and `value` are `(B, H, S, D)`; `attention_mask`, `(B, 1, T, S)`, is added to the
-    scores. Returns the attended values, `(B, T, H, D)`, and the weights, `(B, H, T, S)`.
+    `query` is `(B, H, T, D)`; `key` and `value` are `(B, H / groups, S, D)`; `attention_mask`, `(B, 1, T, S)`, is added
+    to the scores. Returns the attended values, `(B, T, H, D)`, and the weights, `(B, H, T, S)`.
     """
+    key, value = (repeat_kv(heads, module.num_key_value_groups) for heads in (key, value))  # type: ignore[arg-type]
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -67,12 +105,18 @@ class FGPTAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config derives them
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.o_proj = residual_projection(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        width, bias = config.hidden_size, config.attention_bias
+        queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(width, queries, bias=bias)
+        self.k_proj = nn.Linear(width, keys, bias=bias)
+        self.v_proj = nn.Linear(width, keys, bias=bias)
+        self.o_proj = residual_projection(queries, width, bias=bias)
+        self.q_norm = normalization(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = normalization(config, self.head_dim) if config.qk_norm else nn.Identity()
         # A module although only its rate is used, because tools that switch dropout off look for modules.
         self.attention_dropout = nn.Dropout(config.attention_dropout)
 
@@ -81,14 +125,21 @@ class FGPTAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map `(B, T, C)` to `(B, T, C)`; also return the weights, `(B, H, T, S)`, if the implementation gives them."""
+        """Map `(B, T, C)` to `(B, T, C)`; also return the weights, `(B, H, T, S)`, if the implementation gives them.
+
+        `rotation` holds the cosines and sines, each `(B or 1, T, D)`, by which rotary positions turn queries and keys.
+        """
         rows_tokens = hidden_states.shape[:-1]
         by_head = (*rows_tokens, -1, self.head_dim)  # -1: under tensor parallelism a device has only some heads
-        query = self.q_proj(hidden_states).view(by_head).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(by_head).transpose(1, 2)
+        query = self.q_norm(self.q_proj(hidden_states).view(by_head)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
+        if rotation is not None:
+            query, key = apply_rotary_pos_emb(query, key, *rotation)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast normalizes and turns them in float32
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -130,6 +181,22 @@ class FGPTMLP(nn.Module):
         return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
 
+class FGPTGatedMLP(FGPTMLP):
+    """An MLP whose activated gate multiplies a second projection (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: FGPTConfig) -> None:
+        super().__init__(config)
+        assert config.intermediate_size is not None  # the config derives it
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map `(B, T, C)` to `(B, T, C)`."""
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+MLPS: Mapping[str, Callable[[FGPTConfig], nn.Module]] = {"plain": FGPTMLP, "gated": FGPTGatedMLP}
+
+
 def residual_projection(inputs: int, outputs: int, bias: bool) -> nn.Linear:
     """Return a linear layer marked as feeding the residual stream, for `_init_weights`.
 
@@ -142,14 +209,14 @@ def residual_projection(inputs: int, outputs: int, bias: bool) -> nn.Linear:
 
 
 class FGPTLayer(GradientCheckpointingLayer):
-    """A pre-LayerNorm block: attention, then the MLP, each added to the residual stream."""
+    """A pre-norm block: attention, then the MLP, each added to the residual stream."""
 
     def __init__(self, config: FGPTConfig, layer_idx: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.input_layernorm = normalization(config, config.hidden_size)
         self.self_attn = FGPTAttention(config, layer_idx)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = FGPTMLP(config)
+        self.post_attention_layernorm = normalization(config, config.hidden_size)
+        self.mlp = chosen(MLPS, config, "mlp")(config)
         self.residual_dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
@@ -157,11 +224,12 @@ class FGPTLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
         normed = self.input_layernorm(hidden_states)
-        attended, _ = self.self_attn(normed, attention_mask, past_key_values, **kwargs)
+        attended, _ = self.self_attn(normed, attention_mask, past_key_values, rotation, **kwargs)
         hidden_states = hidden_states + self.residual_dropout(attended)
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + self.residual_dropout(transformed)
@@ -187,12 +255,12 @@ class FGPTPreTrainedModel(PreTrainedModel):
         """Draw weights from N(0, initializer_range), scaled by 1 / sqrt(2 * layers) where they feed the residuals.
 
         Each layer adds to the residual stream twice; the scale keeps the variance from growing with depth (Radford et
-        al. 2019, section 2.3).
+        al. 2019, section 2.3). With `zero_init_residual` it is zero, and all other weights draw the same numbers.
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear) and getattr(module, "feeds_residual", False):
-            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
-            init.normal_(module.weight, mean=0.0, std=std)
+            scale = 0.0 if self.config.zero_init_residual else (2 * self.config.num_hidden_layers) ** -0.5
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * scale)
 
 
 class FGPTModel(FGPTPreTrainedModel):
@@ -201,10 +269,15 @@ class FGPTModel(FGPTPreTrainedModel):
     def __init__(self, config: FGPTConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embed_positions = self.rotary_emb = None
+        if config.position_embedding == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # it reads rope_parameters alone
+        self.embedding_norm = normalization(config, config.hidden_size) if config.embedding_norm else nn.Identity()
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList([FGPTLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = normalization(config, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -252,9 +325,9 @@ class FGPTModel(FGPTPreTrainedModel):
         may_pack = attention_mask is None and past_key_values is None and "cu_seq_lens_q" not in kwargs
         if position_ids is not None and may_pack and is_flash_attention_requested(self.config):
             kwargs.update(document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)))
-        hidden_states = inputs_embeds
-        if self._first_layer == 0:
-            hidden_states = self._add_positions(inputs_embeds, position_ids, past_key_values)
+        positions = self._positions(inputs_embeds, position_ids, past_key_values)
+        hidden_states = self._embed(inputs_embeds, positions) if self._first_layer == 0 else inputs_embeds
+        rotation = None if self.rotary_emb is None else self.rotary_emb(hidden_states, positions)
         # Only now, because packed documents are detected only if there is no cache.
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -264,6 +337,7 @@ class FGPTModel(FGPTPreTrainedModel):
                 attention_mask=causal_mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
+                rotation=rotation,
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
@@ -294,16 +368,20 @@ class FGPTModel(FGPTPreTrainedModel):
         if length > context:
             raise ValueError(f"a sequence or cache of {length} tokens is longer than the context of {context} tokens")
 
-    def _add_positions(
+    def _positions(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_key_values: Cache | None
     ) -> torch.Tensor:
-        """Add the learned position embeddings to `(B, T, C)`; by default positions continue from the cache."""
-        if position_ids is None:
-            start = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + start).unsqueeze(0)
-        # The two embeddings may be on different devices.
-        position_embeds = self.embed_positions(position_ids).to(inputs_embeds.device)
-        return self.embedding_dropout(inputs_embeds + position_embeds)
+        """Return the positions of the tokens, `(B or 1, T)`; by default they continue from the cache."""
+        if position_ids is not None:
+            return position_ids
+        start = 0 if past_key_values is None else past_key_values.get_seq_length(self._first_layer)
+        return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + start).unsqueeze(0)
+
+    def _embed(self, inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the states before the first layer, `(B, T, C)`."""
+        if self.embed_positions is not None:  # the two embeddings may be on different devices
+            inputs_embeds = inputs_embeds + self.embed_positions(positions).to(inputs_embeds.device)
+        return self.embedding_dropout(self.embedding_norm(inputs_embeds))
 
 
 def document_bounds(position_ids: torch.Tensor) -> TransformersKwargs:
@@ -316,7 +394,7 @@ def document_bounds(position_ids: torch.Tensor) -> TransformersKwargs:
 
 
 class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
-    """The language model: token ids to next-token logits, with the head's weights tied to the token embeddings."""
+    """The language model: token ids to next-token logits."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -366,7 +444,9 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(states_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if cap := self.config.final_logit_softcapping:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -377,21 +457,6 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def states_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Return the hidden states, of `(B, T, C)`, whose logits are wanted (transformers' `slice_logits_to_keep` of 5.23).
-
-    `logits_to_keep` is the number of last tokens, 0 for all; or positions, `(K,)` for all rows or `(B, K)`; or a mask,
-    `(B, T)`, which gives `(K, C)`.
-    """
-    if isinstance(logits_to_keep, int):
-        return hidden_states[:, -logits_to_keep:]
-    if logits_to_keep.ndim == 1:
-        return hidden_states[:, logits_to_keep]
-    if logits_to_keep.dtype == torch.bool:
-        return hidden_states[logits_to_keep]
-    return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 FGPTModel.register_for_auto_class("AutoModel")

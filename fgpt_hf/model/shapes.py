@@ -1,15 +1,20 @@
 """Names and shapes of a network's parameters, from a network without memory."""
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import torch
 
-from fgpt_hf.model.configuration_fgpt import SIZES, FGPTConfig
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
-FIELDS = (*SIZES, "attention_bias", "mlp_bias", "tie_word_embeddings")
+# All that makes two configurations two networks: not dropout, the cache and the tokens that end a text.
+NETWORK_FIELDS = tuple(
+    name
+    for name in vars(FGPTConfig)["__annotations__"]
+    if not name.endswith(("_dropout", "_token_id")) and name != "use_cache"
+)
 
 
 def parameter_shapes(config: FGPTConfig) -> Mapping[str, torch.Size]:
@@ -22,7 +27,7 @@ def parameter_shapes(config: FGPTConfig) -> Mapping[str, torch.Size]:
         >>> sum(shape.numel() for shape in parameter_shapes(FGPTConfig()).values())
         712035360
     """
-    return _parameter_shapes(tuple((name, getattr(config, name)) for name in FIELDS))
+    return _parameter_shapes(config.to_json_string())
 
 
 def linear_layers(config: FGPTConfig) -> dict[str, tuple[int, int]]:
@@ -32,7 +37,7 @@ def linear_layers(config: FGPTConfig) -> dict[str, tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
-def _parameter_shapes(fields: tuple[tuple[str, Any], ...]) -> Mapping[str, torch.Size]:
+def _parameter_shapes(config: str) -> Mapping[str, torch.Size]:
     with torch.device("meta"):
-        model = FGPTForCausalLM(FGPTConfig(**dict(fields)))
+        model = FGPTForCausalLM(FGPTConfig.from_dict(json.loads(config)))
     return {name: parameter.shape for name, parameter in model.named_parameters()}

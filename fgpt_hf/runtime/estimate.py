@@ -4,11 +4,12 @@ The network is counted on torch's meta device, without memory (`model.shapes`).
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
 
+from fgpt_hf.config.option_groups import NetworkOptions
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
@@ -23,17 +24,30 @@ FLOAT, LOW = 4, 2  # bytes of a float32; of a bfloat16 or float16
 
 
 class ParameterCounts(NamedTuple):
-    """Parameters of a network: the layers' matrices, both kinds of embeddings, and biases and normalizations."""
+    """Parameters of a network.
 
-    matrices: int
-    token_embeddings: int
-    position_embeddings: int
-    vectors: int
+    Attributes:
+        matrices: of the layers.
+        token_embeddings: of the input, and of the output too where both are tied.
+        output_head: zero where it is tied.
+        vectors: biases and normalizations.
+    """
+
+    matrices: int = 0
+    token_embeddings: int = 0
+    output_head: int = 0
+    position_embeddings: int = 0
+    vectors: int = 0
 
     @property
     def total(self) -> int:
         """All parameters."""
         return sum(self)
+
+    @property
+    def multiplied(self) -> int:
+        """Those that each token is multiplied with: all but embeddings that are only looked up."""
+        return self.total - self.position_embeddings - (self.token_embeddings if self.output_head else 0)
 
 
 class Memory(NamedTuple):
@@ -73,24 +87,24 @@ def network(run: BaseRun) -> FGPTConfig:
     """Return the shape of the network that a run trains.
 
     Raises:
-        UserError: the shape is impossible, such as a width that does not divide among the heads.
+        UserError: the shape is impossible, such as a width that does not divide among the heads, or a switch has an
+            unknown value.
     """
+    options = {each.name: getattr(run, each.name) for each in fields(NetworkOptions)}
+    dropout, theta = options.pop("dropout"), options.pop("rope_theta")
+    options |= dict.fromkeys(("embedding_dropout", "residual_dropout", "attention_dropout"), dropout)
+    if theta is not None:
+        options["rope_parameters"] = {"rope_theta": theta}
     try:
-        return FGPTConfig(
-            hidden_size=run.hidden_size,
-            num_hidden_layers=run.num_hidden_layers,
-            num_attention_heads=run.num_attention_heads,
-            max_position_embeddings=run.max_position_embeddings,
-            embedding_dropout=run.dropout,
-            residual_dropout=run.dropout,
-            attention_dropout=run.dropout,
-        )
-    except ValueError as error:  # the configuration is published without this package's UserError
+        config = FGPTConfig(**options, max_position_embeddings=run.max_position_embeddings)
+        parameter_shapes(config)  # the network alone knows the names of its blocks
+    except ValueError as error:  # both are published without this package's UserError
         raise UserError(str(error)) from error
+    return config
 
 
 def count_parameters(config: FGPTConfig) -> ParameterCounts:
-    """Count the parameters of a network of this shape, a tied head once.
+    """Count the parameters of a network of this shape.
 
     Example:
         >>> count_parameters(FGPTConfig()).total
@@ -105,34 +119,37 @@ def count_parameters(config: FGPTConfig) -> ParameterCounts:
 def _kind_of_parameter(name: str, shape: torch.Size) -> str:
     if "embed_positions" in name:
         return "position_embeddings"
-    if "embed_tokens" in name or "lm_head" in name:
+    if "embed_tokens" in name:
         return "token_embeddings"
+    if "lm_head" in name:
+        return "output_head"
     return "matrices" if len(shape) == 2 else "vectors"
 
 
 def count_trained_parameters(run: Run, config: FGPTConfig) -> ParameterCounts:
     """Count the parameters that the optimizer updates: the network's, or an adapter's instead."""
     if adapter := adapter_parameters(run, config):
-        return ParameterCounts(matrices=0, token_embeddings=0, position_embeddings=0, vectors=adapter)
+        return ParameterCounts(vectors=adapter)
     return count_parameters(config)
 
 
 def flops_per_token(run: Run, config: FGPTConfig) -> int:
     """Return the FLOPs of a token's forward and backward pass: 6 N + 12 layers x width x length.
 
-    The formula is that of Chowdhery et al. 2022 (PaLM), appendix B. As in nanoGPT, N leaves out position embeddings,
-    which are looked up and not multiplied. The causal mask saves nothing, and recomputed activations count once. Frozen
-    weights have no gradients, a third of the work, so they count 4 N. The embeddings under an adapter do have them,
-    because the rows of the role tokens are trained.
+    The formula is that of Chowdhery et al. 2022 (PaLM), appendix B, where width is that of all heads together. As in
+    nanoGPT, N leaves out embeddings that are looked up and not multiplied. The causal mask saves nothing, and
+    recomputed activations count once. Frozen weights have no gradients, a third of the work, so they count 4 N. The
+    embeddings under an adapter do have them, because the rows of the role tokens are trained.
 
     Example:
         >>> f"{flops_per_token(PRESETS['fgpt-712m'], network(PRESETS['fgpt-712m'])):.3g}"
         '4.77e+09'
     """
     counts, adapter = count_parameters(config), adapter_parameters(run, config)
-    attention = 12 * config.num_hidden_layers * config.hidden_size * run.sequence_length(config.max_position_embeddings)
+    length = run.sequence_length(config.max_position_embeddings)
+    attention = 12 * config.num_hidden_layers * _heads_width(config) * length
     frozen = counts.matrices + counts.vectors if adapter else 0
-    return 6 * (counts.total - counts.position_embeddings + adapter) - 2 * frozen + attention
+    return 6 * (counts.multiplied + adapter) - 2 * frozen + attention
 
 
 def mfu(run: Run, config: FGPTConfig, tokens_per_second: float, machine: Machine) -> float | None:
@@ -156,7 +173,7 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
     sharing = machine.processes if run.fsdp else 1
     whole = whole_gradients = 0
     if sharing > 1:  # embeddings stay gathered for a whole pass, a layer while it and the one before it compute
-        whole = counts.token_embeddings + counts.position_embeddings + 2 * counts.matrices // config.num_hidden_layers
+        whole = counts.total - counts.matrices - counts.vectors + 2 * counts.matrices // config.num_hidden_layers
         whole_gradients = counts.total if micro_batches > 1 else whole  # FSDP shares them after the last micro-batch
     return Memory(
         weights=FLOAT * ((counts.total + adapter) // sharing + whole) + LOW * low * _low_copies(run, config),
@@ -258,13 +275,18 @@ def _activations(run: Run, config: FGPTConfig, low: bool) -> int:
 def _layer_activations(run: Run, config: FGPTConfig, low: bool) -> int:
     """Return the bytes that a token keeps in a layer.
 
-    They hold both normalizations' inputs in float32; the input of each product, with a copy by autocast for each of the
-    three that share one; queries, keys and values; the activation's input and output; and the adapters' narrow states.
+    They hold both normalizations' inputs in float32, of RMSNorm the outputs too; the input of each product, with a copy
+    by autocast for each of those that share one; queries, keys and values, of grouped heads one for each query, and
+    their values before a normalization; the activation's input and output, and those of its gate; and the adapters'
+    narrow states.
     """
-    width, inner = config.hidden_size, _inner_width(config)
-    products = LOW * (8 * width + 2 * inner) if low else FLOAT * (6 * width + 2 * inner)
+    width, heads, inner = config.hidden_size, _heads_width(config), _inner_width(config)
+    is_gated = config.mlp == "gated"
+    inputs = 4 + is_gated if low else 2  # without autocast, products share them
+    products = (LOW if low else FLOAT) * (inputs * width + 4 * heads + (4 if is_gated else 2) * inner)
+    norms = FLOAT * ((4 if config.norm == "rmsnorm" else 2) * width + 2 * heads * config.qk_norm)
     narrow = _adapter_activations(run, config, low)
-    return 2 * FLOAT * width + products + narrow + _attention_weights(run, config, low)
+    return norms + products + narrow + _attention_weights(run, config, low)
 
 
 def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
@@ -290,6 +312,11 @@ def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:
     logits = min(tokens, logit_rows(machine.kind, torch.bfloat16 if low else torch.float32))
     softmax = min(logits, softmax_rows(machine.kind))
     return states + embeddings + config.vocab_size * (size * logits + FLOAT * softmax)
+
+
+def _heads_width(config: FGPTConfig) -> int:
+    assert config.head_dim is not None  # the config derives it
+    return config.num_attention_heads * config.head_dim
 
 
 def _inner_width(config: FGPTConfig) -> int:

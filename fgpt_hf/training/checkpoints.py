@@ -32,9 +32,11 @@ from fgpt_hf.data.batches import Batches
 from fgpt_hf.errors import UserError, first_line
 from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, write_atomically, write_manifest
 from fgpt_hf.losses.objectives import Objective
-from fgpt_hf.model.io import save_model
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.io import load_config, save_model
 from fgpt_hf.model.lora import has_adapter, restore_adapter
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.model.shapes import NETWORK_FIELDS
 from fgpt_hf.training.optim import JointOptimizer
 
 logger = logging.getLogger(__name__)
@@ -124,8 +126,10 @@ class TrainingState:
         """Take over the state that `save` wrote; every process must call it.
 
         Raises:
-            UserError: another version of this package wrote it, or the data has changed since.
+            UserError: another version of this package wrote it, it holds another network, or the data has changed.
         """
+        if not has_adapter(self.model):
+            require_same_network(self.model.config, checkpoint)
         training = _read_training_state(checkpoint / "training.pt")
         whole = StateDictOptions(full_state_dict=True, strict=False)  # the file holds a tied weight once
         if has_adapter(self.model):
@@ -145,6 +149,29 @@ class TrainingState:
             logger.warning(
                 "%s was written by %d processes and continues on %d: the rows are the same, dropout is not",
                 *(checkpoint, len(states), processes),
+            )
+
+
+def require_same_network(config: FGPTConfig, checkpoint: Path) -> None:
+    """Raise UserError naming the first field in which the network of a checkpoint differs from that of a run.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> checkpoint = Path(mkdtemp())
+        >>> FGPTConfig(norm="rmsnorm").save_pretrained(checkpoint)
+        >>> require_same_network(FGPTConfig(norm="rmsnorm", residual_dropout=0.1), checkpoint)
+        >>> require_same_network(FGPTConfig(), checkpoint)
+        Traceback (most recent call last):
+            ...
+        fgpt_hf.errors.UserError: ... holds a network with norm='rmsnorm', and the run's has norm='layernorm': …
+    """
+    recorded = load_config(str(checkpoint))
+    for name in NETWORK_FIELDS:
+        theirs, ours = getattr(recorded, name, None), getattr(config, name)
+        if theirs != ours:
+            raise UserError(
+                f"{checkpoint} holds a network with {name}={theirs!r}, and the run's has {name}={ours!r}: resume with "
+                "the options that the run began with, or start a new one in another output_dir"
             )
 
 

@@ -23,6 +23,7 @@ from transformers import (
 from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
 from tests.support.tiny import random_model
+from tests.support.tiny_network import EVERY_NETWORK
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 96,
@@ -123,9 +124,10 @@ def test_bfloat16_does_not_cost_the_sharing(accelerator: Accelerator, attention:
         assert scorer.reads_trees and scorer.has_plain_head
 
 
+@pytest.mark.parametrize("network", EVERY_NETWORK)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_this_projects_network_shares_its_contexts(accelerator: Accelerator, attention: str) -> None:
-    model = random_model(vocab_size=96)
+def test_this_projects_network_shares_its_contexts(accelerator: Accelerator, attention: str, network: str) -> None:
+    model = random_model(vocab_size=96, **EVERY_NETWORK[network])
     expected = Scorer(accelerator, model).score(groups())
     model.set_attn_implementation(attention)
     scorer = Scorer(accelerator, model)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.data.batches import IGNORED, as_batch
 from fgpt_hf.losses import linear_cross_entropy
-from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy, token_losses
+from fgpt_hf.losses.linear_cross_entropy import softcapped, summed_cross_entropy, token_losses
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from tests.support.loop_run import ragged_rows
 from tests.support.product_shapes import ProductShapes
@@ -26,15 +26,18 @@ def problem(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor
     return states, embeddings, labels
 
 
-def plain(states: torch.Tensor, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(states @ embeddings.T, labels, reduction="sum")
+def plain(
+    states: torch.Tensor, embeddings: torch.Tensor, labels: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    return F.cross_entropy(softcapped(states @ embeddings.T, softcap), labels, reduction="sum")
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("rows", [2, 64, 255, 256, 257, 700])
-def test_the_sum_and_both_gradients_equal_the_plain_loss(rows: int) -> None:
+def test_the_sum_and_both_gradients_equal_the_plain_loss(rows: int, softcap: float | None) -> None:
     states, embeddings, labels = problem(rows)
-    lean = summed_cross_entropy(states, embeddings, labels)
-    expected = plain(states, embeddings, labels)
+    lean = summed_cross_entropy(states, embeddings, labels, softcap)
+    expected = plain(states, embeddings, labels, softcap)
     torch.testing.assert_close(lean, expected, rtol=1e-6, atol=1e-4)
     lean_gradients = torch.autograd.grad(lean * 0.37, (states, embeddings))
     for lean_gradient, gradient in zip(

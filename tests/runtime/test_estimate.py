@@ -1,6 +1,7 @@
 """An estimate is what PyTorch then allocates: parameters, optimizer states, what the backward pass keeps, logits."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from fgpt_hf.runtime.estimate import (
 from fgpt_hf.runtime.hardware import GPUS, Machine, find_gpu, known_machine, this_machine
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
 from fgpt_hf.training.optim import build_optimizer
+from tests.support.tiny_network import EVERY_NETWORK
 
 TINY = BaseRun(
     hidden_size=64,
@@ -54,18 +56,26 @@ def test_parameters_are_those_of_the_network(preset: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"attention_bias": False, "mlp_bias": False}, {"intermediate_size": 100}, {"tie_word_embeddings": False}],
+    [{"attention_bias": False, "mlp_bias": False}, {"intermediate_size": 100}, *EVERY_NETWORK.values()],
 )
 def test_parameters_are_those_of_other_shapes_too(changes: dict[str, object]) -> None:
-    config = FGPTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, **changes)
+    shape: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = FGPTConfig(**shape | changes)
     with torch.device("meta"):
         model = FGPTForCausalLM(config)
     assert count_parameters(config).total == model.num_parameters()
 
 
-def test_operations_are_those_of_the_matrix_products() -> None:
+@pytest.mark.parametrize("network", EVERY_NETWORK)
+def test_operations_are_those_of_the_matrix_products(network: str) -> None:
     """Counted by PyTorch as it runs: the backward pass has twice the forward's, attention as if nothing were masked."""
-    config = FGPTConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=32)
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+    }
+    config = FGPTConfig(**shape | EVERY_NETWORK[network])
     model = FGPTForCausalLM(config)
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:

@@ -1,15 +1,30 @@
-"""A tiny FGPT in which every weight matters, its GPT-2 twin, and inputs for both."""
+"""A tiny FGPT in which every weight matters, its twins in transformers, and inputs for both."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 VOCABULARY, CONTEXT = 96, 48
 PAD = 2
+STOCK: dict[str, tuple[Any, Any]] = {
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config),
+    "llama": (LlamaForCausalLM, LlamaConfig),
+    "nanochat": (NanoChatForCausalLM, NanoChatConfig),
+}
 
 
 def tiny_config(**changes: Any) -> FGPTConfig:
@@ -88,3 +103,47 @@ def padded(side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def packed(*lengths: int) -> torch.Tensor:
     """Return the positions (1, T) of documents that share a row."""
     return torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+
+
+MODERN: dict[
+    str, dict[str, Any]
+] = {  # networks of other blocks than GPT-2's, by the stock class that computes the same
+    "qwen3": {
+        **{"position_embedding": "rope", "norm": "rmsnorm", "qk_norm": True, "mlp": "gated", "hidden_act": "silu"},
+        **{"attention_bias": False, "mlp_bias": False, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"head_dim": 8, "rope_parameters": {"rope_theta": 500.0}},
+    },
+    "llama": {
+        **{"position_embedding": "rope", "norm": "rmsnorm", "mlp": "gated", "hidden_act": "silu"},
+        **{"num_key_value_heads": 1, "tie_word_embeddings": False, "intermediate_size": 80},
+    },
+    "nanochat": {
+        **{"position_embedding": "rope", "norm": "rmsnorm", "norm_elementwise_affine": False, "embedding_norm": True},
+        **{"qk_norm": True, "hidden_act": "relu2", "attention_bias": False, "mlp_bias": False},
+        **{"tie_word_embeddings": False, "final_logit_softcapping": 2.0},
+    },
+}
+EVERY_NETWORK = {"gpt2": {}, **MODERN}
+
+
+def stock_twin(model: FGPTForCausalLM, name: str) -> Any:
+    """Return the network of transformers, of a key of `EVERY_NETWORK`, with the weights of an FGPT."""
+    if name == "gpt2":
+        return gpt2_twin(model)
+    ours = model.config.to_dict() | {"rms_norm_eps": model.config.layer_norm_eps}
+    kind, config_class = STOCK[name]
+    shared = {each.name for each in fields(config_class)} - {"dtype", "architectures", "auto_map", "model_type"}
+    twin = kind(config_class(**{key: value for key, value in ours.items() if key in shared})).eval()
+    loaded = twin.load_state_dict(_stock_names(model) if name == "nanochat" else model.state_dict(), strict=True)
+    assert not loaded.missing_keys
+    return twin
+
+
+def _stock_names(model: FGPTForCausalLM) -> dict[str, torch.Tensor]:
+    """Return the weights as nanochat's are: it turns the other way, so the halves of queries and keys change places."""
+    renamed, pairs = {}, model.config.hidden_size // model.config.num_attention_heads // 2
+    for name, weight in model.state_dict().items():
+        if "q_proj" in name or "k_proj" in name:
+            weight = weight.unflatten(0, (-1, 2, pairs)).flip(1).flatten(0, 2)
+        renamed[name.replace("mlp.up_proj", "mlp.fc1").replace("mlp.down_proj", "mlp.fc2")] = weight
+    return renamed

@@ -18,6 +18,7 @@ from fgpt_hf.training.optim import (
     learning_rate_factor,
     parameter_groups,
 )
+from tests.support.tiny_network import EVERY_NETWORK, tiny_model
 
 RUN = PRESETS["quickstart"]
 
@@ -32,13 +33,18 @@ def model() -> FGPTForCausalLM:
     )
 
 
-def test_every_parameter_is_in_one_group(model: FGPTForCausalLM) -> None:
-    names = [name for _, members in parameter_groups(model) for name, _ in members]
-    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+@pytest.fixture(params=EVERY_NETWORK)
+def any_model(request: pytest.FixtureRequest) -> FGPTForCausalLM:
+    return tiny_model(**EVERY_NETWORK[request.param] | {"embedding_norm": True})
 
 
-def test_only_matrices_decay_and_only_those_inside_the_layers_are_moved_by_muon(model: FGPTForCausalLM) -> None:
-    for rule, members in parameter_groups(model):
+def test_every_parameter_is_in_one_group(any_model: FGPTForCausalLM) -> None:
+    names = [name for _, members in parameter_groups(any_model) for name, _ in members]
+    assert sorted(names) == sorted(name for name, _ in any_model.named_parameters())
+
+
+def test_only_matrices_decay_and_only_those_inside_the_layers_are_moved_by_muon(any_model: FGPTForCausalLM) -> None:
+    for rule, members in parameter_groups(any_model):
         for name, parameter in members:
             assert rule.decays == (parameter.ndim == 2), name
             assert (rule.optimizer == "muon") == (parameter.ndim == 2 and ".layers." in name), name
