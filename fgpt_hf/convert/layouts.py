@@ -34,6 +34,11 @@ LAYER_MODULES = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
+# The switches of a configuration that must have their defaults, which are GPT-2's.
+GPT2_BLOCKS = (
+    *("position_embedding", "norm", "norm_elementwise_affine", "embedding_norm", "qk_norm", "mlp"),
+    "final_logit_softcapping",
+)
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # stacked in attn.c_attn
 LINEAR_MODULES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -101,8 +106,17 @@ def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeigh
 
 
 def to_gpt2(model: FGPTForCausalLM) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """Return the same network as the config and the weights of a `GPT2LMHeadModel`; missing biases become zeros."""
+    """Return the same network as the config and the weights of a `GPT2LMHeadModel`; missing biases become zeros.
+
+    Raises:
+        UserError: it has blocks that GPT-2 lacks; the message names the field.
+    """
     config = model.config
+    width, heads = config.hidden_size, config.num_attention_heads
+    blocks = {field: getattr(FGPTConfig, field) for field in GPT2_BLOCKS}
+    for field, value in (blocks | {"num_key_value_heads": heads, "head_dim": width // heads}).items():
+        if getattr(config, field) != value:
+            raise UserError(f"{field}={getattr(config, field)!r} is a feature that GPT-2 lacks: it needs {value!r}")
     shape = {name: getattr(config, name) for name in FGPTConfig.attribute_map}
     unchanged = (
         "vocab_size",
@@ -117,8 +131,8 @@ def to_gpt2(model: FGPTForCausalLM) -> tuple[GPT2Config, dict[str, Tensor]]:
         name: tensor.T.contiguous() if name.endswith(".weight") and name[:-7].endswith(LINEAR_MODULES) else tensor
         for name, tensor in gpt2_names(model.state_dict()).items()
     }
-    for name in [name for name in state if name.endswith(tuple(f"{module}.weight" for module in LINEAR_MODULES))]:
-        state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(state[name].shape[1], dtype=model.dtype))
+    for name in [name for name in state if re.search(r"\.h\.|\.ln_f\.", name) and name.endswith(".weight")]:
+        state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(state[name].shape[-1], dtype=model.dtype))
     return gpt2, state
 
 

@@ -33,7 +33,7 @@ def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
 
     targets = _targets(run)
     layers = linear_layers(model.config)
-    # Neither the embeddings nor the head, which is tied to them, can have an adapter beside the role tokens' rows.
+    # Neither the embeddings nor the head can have an adapter beside the role tokens' rows.
     if targets != "all-linear" and not all(any(_ends_in(layer, target) for layer in layers) for target in targets):
         raise UserError(
             f"lora_target_modules={run.lora_target_modules} names a layer that this model lacks: give all-linear, or "
@@ -44,7 +44,7 @@ def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=run.lora_dropout,
         target_modules=targets,
-        trainable_token_indices={"embed_tokens": [CONTROL_TOKENS[token] for token in ROLE_TOKENS]},
+        trainable_token_indices=dict.fromkeys(_embeddings(model.config), [CONTROL_TOKENS[t] for t in ROLE_TOKENS]),
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
@@ -55,7 +55,7 @@ def adapter_parameters(run: Run, config: FGPTConfig) -> int:
     if not (isinstance(run, TuningRun) and run.use_peft):
         return 0
     adapters = sum(run.lora_r * (inputs + outputs) for inputs, outputs in adapted_layers(run, config))
-    return adapters + len(ROLE_TOKENS) * config.hidden_size
+    return adapters + len(ROLE_TOKENS) * config.hidden_size * len(_embeddings(config))
 
 
 def adapted_layers(run: TuningRun, config: FGPTConfig) -> list[tuple[int, int]]:
@@ -133,6 +133,11 @@ def _adapter_config(name: str) -> Path | None:
     except OSError:  # no such folder or repo, which loading the model explains
         return None
     return Path(found) if found else None
+
+
+def _embeddings(config: FGPTConfig) -> list[str]:
+    """Return the modules that have a row for each token: the embeddings, and a head that is not tied to them."""
+    return ["embed_tokens"] if config.tie_word_embeddings else ["embed_tokens", "lm_head"]
 
 
 def _targets(run: TuningRun) -> list[str] | str:

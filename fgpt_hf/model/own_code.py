@@ -1,8 +1,9 @@
-"""The code that comes with a model: whether it is the installed one, and the class that it defines if it is not.
+"""The code that goes with a model: its hash, whether it is the installed one, and the class that it defines if not.
 
 transformers runs the classes that `fgpt_hf` registers, and never a model's own, whatever it is told to trust.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,19 @@ logger = logging.getLogger(__name__)
 
 CODE = ("configuration_fgpt.py", "modeling_fgpt.py")
 AUTO_CLASS = "AutoModelForCausalLM"
+
+
+def network_code_hash() -> str:
+    """Return the sha256 of the installed code of the network, which is published with the weights.
+
+    Example:
+        >>> len(network_code_hash())
+        64
+    """
+    digest = hashlib.sha256()
+    for file in CODE:
+        digest.update(Path(__file__).with_name(file).read_bytes())
+    return digest.hexdigest()
 
 
 def causal_model_class(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:

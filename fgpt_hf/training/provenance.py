@@ -34,6 +34,8 @@ class Provenance:
         local: the model and the data that the run names and that lie on the machine that trained, and so on no Hub.
         precision: accelerate's name of it: "no", "bf16" or "fp16".
         training_flops: floating-point operations of the training.
+        commit: of the checkout that the run used, where that was unchanged.
+        network_code_sha256: of the network's own two files, which tells a run with a changed block from others.
         started_from: the run before, where the run starts from a model of the same machine.
     """
 
@@ -46,6 +48,7 @@ class Provenance:
     training_flops: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
+    network_code_sha256: str | None = None
     started_from: RunBefore | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from fgpt_hf.files import (
     write_json_lines,
 )
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.own_code import network_code_hash
 from fgpt_hf.parsing import Kind, as_type, parse_yaml
 from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
@@ -288,7 +289,7 @@ def _typed(path: Path, number: int, kind: type[Kind], line: Mapping[str, Any]) -
 def record_provenance(
     folder: RunFolder, accelerator: Accelerator, data: DataProvenance, config: FGPTConfig, tokens: int
 ) -> None:
-    """Write `provenance.json` into the run's folder: data, device, processes, versions and the code's commit.
+    """Write `provenance.json` into the run's folder: data, device, processes, versions, and the code's commit and hash.
 
     Args:
         tokens: how many the training took, for its operations by `estimate.flops_per_token`.
@@ -305,6 +306,7 @@ def record_provenance(
         training_flops=flops_per_token(folder.run, config) * tokens,
         versions=package_versions(),
         commit=_commit(),
+        network_code_sha256=network_code_hash(),
         started_from=_run_before(folder.run),
     )
     write_json(folder.path / PROVENANCE, provenance.to_json())

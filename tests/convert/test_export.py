@@ -1,6 +1,7 @@
 """Exports: the same text in every program, and plain errors."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, L
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.convert.convert import convert
-from fgpt_hf.convert.export import export
+from fgpt_hf.convert.export import export, stock_gpt2
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
 from tests.convert.models import CHATML, CONTEXT, QUESTION, TEXTS, refusal, write_gpt2_with, write_small_model
+from tests.support.tiny import random_model
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +40,26 @@ def llama_cpp(file: Path) -> Any:
     options.model.path, options.n_ctx, options.n_parallel, options.warmup = str(file), CONTEXT, 1, False
     options.cpuparams.n_threads = 1
     return xllamacpp.Server(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"position_embedding": "rope"}, "position_embedding='rope' is a feature that GPT-2 lacks: it needs 'learned'"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads=1 is"),
+        ({"head_dim": 8}, "head_dim=8 is"),
+        ({"final_logit_softcapping": 15.0}, "final_logit_softcapping=15.0 is"),
+    ],
+)
+def test_blocks_that_gpt2_lacks_are_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=re.escape(field)):
+        stock_gpt2(random_model(**changes))
+
+
+@pytest.mark.parametrize("changes", [{"norm_bias": False}, {"attention_bias": False, "mlp_bias": False}])
+def test_missing_biases_are_zeros_in_a_gpt2(changes: dict[str, Any]) -> None:
+    model, ids = random_model(**changes), torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(stock_gpt2(model)(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
 
 
 def test_a_gpt2_export_is_stock_and_comes_back_as_it_went(folder: Path, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_a_preference_run_has_results_of_pairs_and_no_perplexity(record: RunReco
         "measured with fgpt evaluate (fgpt-hf 0.1.0).",
         "![validation loss](figures/validation_loss.png)",
         "- commit `0123456789abcdef`",
+        "- network's code, sha256 `fedcba9876543210`",
         "https://huggingface.co/spaces/tester/chat",
         'model_id = "tester/tiny"',
         "from_pretrained(model_id, trust_remote_code=True)",
@@ -209,6 +210,7 @@ def test_no_value_of_a_run_can_break_the_page(record: RunRecord) -> None:
         precision=HOSTILE,
         versions={HOSTILE: HOSTILE},
         commit=HOSTILE,
+        network_code_sha256=HOSTILE,
     )
     run = replace(INSTRUCT, **names, use_peft=True, lora_target_modules=HOSTILE, dataset_train_split=HOSTILE)
     results = ResultsRecord(

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from fgpt_hf.convert.export import export
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_fgpt, load_model, save_model
-from fgpt_hf.model.lora import ADAPTER, has_adapter
+from fgpt_hf.model.lora import ADAPTER, adapter_parameters, has_adapter
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, ROLE_TOKENS
 from fgpt_hf.training.finetuning import open_model
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.tiny import random_model, save
+from tests.support.tiny_network import MODERN
 from tests.training.test_finetuning import logits, run_from, step_of
 
 
@@ -35,6 +37,20 @@ def test_an_adapter_loads_as_the_whole_model_with_its_own_ends(base: Path, tmp_p
         assert whole.generation_config.eos_token_id == model.generation_config.eos_token_id
     export(str(tmp_path / "run"), tmp_path / "gpt2", "gpt2")
     torch.testing.assert_close(logits(load_model(str(tmp_path / "gpt2"))[0]), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", MODERN)
+def test_an_adapter_on_other_blocks_learns_the_role_tokens_of_both_embeddings(network: str, tmp_path: Path) -> None:
+    start = random_model(**MODERN[network])
+    run = run_from(save(start, tmp_path / "base"), use_peft=True, lora_r=4)
+    model, own_tokenizer = open_model(run)
+    assert model.num_parameters(only_trainable=True) == adapter_parameters(run, model.config)
+    step_of(model)
+    save_model(model, own_tokenizer, tmp_path / "adapter")
+    whole, _ = load_fgpt(str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(whole), logits(model), rtol=1e-4, atol=1e-4)
+    moved = (whole.lm_head.weight != start.lm_head.weight).any(dim=1)
+    assert moved.nonzero().flatten().tolist() == sorted(CONTROL_TOKENS[token] for token in ROLE_TOKENS)
 
 
 def test_an_adapter_on_an_adapter_keeps_both(base: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ PROVENANCE = {
     "precision": "bf16",
     "versions": {"Python": "3.12.1", "torch": "2.13.0"},
     "commit": "0123456789abcdef",
+    "network_code_sha256": "fedcba9876543210",
     "training_flops": 1.5e15,
 }
 RESULTS = {

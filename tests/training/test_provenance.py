@@ -13,6 +13,7 @@ from fgpt_hf.config.runs import BaseRun, InstructRun
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.own_code import network_code_hash
 from fgpt_hf.runtime.estimate import flops_per_token, network
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.training import run_folder
@@ -34,6 +35,7 @@ def test_data_machine_and_software_are_recorded_by_the_first_process_alone(tmp_p
     assert found["data"]["train"] == asdict(DATA.sizes["train"]) and found["processes"] == 1
     assert found["device"] == device_name(Accelerator(cpu=True).device)
     assert found["versions"]["torch"] == version("torch")
+    assert found["network_code_sha256"] == network_code_hash()
     assert found["training_flops"] == 1000 * flops_per_token(BaseRun(), network(BaseRun()))
     assert recorded(tmp_path / "other", rank=1) is None
 
