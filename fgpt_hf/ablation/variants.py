@@ -12,10 +12,14 @@ RESERVED = ("output_dir", "seed", "resume_from_checkpoint", "overwrite_output_di
 
 @dataclass(frozen=True)
 class Axis:
-    """A field of the run and the values to compare; the first one is the default's."""
+    """Settings to compare, each a value by field; the first one is the default's."""
 
-    field: str
-    values: tuple[str, ...]
+    settings: tuple[Mapping[str, str], ...]
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that change along the axis."""
+        return list(self.settings[0])
 
 
 @dataclass(frozen=True)
@@ -27,44 +31,55 @@ class Variant:
 
 
 def parse_axis(text: str) -> Axis:
-    """Return the axis `FIELD=VALUE,VALUE,…`.
+    """Return the axis `FIELD=VALUE,VALUE,…`, or `FIELD=A,B+FIELD=C,D` for fields that change together.
 
     Raises:
-        UserError: it has no `=`, fewer than two values, one value twice, or a field that the ablation itself sets.
+        UserError: it has no `=`, fewer than two values, a setting twice, unlike numbers of values, or a field that the
+            ablation itself sets.
 
     Example:
-        >>> parse_axis("optim=muon,adamw")
-        Axis(field='optim', values=('muon', 'adamw'))
+        >>> parse_axis("mlp=plain,gated+hidden_act=gelu,silu").settings[1]
+        {'mlp': 'gated', 'hidden_act': 'silu'}
     """
-    field, _, listed = text.partition("=")
-    field, values = field.strip().lstrip("-").replace("-", "_"), tuple(value.strip() for value in listed.split(","))
-    if len(values) < 2 or not all(values) or len(set(values)) < len(values):
+    columns = {}
+    for part in text.split("+"):
+        field, _, listed = part.partition("=")
+        columns[field.strip().lstrip("-").replace("-", "_")] = [value.strip() for value in listed.split(",")]
+    if reserved := next((field for field in columns if field in RESERVED), None):
+        raise UserError(f"--vary {text}: the ablation itself sets {reserved}; for several seeds give --seeds 3")
+    if len(set(map(len, columns.values()))) > 1:
+        raise UserError(f"--vary {text}: fields that change together need equally many values, as in a=1,2+b=3,4")
+    settings = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    are_different = all(each not in settings[:index] for index, each in enumerate(settings))
+    if len(settings) < 2 or not are_different or not all(all(values) for values in columns.values()):
         raise UserError(f"--vary {text}: give a field and two or more different values, as in optim=muon,adamw")
-    if field in RESERVED:
-        raise UserError(f"--vary {text}: the ablation itself sets {field}; for several seeds give --seeds 3")
-    return Axis(field, values)
+    return Axis(tuple(settings))
 
 
 def make_variants(axes: Sequence[Axis], every_combination: bool = False) -> list[Variant]:
-    """Return the default, each other value alone, and all last values together; or every combination.
+    """Return the default, each other setting alone, and all last ones together; or every combination.
 
     Raises:
         UserError: a field is varied twice.
 
     Example:
-        >>> axes = [Axis("optim", ("muon", "adamw")), Axis("weight_decay", ("0.1", "0"))]
+        >>> axes = [parse_axis("optim=muon,adamw"), parse_axis("weight_decay=0.1,0")]
         >>> [variant.name for variant in make_variants(axes)]
         ['default', 'optim=adamw', 'weight_decay=0', 'all together']
     """
-    fields = [axis.field for axis in axes]
+    fields = [field for axis in axes for field in axis.fields]
     if twice := next((field for field in fields if fields.count(field) > 1), None):
         raise UserError(f"--vary {twice} is there twice: give its values once, as {twice}=A,B,C")
-    first = {axis.field: axis.values[0] for axis in axes}
+    first = _merged([axis.settings[0] for axis in axes])
     if every_combination:
-        return _named([dict(zip(fields, each, strict=True)) for each in product(*(a.values for a in axes))], first)
-    alone = [{**first, axis.field: value} for axis in axes for value in axis.values[1:]]
-    together = Variant(ALL, {axis.field: axis.values[-1] for axis in axes})
+        return _named([_merged(each) for each in product(*(axis.settings for axis in axes))], first)
+    alone = [{**first, **setting} for axis in axes for setting in axis.settings[1:]]
+    together = Variant(ALL, _merged([axis.settings[-1] for axis in axes]))
     return [*_named([first, *alone], first), *([together] if len(axes) > 1 else [])]
+
+
+def _merged(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    return {field: value for each in settings for field, value in each.items()}
 
 
 def _named(variants: Sequence[Mapping[str, str]], first: Mapping[str, str]) -> list[Variant]:

@@ -12,8 +12,9 @@ Vary = Annotated[
     Option(
         "--vary",
         metavar="FIELD=A,B,…",
-        help="An option of train-base and the values to compare; the first one is the default's. Can be repeated. "
-        "Without it, the switches of the network are compared.",
+        help="An option of train-base and the values to compare; the first one is the default's. Can be repeated; "
+        "options that change together are joined by +, as in mlp=plain,gated+hidden_act=gelu,silu. Without it, "
+        "the switches of the network are compared.",
     ),
 ]
 LearningRates = Annotated[
@@ -31,7 +32,14 @@ EveryCombination = Annotated[
     Option("--every_combination", help="Compare every combination of values, not each alone and all together."),
 ]
 OutputDir = Annotated[Path, Option("--output_dir", metavar="FOLDER", help="Folder of runs, table and figure.")]
-SWITCHES: tuple[str, ...] = ()
+SWITCHES = (
+    "position_embedding=learned,rope",
+    "norm=layernorm,rmsnorm",
+    "mlp=plain,gated+hidden_act=gelu_pytorch_tanh,silu",
+    "attention_bias=true,false+mlp_bias=true,false",
+    "qk_norm=false,true",
+    "zero_init_residual=false,true",
+)
 
 
 def ablate(
@@ -45,8 +53,8 @@ def ablate(
     """Compare settings of base runs by their validation loss.
 
     Each variant is trained at several learning rates, and its best one with several seeds. All other options are
-    those of train-base, for every run; fgpt train-base --help lists them. The same command
-    again goes on where it was interrupted.
+    those of train-base, for every run; fgpt train-base --help lists them. The same command again goes on where it
+    was interrupted.
 
     Example: fgpt ablate --preset quickstart --max_steps 100 --vary optim=muon,adamw
     """

@@ -59,8 +59,8 @@ def open_model(run: TuningRun) -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase
     if not has_control_tokens(tokenizer) or model.config.vocab_size <= PAD_ID:
         raise UserError(
             f"{run.model_name_or_path} has another vocabulary: {len(tokenizer):,} tokens, {model.config.vocab_size:,} "
-            f"embeddings, without {', '.join(CONTROL_TOKENS)} at their ids. `fgpt convert` adds them to a GPT-2 without "
-            "tokens of its own"
+            f"embeddings, without {', '.join(CONTROL_TOKENS)} at their ids. `fgpt convert` adds them to a GPT-2 that "
+            "has none of its own"
         )
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
