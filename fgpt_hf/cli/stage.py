@@ -15,7 +15,9 @@ from fgpt_hf.hub.publish import CheckpointUploader
 from fgpt_hf.hub.run_record import check_records
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
-from fgpt_hf.report import draw_figures, summarize_run
+from fgpt_hf.report.figures import draw_figures
+from fgpt_hf.report.next_steps import require_start
+from fgpt_hf.report.summary import summarize_run
 from fgpt_hf.runtime.distributed import resolve_attn_implementation, shared_machine, start_accelerator
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
@@ -54,6 +56,7 @@ class TrainingStage:
         A signal ends the process, with exit code 143 or 130 unless the run is finished: the training loop saves a
         checkpoint before, and whatever else is being written is deleted.
         """
+        require_start(self.run)
         if isinstance(self.run, TuningRun) and (before := find_run(Path(self.run.model_name_or_path))):
             check_records(before)  # which are read again for the card, when the run has finished
         with exit_on_signals(), self.folder.opened():

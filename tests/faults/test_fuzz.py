@@ -131,7 +131,9 @@ RECORDS: Mapping[str, st.SearchStrategy[bytes]] = {
 def test_records_of_a_run(
     run_folder: Path, name: str, command: str, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fgpt_hf.report._draw", lambda metrics, figure, path: path)  # pictures are drawn once below
+    monkeypatch.setattr(
+        "fgpt_hf.report.figures.draw_figure", lambda metrics, figure, path: path
+    )  # pictures are drawn once below
     path = run_folder / name
     before = path.read_bytes() if path.exists() else None
     more = ["user/name", "--dry_run"] if command == "publish" else []

@@ -29,7 +29,10 @@ SERVER.set_forkserver_preload(
     [
         "tests.support.loop_run",
         *(f"fgpt_hf.cli.{name}" for name in ("train_base", "train_instruct", "train_preference")),
-        *(f"fgpt_hf.{name}" for name in ("evaluation.benchmark", "hub.publish", "convert.export", "chat", "report")),
+        *(
+            f"fgpt_hf.{name}"
+            for name in ("evaluation.benchmark", "hub.publish", "convert.export", "chat", "report.summary")
+        ),
     ]
 )
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from fgpt_hf.cli.main import run
 from fgpt_hf.errors import UserError
-from fgpt_hf.report import draw_figures, summarize_run
+from fgpt_hf.report.figures import draw_figures
+from fgpt_hf.report.summary import summarize_run
 
 
 def make_run(folder: Path, steps: int = 20, **more: float) -> Path:
@@ -39,7 +40,8 @@ def test_losses_and_samples_are_told_before_and_after(tmp_path: Path) -> None:
     assert "validation loss  10.500 at step 0 -> 8.500 at step 20" in answer
     assert "50 tokens/s" in answer
     assert answer.index("told at 0") < answer.index("told at 20")
-    assert f"--config {tmp_path}/run/run.yaml" in answer and "metrics.jsonl" in answer
+    assert "This base run is unfinished: 2,000 tokens in 40 s, validation loss 10.500 -> 8.500, bits per byte" in answer
+    assert f"report --watch {tmp_path}/run" in answer and "metrics.jsonl" in answer
 
 
 def test_rewards_are_no_benchmarks_and_have_figures_of_their_own(tmp_path: Path) -> None:

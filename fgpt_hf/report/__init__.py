@@ -1,0 +1,1 @@
+"""Reports on runs: figures, summaries, comparisons, pages."""
