@@ -25,6 +25,7 @@ from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import append_json_line, locked, read_json, read_json_lines, write_json
 from fgpt_hf.runtime.estimate import count_parameters, network
+from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.run_folder import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Ablation:
     def _parse(self, flags: Sequence[str]) -> BaseRun:
         run = parse_run(BaseRun, PRESETS, [f"--output_dir={self.folder}", *flags])
         network(run)  # refuses a shape that cannot be built
+        require_known_optimizer(run)
         return run
 
     def _claim_folder(self) -> None:

@@ -22,6 +22,7 @@ from fgpt_hf.runtime.distributed import resolve_attn_implementation, shared_mach
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
 from fgpt_hf.training.loop import Check, Epoch, Outcome, Trainer
+from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.run_folder import RunFolder, find_run, record_provenance, record_results
 
 
@@ -40,6 +41,7 @@ class TrainingStage:
     """
 
     def __init__(self, run: Run) -> None:
+        require_known_optimizer(run)
         self.run = run
         self.accelerator = start_accelerator(run)
         resolve_attn_implementation(run, self.accelerator)

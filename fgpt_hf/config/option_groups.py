@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fgpt_hf.config.options import option
+from fgpt_hf.config.schedules import SCHEDULES
 
-Schedule = Literal["cosine", "linear", "warmup_stable_decay", "constant"]
-Optimizer = Literal["muon", "adamw"]
 PreferenceLoss = Literal["sigmoid", "ipo", "simpo"]
 Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
 TokenInit = Literal["mean", "keep"]
@@ -200,16 +199,16 @@ class OptimizationOptions:
     warmup_steps: int = option(
         700, "Number of steps over which the learning rate rises linearly to its peak.", minimum=0
     )
-    lr_scheduler_type: Schedule = option("cosine", "Learning rate schedule after the warm-up.")
+    lr_scheduler_type: str = option("cosine", "Learning rate schedule after the warm-up.", choices=tuple(SCHEDULES))
     min_lr_ratio: float = option(
         0.1,
         "Final learning rate of cosine and warmup_stable_decay, as a fraction of the peak.",
         minimum=0,
         maximum=1,
     )
-    optim: Optimizer = option(
+    optim: str = option(
         "muon",
-        "Optimizer: Muon for the matrices inside the layers with AdamW for the rest, or AdamW for all parameters.",
+        "Optimizer of the matrices inside the layers: muon or adamw. All other parameters have AdamW.",
         fixed_on_resume=True,
     )
     weight_decay: float = option(0.1, "Decoupled weight decay, applied to matrices only.", minimum=0)

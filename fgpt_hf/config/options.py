@@ -65,6 +65,7 @@ class Option:
         help: a whole sentence for `--help`, which appends the default.
         unset: the words for a default of None.
         limits: the numbers that the option accepts.
+        choices: the words that it accepts; any, if there are none here.
         fixed_on_resume: whether a resumed run must have the recorded value, because weights, data or the optimizer's
             state depend on it.
         one_time: whether it is an order for one start, which `run.yaml` does not repeat.
@@ -74,6 +75,7 @@ class Option:
     help: str
     unset: str
     limits: Limits
+    choices: tuple[str, ...]
     fixed_on_resume: bool
     one_time: bool
     group: type[Any] | None
@@ -87,6 +89,7 @@ def option(
     minimum: float | None = None,
     below: float | None = None,
     maximum: float | None = None,
+    choices: tuple[str, ...] = (),
     fixed_on_resume: bool = False,
     one_time: bool = False,
     group: type[Any] | None = None,
@@ -100,7 +103,7 @@ def option(
         >>> Sampling().temperature
         0.8
     """
-    described = Option(help, unset, Limits(minimum, below, maximum), fixed_on_resume, one_time, group)
+    described = Option(help, unset, Limits(minimum, below, maximum), choices, fixed_on_resume, one_time, group)
     return field(default=default, metadata={Option: described})
 
 

@@ -136,6 +136,7 @@ class _Parser(HfArgumentParser):
         self._parse_dataclass_field(group, plain)
         action: Any = self._option_string_actions[f"--{field.name}"]
         action.unset = described.unset
+        action.choices = action.choices or described.choices or None
         if action.type is string_to_bool:
             action.nargs, action.const = "?", True
         if opposite := self._option_string_actions.get(f"--no_{field.name}"):

@@ -101,7 +101,10 @@ def _hyperparameters(stage: Stage) -> Iterator[tuple[str, str]]:
             "pairs": "pairs",
         }[stage.examples]
         yield "batch size", f"{run.rows_per_step(devices):,} {rows}"
-    yield "optimizer", {"muon": "Muon for the layers' matrices, AdamW for the rest", "adamw": "AdamW"}[run.optim]
+    yield (
+        "optimizer",
+        "AdamW" if run.optim == "adamw" else f"{run.optim.capitalize()} for the layers' matrices, AdamW for the rest",
+    )
     yield "AdamW betas", f"{run.adam_beta1}, {run.adam_beta2}"
     yield "peak learning rate", f"{run.learning_rate:g}"
     warmup = f"{run.warmup_steps:,} steps of linear warm-up, then " if run.warmup_steps else ""

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import Run
+from fgpt_hf.config.schedules import learning_rate_factor
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
@@ -39,7 +40,7 @@ from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.signals import exit_code_of, stop_signals
 from fgpt_hf.training.checkpoints import Progress, TrainingState, step_of, too_few_steps
-from fgpt_hf.training.optim import build_optimizer, learning_rate_factor
+from fgpt_hf.training.optim import build_optimizer
 from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.step import Step, Stepper
 from fgpt_hf.training.timing import alike, spent_seconds, time_first_step

@@ -1,10 +1,9 @@
-"""Optimizers with their parameter groups, and learning-rate schedules."""
+"""Optimizers with their parameter groups."""
 
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,19 +15,26 @@ from fgpt_hf.runtime.hardware import supports_bf16
 
 
 class Rule(NamedTuple):
-    """The optimizer and the decay of the parameters whose names match `pattern`, and no earlier rule's."""
+    """How the parameters learn whose names match `pattern`, and no earlier rule's.
+
+    Attributes:
+        is_inner: whether they are matrices inside the layers, which `optim` names the optimizer of; AdamW is that of
+            all others.
+        decays: whether weight decay applies to them.
+    """
 
     pattern: str
-    optimizer: Literal["muon", "adamw"]
+    is_inner: bool
     decays: bool
 
 
 RULES = (
-    Rule(r"\blora_[AB]\b|\btrainable_tokens_delta\b", "adamw", decays=False),
-    Rule(r"\bbias$|norm\.weight$", "adamw", decays=False),
-    Rule(r"\b(embed_\w+|lm_head)\.weight$", "adamw", decays=True),
-    Rule(r"\blayers\.\d+\..*\.weight$", "muon", decays=True),
+    Rule(r"\blora_[AB]\b|\btrainable_tokens_delta\b", is_inner=False, decays=False),
+    Rule(r"\bbias$|norm\.\w+$", is_inner=False, decays=False),
+    Rule(r"\b(embed_\w+|lm_head)\.weight$", is_inner=False, decays=True),
+    Rule(r"\blayers\.\d+\..*\.weight$", is_inner=True, decays=True),
 )
+Groups = list[dict[str, Any]]  # as torch's optimizers take them: parameters with their rate and decay
 
 
 def parameter_groups(model: nn.Module) -> list[tuple[Rule, list[tuple[str, nn.Parameter]]]]:
@@ -64,26 +70,38 @@ def describe_groups(model: nn.Module, optim: str) -> str:
 
 
 def build_optimizer(model: nn.Module, run: Run) -> "JointOptimizer":
-    """Build AdamW for all parameters, or Muon for the matrices inside the layers and AdamW for the rest.
+    """Build the optimizer that `run.optim` names for the matrices inside the layers, and AdamW for the rest.
 
-    Muon's updates are scaled to the typical size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so both share one
-    learning rate and one weight decay.
+    They share one learning rate and one weight decay.
     """
-    settings: dict[str, list[dict[str, Any]]] = {"muon": [], "adamw": []}
+    groups: dict[str, Groups] = {run.optim: [], "adamw": []}
     for rule, members in parameter_groups(model):
         group = {
             "params": [parameter for _, parameter in members],
             "lr": run.learning_rate,
             "weight_decay": run.weight_decay if rule.decays else 0.0,
         }
-        settings[_optimizer_of(rule, run.optim)].append(group)
-    optimizers: list[torch.optim.Optimizer] = []
-    if settings["muon"]:
-        optimizers.append(Muon(settings["muon"], adjust_lr_fn="match_rms_adamw"))
-    if settings["adamw"]:
-        betas = (run.adam_beta1, run.adam_beta2)
-        optimizers.append(torch.optim.AdamW(settings["adamw"], betas=betas, fused=_can_fuse(model)))
-    return JointOptimizer(optimizers)
+        groups[_optimizer_of(rule, run.optim)].append(group)
+    return JointOptimizer([OPTIMIZERS[name](some, run) for name, some in groups.items() if some])
+
+
+def require_known_optimizer(run: Run) -> None:
+    """Raise UserError if there is no optimizer of the name that the run gives."""
+    if run.optim not in OPTIMIZERS:
+        raise UserError(f"optim={run.optim!r} is unknown: choose from {', '.join(OPTIMIZERS)}")
+
+
+def muon(groups: Groups, run: Run) -> torch.optim.Optimizer:
+    """Return Muon, its updates scaled to the typical size of AdamW's (Liu et al. 2025, arXiv:2502.16982)."""
+    return Muon(groups, adjust_lr_fn="match_rms_adamw")
+
+
+def adamw(groups: Groups, run: Run) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    return torch.optim.AdamW(groups, betas=(run.adam_beta1, run.adam_beta2), fused=_can_fuse(groups))
+
+
+OPTIMIZERS: Mapping[str, Callable[[Groups, Run], torch.optim.Optimizer]] = {"muon": muon, "adamw": adamw}
 
 
 class Muon(torch.optim.Muon):
@@ -172,71 +190,10 @@ class JointOptimizer:
             optimizer.load_state_dict(state)
 
 
-def learning_rate_factor(kind: str, step: int, max_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:
-    """Return the learning rate at `step`, counted from 0, as a fraction of its peak.
-
-    The rate rises linearly over `warmup_steps`, and then follows the schedule `kind` over the remaining steps.
-
-    Example:
-        >>> [learning_rate_factor("linear", step, max_steps=6, warmup_steps=2) for step in range(6)]
-        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return SCHEDULES[kind](min(progress, 1.0), min_ratio)
-
-
-def cosine(progress: float, min_ratio: float) -> float:
-    """Decay from 1 to `min_ratio` along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983).
-
-    Example:
-        >>> cosine(0.5, min_ratio=0.1)
-        0.55
-    """
-    return min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def linear(progress: float, min_ratio: float) -> float:
-    """Decay from 1 to 0 along a line (Bergsma et al. 2025, arXiv:2502.15938); `min_ratio` has no effect.
-
-    Example:
-        >>> linear(0.25, min_ratio=0.1)
-        0.75
-    """
-    return 1 - progress
-
-
-def warmup_stable_decay(progress: float, min_ratio: float) -> float:
-    """Stay at 1, then decay to `min_ratio` along a line over the last fifth (Hägele et al. 2024, arXiv:2405.18392).
-
-    The warm-up before is `learning_rate_factor`'s, as for every schedule.
-
-    Example:
-        >>> warmup_stable_decay(0.5, min_ratio=0.1), round(warmup_stable_decay(0.9, min_ratio=0.1), 3)
-        (1.0, 0.55)
-    """
-    return 1 - (1 - min_ratio) * max(0.0, progress - 0.8) / 0.2
-
-
-def constant(progress: float, min_ratio: float) -> float:
-    """Stay at 1.
-
-    Example:
-        >>> constant(0.9, min_ratio=0.1)
-        1.0
-    """
-    return 1.0
-
-
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
-    schedule.__name__: schedule for schedule in (cosine, linear, warmup_stable_decay, constant)
-}
-
-
 def _optimizer_of(rule: Rule, optim: str) -> str:
-    return rule.optimizer if optim == "muon" else "adamw"
+    return optim if rule.is_inner else "adamw"
 
 
-def _can_fuse(model: nn.Module) -> bool:
-    return {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "mps", "xpu"}
+def _can_fuse(groups: Groups) -> bool:
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return devices <= {"cpu", "cuda", "mps", "xpu"}

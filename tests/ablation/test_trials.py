@@ -95,8 +95,9 @@ def test_by_default_the_runs_own_rate_is_halved_and_doubled_too(tmp_path: Path) 
     ("axis", "flags", "problem"),
     [
         ("optm=a,b", (), "did you mean --optim"),
-        ("optim=muon,sgd", (), "invalid choice: 'sgd'"),
+        ("optim=muon,sgd", (), "optim='sgd' is unknown: choose from muon, adamw"),
         ("num_attention_heads=4,7", (), "num_attention_heads"),
+        ("lr_scheduler_type=cosine,step", (), "invalid choice: 'step'"),
         ("optim=muon,adamw", ("--max_stepz=3",), "did you mean --max_steps"),
         ("learning_rate=1,2", (), "give no --learning_rates"),
     ],

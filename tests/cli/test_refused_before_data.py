@@ -55,6 +55,7 @@ def call(command: ModuleType, start: Path, folder: Path, *flags: str) -> None:
         (["--eval_tasks=hellaswagg"], "unknown task 'hellaswagg': the tasks are"),
         (["--eval_tasks=pydocs-choice=nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
         (["--eval_tasks=pydocs-choice,pydocs-choice"], "eval_tasks names pydocs-choice twice"),
+        (["--optim=sgd"], "optim='sgd' is unknown: choose from muon, adamw"),
         (["--attn_implementation=flash_attention_2"], "attn_implementation=flash_attention_2 is not installed"),
         (["--attn_implementation=flex_attention"], "flex_attention cannot train on a cpu"),
         (["--resume_from_checkpoint=latest", "--overwrite_output_dir"], "exclude each other: give one of them"),

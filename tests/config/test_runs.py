@@ -79,7 +79,7 @@ def test_a_flag_may_stand_alone_or_with_a_value() -> None:
         (["--adam_beta2", "1.5"], "adam_beta2=1.5 must be above zero and below 1"),
         (["--min_lr_ratio", "2"], "min_lr_ratio=2.0 must be zero or more and at most 1"),
         (["--eval_steps", "0"], "eval_steps=0 must be above zero"),
-        (["--optim", "sgd"], "invalid choice: 'sgd' (choose from"),
+        (["--lr_scheduler_type", "step"], "invalid choice: 'step' (choose from"),
         (["--bf16", "--fp16"], "bf16 and fp16 exclude each other"),
         (["--overwrite_output_dir", "--resume_from_checkpoint=latest"], "exclude each other: give one of them"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
