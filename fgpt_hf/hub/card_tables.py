@@ -45,8 +45,12 @@ def architecture_rows(record: RunRecord) -> Iterator[tuple[str, str]]:
         "layers": ("num_hidden_layers",),
         "width": ("hidden_size",),
         "attention heads": ("num_attention_heads",),
+        "key and value heads": ("num_key_value_heads",),
         "context length, tokens": ("max_position_embeddings",),
         "vocabulary size": ("vocab_size",),
+        "positions": ("position_embedding",),
+        "normalization": ("norm",),
+        "MLP": ("mlp",),
         "activation function": ("hidden_act", "activation_function"),
         "weights": ("dtype",),
     }.items():

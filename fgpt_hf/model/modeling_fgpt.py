@@ -56,7 +56,10 @@ class FGPTRMSNorm(nn.RMSNorm):
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
-NORMS: Mapping[str, Callable[[FGPTConfig, int], nn.Module]] = {"layernorm": layer_norm, "rmsnorm": rms_norm}
+NORMS: Mapping[str, Callable[[FGPTConfig, int], nn.Module]] = {
+    "layernorm": layer_norm,
+    "rmsnorm": rms_norm,
+}
 
 
 def normalization(config: FGPTConfig, size: int) -> nn.Module:
@@ -194,7 +197,10 @@ class FGPTGatedMLP(FGPTMLP):
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
-MLPS: Mapping[str, Callable[[FGPTConfig], nn.Module]] = {"plain": FGPTMLP, "gated": FGPTGatedMLP}
+MLPS: Mapping[str, Callable[[FGPTConfig], nn.Module]] = {
+    "plain": FGPTMLP,
+    "gated": FGPTGatedMLP,
+}
 
 
 def residual_projection(inputs: int, outputs: int, bias: bool) -> nn.Linear:

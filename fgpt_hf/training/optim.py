@@ -101,7 +101,10 @@ def adamw(groups: Groups, run: Run) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=(run.adam_beta1, run.adam_beta2), fused=_can_fuse(groups))
 
 
-OPTIMIZERS: Mapping[str, Callable[[Groups, Run], torch.optim.Optimizer]] = {"muon": muon, "adamw": adamw}
+OPTIMIZERS: Mapping[str, Callable[[Groups, Run], torch.optim.Optimizer]] = {
+    "muon": muon,
+    "adamw": adamw,
+}
 
 
 class Muon(torch.optim.Muon):
