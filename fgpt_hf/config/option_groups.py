@@ -206,12 +206,21 @@ class OptimizationOptions:
         minimum=0,
         maximum=1,
     )
+    lr_decay_ratio: float = option(
+        1.0,
+        "Fraction of the steps after the warm-up, the last ones, over which the learning rate follows its schedule; "
+        "until then it stays at its peak.",
+        maximum=1,
+    )
     optim: str = option(
         "muon",
         "Optimizer of the matrices inside the layers: muon or adamw. All other parameters have AdamW.",
         fixed_on_resume=True,
     )
     weight_decay: float = option(0.1, "Decoupled weight decay, applied to matrices only.", minimum=0)
+    weight_decay_scheduler_type: str = option(
+        "constant", "Schedule by which weight decay falls to zero over the run.", choices=tuple(SCHEDULES)
+    )
     adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.", below=1)
     adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.", below=1)
     max_grad_norm: float = option(1.0, "Clip gradients to this norm.")

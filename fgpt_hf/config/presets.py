@@ -1,15 +1,40 @@
 """Presets: the named runs that a command line starts from.
 
-Tokens of a run = rows per micro-batch x micro-batches per step x tokens per row x steps. The three sizes of base runs
-read about 20 tokens per parameter (Hoffmann et al. 2022, arXiv:2203.15556), with GPT-3's batches of 0.5M tokens and its
-learning rates for these sizes (Brown et al. 2020, arXiv:2005.14165, table 2.1).
+Tokens of a run = rows per micro-batch x micro-batches per step x tokens per row x steps. The sizes of base runs read
+about 20 tokens per parameter (Hoffmann et al. 2022, arXiv:2203.15556). GPT-2's have GPT-3's batches of 0.5M tokens and
+its learning rates for these sizes (Brown et al. 2020, arXiv:2005.14165, table 2.1).
+
+The modern ones have as many parameters, and are what `Qwen3ForCausalLM` computes. Their rates and batches follow the
+compute-optimal runs of Liu et al. 2025 (arXiv:2502.16982, table 2) with the same updates of Muon, such as 9.1e-4 and
+128 x 8,192 = 1.05M tokens a step for 545M parameters without embeddings and 14.0B tokens, and a weight decay of 0.1.
+Their schedules follow nanochat: the rate falls along a line over the last half of the run (dev/LOG.md, 2026-02-16;
+scripts/base_train.py has 0.65 since), and the weight decay along half a cosine to zero (scripts/base_train.py). Their
+heads of 128 are nanochat's at these widths, their zero-initialized projections too (nanochat/gpt.py).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun
 
-PRESETS: Mapping[str, BaseRun] = {
+MODERN_BLOCKS: Mapping[str, Any] = {
+    "position_embedding": "rope",
+    "norm": "rmsnorm",
+    "qk_norm": True,
+    "mlp": "gated",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "zero_init_residual": True,
+}
+DECAY_OVER_THE_LAST_HALF: Mapping[str, Any] = {
+    "lr_scheduler_type": "linear",
+    "lr_decay_ratio": 0.5,
+    "weight_decay_scheduler_type": "cosine",
+}
+
+_GPT2_PRESETS: Mapping[str, BaseRun] = {
     run.preset: run
     for run in (
         # 16 x 32 x 1,024 x 27,000 = 14.16B tokens, 19.9 per parameter. The rate is GPT-3's for 760M.
@@ -59,6 +84,48 @@ PRESETS: Mapping[str, BaseRun] = {
         ),
     )
 }
+
+_MODERN_PRESETS: Mapping[str, BaseRun] = {
+    run.preset: run
+    for run in (
+        # 8 x 64 x 2,048 x 13,500 = 14.16B tokens, 19.8 per parameter, of which 650M are no embeddings. 350 steps of
+        # warm-up are GPT-3's 375M tokens.
+        BaseRun(
+            preset="fgpt-712m-modern",
+            **MODERN_BLOCKS,
+            num_hidden_layers=32,
+            num_attention_heads=10,
+            hidden_size=1280,
+            intermediate_size=3584,
+            max_position_embeddings=2048,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=64,
+            **DECAY_OVER_THE_LAST_HALF,
+            learning_rate=9e-4,
+            warmup_steps=350,
+            max_steps=13_500,
+        ),
+        # 8 x 32 x 2,048 x 4,700 = 2.46B tokens, 19.9 per parameter. The rate goes on from the table's as its own do,
+        # with the power -0.09 of the parameters without embeddings, 85M; nanochat found batches of 0.5M tokens best.
+        BaseRun(
+            preset="fgpt-124m-modern",
+            **MODERN_BLOCKS,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            hidden_size=768,
+            max_position_embeddings=2048,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=32,
+            **DECAY_OVER_THE_LAST_HALF,
+            learning_rate=1.1e-3,
+            max_steps=4_700,
+        ),
+        # The quickstart's run with other blocks, and as many parameters within 0.1 %.
+        replace(_GPT2_PRESETS["quickstart"], preset="quickstart-modern", **MODERN_BLOCKS),
+    )
+}
+
+PRESETS: Mapping[str, BaseRun] = {**_GPT2_PRESETS, **_MODERN_PRESETS}
 
 INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
     run.preset: run

@@ -4,19 +4,34 @@ import math
 from collections.abc import Callable, Mapping
 
 
-def learning_rate_factor(kind: str, step: int, max_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:
+def learning_rate_factor(
+    kind: str, step: int, max_steps: int, warmup_steps: int, min_ratio: float = 0.0, decay_ratio: float = 1.0
+) -> float:
     """Return the learning rate at `step`, counted from 0, as a fraction of its peak.
 
-    The rate rises linearly over `warmup_steps`, and then follows the schedule `kind` over the remaining steps.
+    The rate rises linearly over `warmup_steps`, stays, and follows the schedule `kind` over the last `decay_ratio` of
+    the remaining steps.
 
     Example:
         >>> [learning_rate_factor("linear", step, max_steps=6, warmup_steps=2) for step in range(6)]
         [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+        >>> [learning_rate_factor("linear", step, max_steps=6, warmup_steps=2, decay_ratio=0.5) for step in range(6)]
+        [0.5, 1.0, 1.0, 1.0, 1.0, 0.5]
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return SCHEDULES[kind](min(progress, 1.0), min_ratio)
+    return SCHEDULES[kind](max(0.0, min(progress, 1.0) - (1 - decay_ratio)) / decay_ratio, min_ratio)
+
+
+def weight_decay_factor(kind: str, step: int, max_steps: int) -> float:
+    """Return the weight decay at `step`, counted from 0, as a fraction of the run's; schedules that fall end at zero.
+
+    Example:
+        >>> [weight_decay_factor("cosine", step, max_steps=2) for step in range(3)]
+        [1.0, 0.5, 0.0]
+    """
+    return SCHEDULES[kind](min(step / max_steps, 1.0), 0.0)
 
 
 def cosine(progress: float, min_ratio: float) -> float:

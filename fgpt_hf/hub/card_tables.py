@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from fgpt_hf.config.runs import PreferenceRun, Run, TuningRun
+from fgpt_hf.config.schedules import SCHEDULES
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import (
     Measurement,
@@ -24,7 +25,8 @@ _HOUSEKEEPING = re.compile(
 )
 _SHOWN_ELSEWHERE = {  # options that the card's other tables say in words
     *("seed", "optim", "adam_beta1", "adam_beta2", "learning_rate", "lr_scheduler_type", "min_lr_ratio"),
-    *("weight_decay", "max_grad_norm", "per_device_train_batch_size", "auto_find_batch_size", "bf16", "fp16"),
+    *("lr_decay_ratio", "weight_decay", "weight_decay_scheduler_type", "max_grad_norm", "bf16", "fp16"),
+    *("per_device_train_batch_size", "auto_find_batch_size"),
     *("dataset_name", "dataset_config_name", "validation_fraction", "model_name_or_path", "assistant_only_loss"),
     *("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("loss_type", "beta", "simpo_gamma", "label_smoothing"),
@@ -46,6 +48,7 @@ def architecture_rows(record: RunRecord) -> Iterator[tuple[str, str]]:
         "width": ("hidden_size",),
         "attention heads": ("num_attention_heads",),
         "key and value heads": ("num_key_value_heads",),
+        "head size": ("head_dim",),
         "context length, tokens": ("max_position_embeddings",),
         "vocabulary size": ("vocab_size",),
         "positions": ("position_embedding",),
@@ -111,13 +114,20 @@ def _hyperparameters(stage: Stage) -> Iterator[tuple[str, str]]:
     )
     yield "AdamW betas", f"{run.adam_beta1}, {run.adam_beta2}"
     yield "peak learning rate", f"{run.learning_rate:g}"
-    warmup = f"{run.warmup_steps:,} steps of linear warm-up, then " if run.warmup_steps else ""
-    end = "" if run.lr_scheduler_type == "constant" else f" to {run.min_lr_ratio:.0%} of the peak"
-    yield "learning rate schedule", f"{warmup}{run.lr_scheduler_type.replace('_', ' ')}{end}"
-    yield "weight decay", f"{run.weight_decay:g}"
+    yield "learning rate schedule", _learning_rate_schedule(run)
+    falls = run.weight_decay_scheduler_type != "constant"
+    yield "weight decay", f"{run.weight_decay:g}{f', {run.weight_decay_scheduler_type} to 0' * falls}"
     yield "gradient clipping", f"norm {run.max_grad_norm:g}"
     yield from _tuning_hyperparameters(run)
     yield "random seed", str(run.seed)
+
+
+def _learning_rate_schedule(run: Run) -> str:
+    warmup = f"{run.warmup_steps:,} steps of linear warm-up, then " if run.warmup_steps else ""
+    stays = f"constant, and over the last {run.lr_decay_ratio:.0%} " if run.lr_decay_ratio < 1 else ""
+    last = SCHEDULES[run.lr_scheduler_type](1.0, run.min_lr_ratio)
+    end = "" if run.lr_scheduler_type == "constant" else f" to {last:.0%} of the peak"
+    return f"{warmup}{stays}{run.lr_scheduler_type.replace('_', ' ')}{end}"
 
 
 def _tuning_hyperparameters(run: Run) -> Iterator[tuple[str, str]]:

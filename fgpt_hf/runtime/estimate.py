@@ -165,7 +165,7 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
     adapter = adapter_parameters(run, config)
     low = is_low_precision(run, machine)
     tokens = rows * run.sequences_per_row * run.sequence_length(config.max_position_embeddings)
-    activations = _activations(run, config, low) * tokens
+    activations = _activations(run, config, machine) * tokens
     # The small products of adapters fragment a C library's heap by about as much (docs/benchmarks.md).
     holes = activations if adapter and machine.kind == "cpu" else 0
     adamw_values = 2 * trained.total - (trained.matrices if run.optim == "muon" else 0)  # Muon keeps one per parameter
@@ -183,7 +183,7 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
         loss=_loss(config, machine, low, tokens),
         # The gradients within one layer, and the dense gradient of the token look-up beside the head's; with an
         # adapter, a copy of the embeddings with the rows of the role tokens.
-        working=_layer_activations(run, config, low) * tokens + FLOAT * counts.token_embeddings + holes,
+        working=_layer_activations(run, config, machine) * tokens + FLOAT * counts.token_embeddings + holes,
         gradients_stay=micro_batches > 1,
     )
 
@@ -263,28 +263,29 @@ def _low_copies(run: Run, config: FGPTConfig) -> int:
     return matrices + adapter
 
 
-def _activations(run: Run, config: FGPTConfig, low: bool) -> int:
+def _activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
     """Return the bytes that a token keeps for the backward pass."""
-    layer = _layer_activations(run, config, low)
+    layer = _layer_activations(run, config, machine)
     ends = 3 * FLOAT * config.hidden_size  # the embeddings, and the last normalization's input and output
     if run.gradient_checkpointing:
         return config.num_hidden_layers * FLOAT * config.hidden_size + layer + ends
     return config.num_hidden_layers * layer + ends
 
 
-def _layer_activations(run: Run, config: FGPTConfig, low: bool) -> int:
+def _layer_activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
     """Return the bytes that a token keeps in a layer.
 
-    They hold both normalizations' inputs in float32, of RMSNorm the outputs too; the input of each product, with a copy
-    by autocast for each of those that share one; queries, keys and values, of grouped heads one for each query, and
-    their values before a normalization; the activation's input and output, and those of its gate; and the adapters'
-    narrow states.
+    They hold both normalizations' inputs in float32, and what RMSNorm multiplies with its weights, unless in one
+    kernel; the input of each product, with a copy by autocast for each of those that share one; queries, keys and
+    values, of grouped heads one for each query, and queries and keys before a normalization; the activation's input
+    and output, and those of its gate; and the adapters' narrow states.
     """
     width, heads, inner = config.hidden_size, _heads_width(config), _inner_width(config)
-    is_gated = config.mlp == "gated"
+    low, is_gated = is_low_precision(run, machine), config.mlp == "gated"
+    has_steps = config.norm == "rmsnorm" and config.norm_elementwise_affine and machine.kind != "cuda"
     inputs = 4 + is_gated if low else 2  # without autocast, products share them
     products = (LOW if low else FLOAT) * (inputs * width + 4 * heads + (4 if is_gated else 2) * inner)
-    norms = FLOAT * ((4 if config.norm == "rmsnorm" else 2) * width + 2 * heads * config.qk_norm)
+    norms = FLOAT * (1 + has_steps) * (2 * width + 2 * heads * config.qk_norm)
     narrow = _adapter_activations(run, config, low)
     return norms + products + narrow + _attention_weights(run, config, low)
 

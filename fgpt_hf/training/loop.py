@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import Run
-from fgpt_hf.config.schedules import learning_rate_factor
+from fgpt_hf.config.schedules import learning_rate_factor, weight_decay_factor
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
@@ -306,10 +306,11 @@ class _Loop:
         self.first_micro_batches = []
         self.data_seconds += time.perf_counter() - began
         warmup_steps = run.warmup_steps if plan.warmup_steps is None else plan.warmup_steps
-        factor = learning_rate_factor(
-            run.lr_scheduler_type, progress.step, plan.max_steps, warmup_steps, run.min_lr_ratio
-        )
+        ratios = run.min_lr_ratio, run.lr_decay_ratio
+        factor = learning_rate_factor(run.lr_scheduler_type, progress.step, plan.max_steps, warmup_steps, *ratios)
         self.state.optimizer.set_learning_rate(run.learning_rate * factor)
+        decay_factor = weight_decay_factor(run.weight_decay_scheduler_type, progress.step, plan.max_steps)
+        self.state.optimizer.scale_weight_decay(decay_factor)
         step = self.stepper.take(micro_batches, received_signal())
         if self.plan != plan:  # memory ran out
             self.folder.record_run(self.plan)

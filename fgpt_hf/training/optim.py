@@ -139,6 +139,7 @@ class JointOptimizer:
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
+        self._weight_decays = [group["weight_decay"] for group in self.param_groups]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -149,6 +150,11 @@ class JointOptimizer:
         """Set the learning rate of every group."""
         for group in self.param_groups:
             group["lr"] = learning_rate
+
+    def scale_weight_decay(self, factor: float) -> None:
+        """Set the weight decay of every group to a multiple of the one that it was made with."""
+        for group, weight_decay in zip(self.param_groups, self._weight_decays, strict=True):
+            group["weight_decay"] = weight_decay * factor
 
     @contextmanager
     def keeping_settings(self) -> Iterator[None]:

@@ -122,7 +122,18 @@ EFFECTS: dict[str, tuple[Any, Callable[[Resumed], Any], Any]] = {
 # Options that nothing in a checkpoint holds, that need other hardware or the Hub, or that change the speed alone: the
 # run that reads them is the one that was given.
 READ_FROM_THE_RUN = {
-    *("min_lr_ratio", "max_grad_norm", "max_bad_steps", "bf16", "fp16", "torch_compile", "fsdp", "report_to"),
+    *(
+        "min_lr_ratio",
+        "lr_decay_ratio",
+        "weight_decay_scheduler_type",
+        "max_grad_norm",
+        "max_bad_steps",
+        "bf16",
+        "fp16",
+        "torch_compile",
+        "fsdp",
+        "report_to",
+    ),
     *("auto_find_batch_size", "preprocessing_num_workers", "verify_rows"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fgpt_hf.files import read_json_lines
+from fgpt_hf.model.io import load_fgpt
 from tests.support.forked import run_command
 
 TINY = [
@@ -117,6 +118,7 @@ def test_a_process_without_this_package_loads_generates_and_chats(trained: tuple
 def test_bad_input_is_one_line_and_leaves_nothing_behind(documents: Path, tmp_path: Path) -> None:
     answers = {
         "--hidden_size=17": "hidden_size=17 must divide evenly among num_attention_heads=2",
+        "--norm=batchnorm": "norm='batchnorm' is unknown; choose from layernorm, rmsnorm",
         "--dataset_name=nowhere.jsonl": "there is no such file",
         "--dataset_name=nowhere": "nowhere",
         "--text_column_name=body": "has no column 'body': text_column_name can be one of text",
@@ -128,6 +130,29 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(documents: Path, tmp_pa
         assert answer in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_other_blocks_learns_goes_on_and_is_refused_as_another_network(
+    documents: Path, tmp_path: Path
+) -> None:
+    blocks = ["--position_embedding=rope", "--norm=rmsnorm", "--qk_norm", "--mlp=gated", "--hidden_act=silu"]
+    blocks += ["--attention_bias=false", "--mlp_bias=false", "--num_key_value_heads=1", "--zero_init_residual"]
+    blocks += ["--tie_word_embeddings=false", "--final_logit_softcapping=20", "--weight_decay_scheduler_type=cosine"]
+    given = [*blocks, f"--dataset_name={documents}", f"--output_dir={tmp_path}"]
+    assert (done := train(*given, "--max_steps=8", "--save_steps=4")).returncode == 0, done.stderr
+    again = [*given, "--resume_from_checkpoint=latest"]
+    assert (done := train(*again)).returncode == 0, done.stderr
+    validation = [line["eval_loss"] for line in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in line]
+    assert validation[-1] < validation[0] - 0.5
+    model, _ = load_fgpt(str(tmp_path))
+    assert model.config.position_embedding == "rope" and not model.config.tie_word_embeddings
+    done = train(*again, "--norm=layernorm", "--max_steps=14")
+    assert done.returncode == 2 and "holds a run with norm=rmsnorm" in done.stderr
+    record = tmp_path / "run.yaml"
+    record.write_text(record.read_text().replace("norm: rmsnorm", "norm: layernorm"))
+    done = train(*again, "--norm=layernorm", "--max_steps=14")
+    assert done.returncode == 2 and "holds a network with norm='rmsnorm'" in done.stderr.splitlines()[-1]
 
 
 def test_a_mistake_does_not_cost_the_run_that_was_to_be_overwritten(trained: tuple[Path, str], documents: Path) -> None:

@@ -20,5 +20,12 @@ def test_the_schedules_end_where_they_say() -> None:
     assert learning_rate_factor("warmup_stable_decay", 81, 100, 10, 0.1) == 1.0
 
 
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_rate_can_stay_at_its_peak_and_follow_any_schedule_at_the_end(kind: str) -> None:
+    factors = [learning_rate_factor(kind, step, 110, 10, 0.1, decay_ratio=0.5) for step in range(110)]
+    assert set(factors[10:61]) == {1.0}
+    assert factors[60:] == pytest.approx([learning_rate_factor(kind, step, 50, 0, 0.1) for step in range(50)])
+
+
 def test_a_warm_up_as_long_as_the_run_is_a_warm_up() -> None:
     assert [learning_rate_factor("cosine", step, 4, 8) for step in range(4)] == [0.125, 0.25, 0.375, 0.5]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import GenerationConfig
@@ -70,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("snippets")
     for name in MODELS:
         write_model(folder / name)
+    write_model(folder / "runs/quickstart-modern/model", position_embedding="rope")
     pairs = [{"prompt": f"{n} + 1?", "chosen": str(n + 1), "rejected": str(n)} for n in range(4)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     for metric in (ROOT / "fgpt_hf" / "metrics").glob("*/README.md"):
@@ -77,10 +79,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, **blocks: Any) -> None:
     """Write a model with the context of the quickstart's, for which the snippets were written."""
-    config = FGPTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=256)
-    model = FGPTForCausalLM(config)
+    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = FGPTForCausalLM(FGPTConfig(**shape | blocks, max_position_embeddings=256))
     model.generation_config = GenerationConfig(**GENERATION_IDS)
     save_model(model, build_tokenizer(256), folder)
 

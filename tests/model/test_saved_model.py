@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM, FGPTModel
 from tests.support.tiny_network import (
+    EVERY_NETWORK,
+    MODERN,
     VOCABULARY,
     random_ids,
     tiny_config,
@@ -116,17 +119,18 @@ import sys, torch, torch.distributed
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from transformers.distributed import DistributedConfig
 
-folder, size = sys.argv[1:]
+size, *folders = sys.argv[1:]
 torch.set_num_threads(1)
-whole = FGPTForCausalLM.from_pretrained(folder).eval()
-shared = FGPTForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**{size: 2})).eval()
 ids = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(0))
 mask = torch.ones_like(ids)
 mask[0, :4] = 0
-with torch.no_grad():
-    torch.testing.assert_close(shared(ids).logits, whole(ids).logits, rtol=0, atol=1e-4)
 options = dict(attention_mask=mask, max_new_tokens=10, do_sample=False)
-assert torch.equal(shared.generate(ids, **options), whole.generate(ids, **options))
+for folder in folders:
+    whole = FGPTForCausalLM.from_pretrained(folder).eval()
+    shared = FGPTForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**{size: 2})).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(shared(ids).logits, whole(ids).logits, rtol=0, atol=1e-4)
+    assert torch.equal(shared.generate(ids, **options), whole.generate(ids, **options))
 torch.distributed.destroy_process_group()
 """
 
@@ -134,11 +138,13 @@ torch.distributed.destroy_process_group()
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["tp_size", "pp_size", "fsdp_size"])
 def test_two_processes_share_a_model_by_its_plans(size: str, tmp_path: Path) -> None:
-    tiny_model(num_attention_heads=4).save_pretrained(tmp_path / "model")
+    folders = [tmp_path / "gpt2", tmp_path / "qwen3", tmp_path / "nanochat"]
+    for folder in folders:
+        tiny_model(**{"num_attention_heads": 4} | EVERY_NETWORK[folder.name]).save_pretrained(folder)
     (tmp_path / "run.py").write_text(DISTRIBUTED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(tmp_path / "run.py"), str(tmp_path / "model"), size]
+    command = [*launch, str(tmp_path / "run.py"), size, *map(str, folders)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
 
@@ -171,8 +177,9 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_a_stranger_loads_and_runs_a_saved_folder_by_its_own_code(tmp_path: Path) -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("blocks", [{}, MODERN["qwen3"]], ids=["gpt2", "qwen3"])
+def test_a_stranger_loads_and_runs_a_saved_folder_by_its_own_code(blocks: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(**blocks)
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "stranger.py").write_text(STRANGER)
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}

@@ -12,6 +12,7 @@ from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.data.batches import as_batch
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.runtime import estimate
 from fgpt_hf.runtime.estimate import (
@@ -50,7 +51,8 @@ def test_parameters_are_those_of_the_network(preset: str) -> None:
         model = FGPTForCausalLM(config)
     counts = count_parameters(config)
     assert counts.total == model.num_parameters()
-    assert counts.position_embeddings == model.model.embed_positions.weight.numel()
+    table = model.model.embed_positions
+    assert counts.position_embeddings == (0 if table is None else table.weight.numel())
     assert counts.matrices == sum(weight.numel() for weight in model.model.layers.parameters() if weight.ndim == 2)
 
 
@@ -162,6 +164,31 @@ def test_activations_are_what_the_backward_pass_keeps(kind: str, bf16: bool, att
     more = kept_for_backward(run, rows=4) - kept_for_backward(run, rows=2)
     estimated = memory(run, TINY_NETWORK, MACHINE, 2, 1).activations
     assert estimated == pytest.approx(more, rel=0.05)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("blocks", ["qwen3", "nanochat"])
+def test_activations_of_other_blocks_are_what_the_backward_pass_keeps(blocks: str, bf16: bool) -> None:
+    shape: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 128}
+    run, config = replace(TINY, bf16=bf16), FGPTConfig(**{"num_attention_heads": 4} | EVERY_NETWORK[blocks] | shape)
+    more = kept_for_backward(run, 4, config) - kept_for_backward(run, 2, config)
+    assert memory(run, config, MACHINE, 2, 1).activations == pytest.approx(more, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm": "batchnorm"}, "norm='batchnorm' is unknown; choose from layernorm, rmsnorm"),
+        ({"mlp": "mixture"}, "mlp='mixture' is unknown"),
+        ({"position_embedding": "alibi"}, "position_embedding='alibi' is unknown"),
+        ({"position_embedding": "rope", "head_dim": 7}, "head_dim=7 must be even"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3 must divide num_attention_heads=4"),
+        ({"rope_theta": 500.0}, "need position_embedding='rope'"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_with_its_reason(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        network(replace(TINY, **changes))
 
 
 def test_checkpointing_keeps_a_layers_input_and_recomputes_one_layer() -> None:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.config.schedules import weight_decay_factor
 from fgpt_hf.training.optim import (
     Muon,
     build_optimizer,
@@ -116,3 +117,14 @@ class TypesOfProducts(TorchDispatchMode):
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
             self.seen.add(args[0].dtype)
         return func(*args, **(kwargs or {}))
+
+
+def test_weight_decay_falls_from_its_own_value_to_zero_where_there_is_any(model: FGPTForCausalLM) -> None:
+    optimizer = build_optimizer(model, replace(RUN, weight_decay=0.2))
+    for kind, middle in {"constant": 0.2, "linear": 0.1, "cosine": 0.1}.items():
+        found = []
+        for step in (0, 50, 100):
+            optimizer.scale_weight_decay(weight_decay_factor(kind, step, 100))
+            found.append(sorted({group["weight_decay"] for group in optimizer.param_groups}))
+        end = [0.0, 0.2] if kind == "constant" else [0.0]
+        assert found == [[0.0, 0.2], [0.0, pytest.approx(middle)], end]
