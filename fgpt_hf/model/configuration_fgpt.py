@@ -199,7 +199,7 @@ class FGPTConfig(PreTrainedConfig):
             raise ValueError(f"rope_type={rope_type!r} is unknown; choose from {', '.join(ROPE_TYPES)}")
         if rope.get("partial_rotary_factor", 1) != 1:
             raise ValueError("partial_rotary_factor must be 1: the whole of a head is turned")
-        theta = rope.get("rope_theta", self.default_theta)
+        theta = rope.get("rope_theta")
         if not (isinstance(theta, (int, float)) and theta > 0):
             raise ValueError(f"rope_theta={theta!r} must be a number above zero")
         try:

@@ -274,6 +274,7 @@ class FGPTModel(FGPTPreTrainedModel):
 
     def __init__(self, config: FGPTConfig) -> None:
         super().__init__(config)
+        config.validate_architecture()  # it may have been changed since it was made
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = self.rotary_emb = None
         if config.position_embedding == "learned":

@@ -220,6 +220,9 @@ def test_rotary_positions_let_the_context_grow_after_training(tmp_path: Any) -> 
     logits = longer(ids).logits
     assert logits.shape == (1, 2 * CONTEXT, VOCABULARY)
     close(logits[:, :CONTEXT], model(ids[:, :CONTEXT]).logits)
+    yarn = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 1.5, "original_max_position_embeddings": CONTEXT}
+    with pytest.raises(ValueError, match="max_position_embeddings=96 is longer than the 72 tokens that rope_param"):
+        FGPTForCausalLM.from_pretrained(tmp_path, max_position_embeddings=2 * CONTEXT, rope_parameters=yarn)
 
 
 # Settings
