@@ -47,7 +47,7 @@ from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # to be raised whenever the same documents would give other rows, or the folder another form
+FORMAT_VERSION = 3  # to be raised whenever the same documents would give other rows, or the folder another form
 ANY_SHARD = "shard-*"
 SHARD_TOKENS = 1 << 27  # of training rows: a hundred billion tokens need fewer than a thousand files
 

@@ -158,9 +158,12 @@ def describe_rows(size: SplitSize, row_length: int) -> str:
     Example:
         >>> describe_rows(SplitSize(documents=3, tokens=990, rows=10, padding=7), row_length=100)
         '990 tokens in 10 rows of 100: none lost, 0.70% padding'
+        >>> describe_rows(SplitSize(documents=40, tokens=989, rows=10, padding=7, cut=1), row_length=100)
+        '989 tokens in 10 rows of 100: none lost, 0.70% padding, 2.50% of the documents cut to fill rows'
     """
     padding = size.padding / max(1, size.rows * row_length)
-    return f"{size.tokens:,} tokens in {size.rows:,} rows of {row_length}: none lost, {padding:.2%} padding"
+    cut = f", {size.cut / size.documents:.2%} of the documents cut to fill rows" if size.cut else ""
+    return f"{size.tokens:,} tokens in {size.rows:,} rows of {row_length}: none lost, {padding:.2%} padding{cut}"
 
 
 class PreparedRows:
@@ -330,7 +333,7 @@ def total_size(records: Sequence[ShardRecord]) -> dict[str, SplitSize]:
 def buffer_sizes(buffer: PackedBuffer) -> dict[str, SplitSize]:
     """Return the sizes of a buffer's splits."""
     return {
-        split: SplitSize(buffer.documents[split], rows.tokens, len(rows.ids), rows.padding)
+        split: SplitSize(buffer.documents[split], rows.tokens, len(rows.ids), rows.padding, rows.cut)
         for split, rows in buffer.rows.items()
     }
 

@@ -21,12 +21,20 @@ TRAIN, VALIDATION = SPLITS = ("train", "validation")  # as they are called on th
 
 @dataclass(frozen=True)
 class SplitSize:
-    """The size of one split; `tokens` are those of the documents, without separators and padding."""
+    """The size of one split.
+
+    Attributes:
+        tokens: those of the documents, without separators and padding.
+        rows: the number of rows that they are packed into, 0 where they are not.
+        padding: the number of `<|pad|>` in the rows.
+        cut: the number of documents in more pieces than their length makes necessary, so that rows are full.
+    """
 
     documents: int = 0
     tokens: int = 0
     rows: int = 0
     padding: int = 0
+    cut: int = 0
 
     def __add__(self, other: "SplitSize") -> "SplitSize":
         return SplitSize(
@@ -34,6 +42,7 @@ class SplitSize:
             self.tokens + other.tokens,
             self.rows + other.rows,
             self.padding + other.padding,
+            self.cut + other.cut,
         )
 
 

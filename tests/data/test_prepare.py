@@ -153,7 +153,8 @@ def test_the_report_says_how_many_documents_each_split_has_and_how_they_fill_the
     size = total_size(records)[TRAIN]
     assert train.startswith(f"train: {size.documents:,} documents, {size.tokens:,} tokens in {size.rows:,} rows of 64")
     assert validation.startswith("validation: ")
-    assert train.endswith(f"none lost, {size.padding / (size.rows * 64):.2%} padding")
+    shares = f"{size.padding / (size.rows * 64):.2%} padding, {size.cut / size.documents:.2%} of the documents cut"
+    assert train.endswith(f"none lost, {shares} to fill rows")
 
 
 def test_the_command_prepares_and_says_how_to_train(source: TextSource, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_manifests(tmp_path: Path, tally: Tally) -> None:
     try_inputs(json_texts(intact), read, tally, 500, "manifests")
 
 
-SIZES = {split: {"documents": 5, "tokens": 50, "rows": 2, "padding": 1} for split in ("train", "validation")}
+SIZES = {split: {"documents": 5, "tokens": 50, "rows": 2, "padding": 1, "cut": 1} for split in ("train", "validation")}
 POSITION = {"buffer": 0, "opened": 1, "shards": [[0, [0, 5]]]}
 SEALED: Mapping[str, tuple[Callable[[Path], object], Mapping[str, Any]]] = {
     "prepared.json": (
