@@ -21,8 +21,9 @@ from fgpt_hf.report.summary import summarize_run
 from fgpt_hf.runtime.distributed import resolve_attn_implementation, shared_machine, start_accelerator
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
-from fgpt_hf.training.loop import Check, Epoch, Outcome, Trainer
+from fgpt_hf.training.loop import Check, Outcome, Trainer
 from fgpt_hf.training.optim import require_known_optimizer
+from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.run_folder import RunFolder, find_run, record_provenance, record_results
 
 

@@ -24,7 +24,7 @@ from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS, build_tokenizer
-from fgpt_hf.training.loop import Epoch
+from fgpt_hf.training.outlook import Epoch
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
 def epoch_of(data: PretrainingData) -> Epoch | None:
     """Return the size of the training split, or None for a stream, whose end is not known."""
     size = data.provenance.sizes.get(TRAIN)
-    return Epoch(size.rows, f"{size.tokens:,} tokens") if size else None
+    return Epoch(size.rows, f"{size.tokens:,} tokens", size.tokens) if size else None
 
 
 def new_model(run: BaseRun) -> FGPTForCausalLM:

@@ -19,7 +19,7 @@ from fgpt_hf.evaluation.checks import (
 )
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.training.finetuning import merge_adapter, open_model
-from fgpt_hf.training.loop import Epoch
+from fgpt_hf.training.outlook import Epoch
 
 logger = logging.getLogger(__name__)
 

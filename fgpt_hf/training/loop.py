@@ -39,15 +39,15 @@ from fgpt_hf.runtime.estimate import mfu
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.signals import exit_code_of, stop_signals
+from fgpt_hf.training.advice import Adviser, Facts, bits_of_base
 from fgpt_hf.training.checkpoints import Progress, TrainingState, step_of, too_few_steps
 from fgpt_hf.training.optim import build_optimizer
-from fgpt_hf.training.run_folder import RunFolder
+from fgpt_hf.training.outlook import Epoch, Forecast
+from fgpt_hf.training.run_folder import RunFolder, read_metrics
 from fgpt_hf.training.step import Step, Stepper
 from fgpt_hf.training.timing import alike, spent_seconds, time_first_step
 
 logger = logging.getLogger(__name__)
-
-TIMED_STEPS = 5  # before the end of a run is foreseen
 
 
 class Check(Protocol):
@@ -70,13 +70,6 @@ class Outcome(NamedTuple):
     def exit_code(self) -> int:
         """The code for the process to exit with: 0 for a finished run, 143 for one that SIGTERM stopped."""
         return exit_code_of(self.stopped_by) if self.stopped_by else 0
-
-
-class Epoch(NamedTuple):
-    """The training data, seen once: its number of rows, and what to call it in a message."""
-
-    rows: int
-    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +207,6 @@ class _Loop:
         self.machine = this_machine(self.accelerator.device, self.accelerator.num_processes)
         self.data_seconds = 0.0
         self.step_seconds = 0.0  # of the steps that were timed
-        self.first_step, self.first_seconds = self.progress.step, 0.0  # of this start
         self.check_times: list[CheckTime] = []
         self.first_micro_batches: list[Batch] = []  # which were taken to be timed
         self.logged_at = (self.progress.tokens, self.progress.seconds, self.data_seconds)
@@ -250,24 +242,21 @@ class _Loop:
             *(self.run.max_minutes, f"{self.plan.max_steps:,}", duration(self.step_seconds), until),
         )
 
-    def _announce_epochs(self) -> None:
-        """Say how often the training data will be seen."""
-        if self.trainer.epoch is not None:
-            rows = self.plan.max_steps * self.plan.rows * self.plan.micro_batches * self.accelerator.num_processes
-            times, name = rows / self.trainer.epoch.rows, self.trainer.epoch.name
-            times_seen = f"its {name} will be seen {times:,.1f} times"
-            seen = times_seen if times >= 1 else f"{times:.2g} of its {name} will be seen"
-            logger.info("%s steps: %s", f"{self.plan.max_steps:,}", seen)
+    def _begin(self) -> None:
+        """Say what the run is about to do, and begin to look for advice."""
+        epoch, processes, epochs = self.trainer.epoch, self.accelerator.num_processes, None
+        if epoch is not None:
+            logger.info(epoch.describe(self.plan, processes))
+            epochs = epoch.times_seen(self.plan, processes)
+        self.forecast = None if self.run.max_minutes else Forecast(self.progress.step, self.plan.max_steps)
+        tokens, parameters = epoch and epoch.tokens, self.state.model.num_parameters()
+        facts = Facts(self.run, self.plan.max_steps, parameters, tokens, epochs, bits_of_base(self.run))
+        self.adviser = Adviser(facts, read_metrics(self.folder.path) if self.folder.is_writer else ())
 
-    def _announce_end(self) -> None:
-        """Say when a run of a given number of steps ends, once a few of them are taken."""
-        progress, left = self.progress, self.plan.max_steps - self.progress.step
-        if progress.step == self.first_step + 1:
-            self.first_seconds = progress.seconds
-        if progress.step == self.first_step + TIMED_STEPS and left >= MIN_STEPS and self.run.max_minutes is None:
-            step = (progress.seconds - self.first_seconds) / (TIMED_STEPS - 1)
-            until = time_of_day(Steps(step, self.check_times, self._closing_seconds).seconds_of(left))
-            logger.info("%s a step: the run ends at about %s", duration(step), until)
+    def _look_ahead(self) -> None:
+        """Say when the run ends, as soon as that can be told."""
+        if self.forecast and (end := self.forecast.observe(self.progress, self.check_times, self._closing_seconds)):
+            logger.info(end)
 
     @property
     def _closing_seconds(self) -> float:
@@ -276,15 +265,15 @@ class _Loop:
     def run_steps(self, received_signal: Callable[[], int]) -> int:
         """Take steps until the last one, or until a signal comes before that; return the signal, or 0."""
         progress = self.progress
-        if progress.step == 0:
-            self._log(self._run_due_checks())
-            self._decide_steps()
+        first = self._run_due_checks() if progress.step == 0 else {}
+        self._decide_steps()
+        self._begin()
+        self._log(first)
         last = self.plan.max_steps
-        self._announce_epochs()
         with tqdm(total=last, initial=progress.step, unit="step", disable=not self.folder.is_writer) as bar:
             while progress.step < last:
                 step = self._next_step(received_signal)
-                self._announce_end()
+                self._look_ahead()
                 self._count_skipped(step)
                 measured = self._measure(step) if self._is_due(self.run.logging_steps) else {}
                 self._log(measured | self._run_due_checks())
@@ -374,6 +363,9 @@ class _Loop:
             line = {**self.progress.position, **measured}
             self.folder.append_metrics(line)
             self.accelerator.log(line, step=self.progress.step)
+            if self.folder.is_writer:
+                for advice in self.adviser.observe(line):
+                    logger.warning("advice: %s", advice)
 
     def _save_checkpoint(self) -> None:
         try:
