@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import apply_umask, read_json
@@ -157,7 +158,8 @@ def load_weights(kind: Any, name: str, **options: Any) -> Any:
     base, *adapters = adapters_below(name)
     with _user_errors(_label(base, name), "weights"):
         _check_folder(kind, base, **options)
-        model, found = kind.from_pretrained(base, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        with _without_progress_bars() if Path(base).is_dir() else nullcontext():  # a download shows its own
+            model, found = kind.from_pretrained(base, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{base} lacks {len(missing)} of its weights, such as {missing[0]}")
     if mismatched := sorted(key for key, *_ in found["mismatched_keys"]):
@@ -234,11 +236,24 @@ def save_model(
         OSError: the folder could not be written.
     """
     try:
-        model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
+        with _without_progress_bars():
+            model.save_pretrained(folder, state_dict=weights, max_shard_size="1TB")
         save_tokenizer(tokenizer, folder)
         apply_umask(folder)  # safetensors' files can be read by their owner alone
     except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
         raise OSError(errno.EIO, f"could not write: {error}", str(folder)) from error
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Let transformers read and write files without bars of its own, which break those of a training run."""
+    was_enabled = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            enable_progress_bar()
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

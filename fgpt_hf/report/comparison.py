@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.tasks import TASKS
 from fgpt_hf.files import read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.parsing import as_type
 from fgpt_hf.report.figures import new_axes, save, style
 from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
 from fgpt_hf.report.next_steps import stage_of
 from fgpt_hf.runtime.duration import duration
-from fgpt_hf.runtime.estimate import count_parameters
+from fgpt_hf.runtime.estimate import count_parameters, network
 from fgpt_hf.training.run_folder import RECORD, read_record
 
 NOTHING = "–"
 GAP = "  "
 MOST_RUNS = 20  # beyond which neither colors nor rows can be told apart
-SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads")
 
 
 class Axis(NamedTuple):
@@ -153,12 +154,10 @@ def _config(folder: Path, recorded: Mapping[str, Any]) -> FGPTConfig | None:
     """Return the shape of a run's network, from its model, its last checkpoint or its options."""
     files = [folder / "model" / "config.json", *sorted(folder.glob("checkpoints/step_*/config.json"), reverse=True)]
     found = next((path for path in files if path.is_file()), None)
-    values = read_json(found) if found else recorded
-    if not isinstance(values, Mapping) or not all(isinstance(values.get(name), int) for name in SHAPE):
-        return None
-    known = (*SHAPE, "max_position_embeddings", "vocab_size", "intermediate_size")
     try:
-        return FGPTConfig(**{name: values[name] for name in known if isinstance(values.get(name), int)})
+        if found is not None:
+            return FGPTConfig(**as_type(dict[str, Any], read_json(found)))
+        return network(as_type(BaseRun, recorded)) if "hidden_size" in recorded else None
     except (ValueError, TypeError) as error:
         raise UserError(f"{found or folder / RECORD} is damaged: {error}") from error
 

@@ -1,11 +1,12 @@
 """Train: one loop for every stage, which knows an objective, batches and checks, but no corpus and no metric."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -48,6 +49,8 @@ from fgpt_hf.training.step import Step, Stepper
 from fgpt_hf.training.timing import alike, spent_seconds, time_first_step
 
 logger = logging.getLogger(__name__)
+
+LINE_LENGTH = 79  # of the progress bar in a file
 
 
 class Check(Protocol):
@@ -270,7 +273,7 @@ class _Loop:
         self._begin()
         self._log(first)
         last = self.plan.max_steps
-        with tqdm(total=last, initial=progress.step, unit="step", disable=not self.folder.is_writer) as bar:
+        with self._progress_bar() as bar:
             while progress.step < last:
                 step = self._next_step(received_signal)
                 self._look_ahead()
@@ -280,12 +283,24 @@ class _Loop:
                 bar.update()
                 if measured:
                     share = f", MFU {measured['mfu']:.1%}" if "mfu" in measured else ""
-                    bar.set_postfix_str(f"loss {step.loss:.3f}, {measured['tokens_per_second']:,.0f} tokens/s{share}")
+                    bar.set_postfix_str(f"loss {step.loss:.3f}, {measured['tokens_per_second']:,.0f} tok/s{share}")
                 if self._is_due(self.run.save_steps) or step.stop_signal:
                     self._save_checkpoint()
                 if step.stop_signal and progress.step < last:
                     return step.stop_signal
         return 0
+
+    def _progress_bar(self) -> "tqdm[NoReturn]":
+        """Return a bar of the steps that fits its terminal; a file has lines of `LINE_LENGTH`."""
+        columns = None if sys.stderr.isatty() else LINE_LENGTH
+        return tqdm(
+            total=self.plan.max_steps,
+            initial=self.progress.step,
+            unit="step",
+            ncols=columns,
+            dynamic_ncols=columns is None,
+            disable=not self.folder.is_writer,
+        )
 
     def _next_step(self, received_signal: Callable[[], int]) -> Step:
         """Read the rows of a step, train on them, and add up the time of both."""

@@ -146,6 +146,14 @@ def test_checks_leave_the_compiler_to_training() -> None:
     assert compiled
 
 
+def test_the_progress_bar_fits_80_columns_and_no_other_one_breaks_it(tmp_path: Path) -> None:
+    launched = Launched(tmp_path / "run", "--max_steps=12").wait()
+    lines = launched.errors.replace("\r", "\n").splitlines()
+    assert any("12/12" in line and "tok/s" in line for line in lines)
+    assert max(map(len, lines)) < 80
+    assert all("step" in line for line in lines if line.strip())
+
+
 @pytest.mark.parametrize("step", [1, 3, 5, 7])
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
     whole_with_dropout: Path, tmp_path: Path, step: int

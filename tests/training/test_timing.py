@@ -2,17 +2,22 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from fgpt_hf.files import read_json_lines
-from fgpt_hf.training.run_folder import read_record
-from fgpt_hf.training.timing import step_seconds
+from fgpt_hf.runtime.plan import TrainingPlan
+from fgpt_hf.training.run_folder import RunFolder, read_record
+from fgpt_hf.training.timing import step_seconds, time_first_step
+from tests.support.loop_run import TINY
 from tests.training.test_loop import assert_equal_runs, refusal, succeed
 
-TIMED = ["--max_minutes=8s", "--dropout=0.1", "--warmup_steps=1000", "--eval_steps=100000", "--save_steps=50"]
+TIMED = ["--max_minutes=12s", "--dropout=0.1", "--warmup_steps=1000", "--eval_steps=100000", "--save_steps=50"]
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +29,10 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_steps_fit_the_time_and_are_told_with_the_end(timed: tuple[Path, str]) -> None:
     folder, output = timed
     record, last = read_record(folder / "run.yaml"), read_json_lines(folder / "metrics.jsonl")[-1]
-    assert record["max_minutes"] == pytest.approx(8 / 60)
+    assert record["max_minutes"] == pytest.approx(12 / 60)
     assert record["max_steps"] == last["step"] >= 10
     assert record["warmup_steps"] == record["max_steps"] // 8
-    assert f"max_minutes=0.133333: {last['step']:,} steps of" in output and "the run ends at about" in output
+    assert f"max_minutes=0.2: {last['step']:,} steps of" in output and "the run ends at about" in output
 
 
 def test_the_trajectory_is_that_of_a_run_that_was_given_the_steps(timed: tuple[Path, str], tmp_path: Path) -> None:
@@ -55,17 +60,39 @@ def test_another_time_for_a_decided_run_is_refused(timed: tuple[Path, str]) -> N
     assert f"max_minutes=120 has no effect on the run in {timed[0]}, whose {steps} steps are decided" in answer
 
 
-def test_an_open_micro_batch_is_the_fastest_of_those_that_were_timed(tmp_path: Path) -> None:
-    flags = ["--max_minutes=7s", "--auto_find_batch_size", "--rows_that_fit=4", "--eval_steps=100000"]
-    succeed(tmp_path / "run", *flags)
-    record = read_record(tmp_path / "run" / "run.yaml")
-    assert record["per_device_train_batch_size"] in (1, 2, 4)
-    assert record["per_device_train_batch_size"] * record["gradient_accumulation_steps"] == 8
+class InventedStepper:
+    """Takes no steps, but the time of each micro-batch by its rows; more than four are too many for the memory."""
+
+    SECONDS = {4: 3.0, 2: 1.0, 1: 0.8}
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock, self.plan = clock, TrainingPlan(max_steps=1, rows=8, micro_batches=1, minutes=5.0)
+        optimizer = SimpleNamespace(set_learning_rate=lambda rate: None, forget=lambda: None)
+        self.state = SimpleNamespace(optimizer=optimizer, accelerator=SimpleNamespace(scaler=None))
+
+    def take(self, micro_batches: Sequence[dict[str, torch.Tensor]], received_signal: int) -> None:
+        if len(micro_batches[0]["labels"]) > 4:
+            self.plan = self.plan.with_rows(self.plan.rows // 2)
+        self.clock[0] += sum(self.SECONDS[min(4, len(batch["labels"]))] for batch in micro_batches)
+
+
+@pytest.mark.parametrize(("is_open", "rows", "seconds"), [(True, 2, 4.0), (False, 4, 6.0)])
+def test_an_open_micro_batch_is_the_fastest_that_fits(
+    monkeypatch: pytest.MonkeyPatch, is_open: bool, rows: int, seconds: float
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("fgpt_hf.training.timing.time.perf_counter", lambda: clock[0])
+    stepper: Any = InventedStepper(clock)
+    batches, measured = time_first_step(stepper, [{"labels": torch.arange(8)}], is_open)
+    assert stepper.plan == TrainingPlan(max_steps=1, rows=rows, micro_batches=8 // rows, minutes=5.0)
+    assert measured == pytest.approx(seconds)
+    assert torch.equal(torch.cat([batch["labels"] for batch in batches]), torch.arange(8))
+    assert {len(batch["labels"]) for batch in batches} == {rows}
 
 
 @pytest.mark.slow
 def test_two_processes_decide_alike(tmp_path: Path) -> None:
-    succeed(tmp_path / "run", "--max_minutes=8s", "--per_device_train_batch_size=4", processes=2)
+    succeed(tmp_path / "run", "--max_minutes=12s", "--per_device_train_batch_size=4", processes=2)
     assert read_record(tmp_path / "run" / "run.yaml")["max_steps"] >= 10
 
 
@@ -102,12 +129,12 @@ def test_many_micro_batches_are_not_all_timed(monkeypatch: pytest.MonkeyPatch) -
     assert clock[0] < 40
 
 
-def test_a_run_that_died_before_its_first_checkpoint_decides_anew(timed: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(timed[0], tmp_path / "run")
-    for name in ("model", "checkpoints"):
-        shutil.rmtree(tmp_path / "run" / name)
-    output = succeed(tmp_path / "run", *TIMED, "--save_total_limit=99")
-    assert "it goes on\n" in output and "steps of" in output
+def test_a_run_that_died_before_its_first_checkpoint_decides_anew(timed: tuple[Path, str]) -> None:
+    run = replace(TINY, max_minutes=0.2, output_dir=str(timed[0]))
+    open_plan = TrainingPlan(run.max_steps, rows=8, micro_batches=1, minutes=0.2)
+    folder = RunFolder(replace(run, resume_from_checkpoint="latest"))
+    assert folder.decided(open_plan).max_steps == read_record(timed[0] / "run.yaml")["max_steps"]
+    assert RunFolder(run).decided(open_plan) == open_plan  # which no checkpoint stands behind
 
 
 def test_a_run_of_given_steps_says_when_it_ends(tmp_path: Path) -> None:
