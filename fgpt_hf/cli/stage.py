@@ -76,7 +76,7 @@ class TrainingStage:
 
     def plan(self, config: FGPTConfig, epoch_rows: int = 0) -> TrainingPlan:
         """Decide what the run leaves open, alike on all processes, as `plan_training` does, or as it did before."""
-        return self.folder.decided(plan_training(self.run, config, self.machine, epoch_rows))
+        return plan_training(self.run, config, self.machine, epoch_rows, keep=self.folder.decided)
 
     def trainer(
         self,

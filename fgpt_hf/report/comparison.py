@@ -32,7 +32,7 @@ class Axis(NamedTuple):
     divisor: float = 1.0
 
 
-AXES = (Axis("step", "steps"), Axis("tokens", "tokens"), Axis("seconds", "hours of training", 3600.0))
+HOURS, MINUTES = Axis("seconds", "hours of training", 3600.0), Axis("seconds", "minutes of training", 60.0)
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,18 @@ def format_table(cells: Sequence[Sequence[str]]) -> str:
 
 def draw_comparison(runs: Sequence[ComparedRun], target: Path | TextIO) -> None:
     """Draw the losses of several runs over steps, tokens and hours, to a path or as SVG to a file."""
-    canvas, panels = new_axes(columns=len(AXES), width=13)
-    for axis, panel in zip(AXES, panels, strict=True):
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    longest = max(run.metrics[-1]["seconds"] for run in runs)
+    axes = (Axis("step", "steps"), Axis("tokens", "tokens"), HOURS if longest > 2 * HOURS.divisor else MINUTES)
+    canvas, panels = new_axes(columns=len(axes), width=13)
+    for axis, panel in zip(axes, panels, strict=True):
         for index, run in enumerate(runs):
             _draw_losses(panel, axis, run, f"C{index % 10}")
-        style(panel, axis.label, "loss, nats" if axis is AXES[0] else "")
-        panel.margins(x=0.02)
+        style(panel, axis.label, "loss, nats" if panel is panels[0] else "")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        if axis.divisor == 1:
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, 2M
     panels[-1].legend(frameon=False, fontsize="small")
     save(canvas, target)
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
@@ -82,17 +82,24 @@ class TrainingPlan:
         )
 
 
-def plan_training(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
+def plan_training(
+    run: Run,
+    config: FGPTConfig,
+    machine: Machine,
+    epoch_rows: int = 0,
+    keep: Callable[[TrainingPlan], TrainingPlan] = lambda plan: plan,
+) -> TrainingPlan:
     """Decide what the run leaves open, and log what it takes of memory and arithmetic.
 
     Args:
         epoch_rows: rows of an epoch, for a run whose length is a number of epochs.
+        keep: returns the plan with what the run has decided before, if it goes on.
 
     Raises:
         UserError: as `require_memory`.
     """
     require_memory(run, config, machine)
-    plan = _plan(run, config, machine, epoch_rows)
+    plan = keep(_plan(run, config, machine, epoch_rows))
     for line in _needs(run, plan, config, machine):
         logger.info(line)
     return plan

@@ -251,7 +251,8 @@ class _Loop:
         if epoch is not None:
             logger.info(epoch.describe(self.plan, processes))
             epochs = epoch.times_seen(self.plan, processes)
-        self.forecast = None if self.run.max_minutes else Forecast(self.progress.step, self.plan.max_steps)
+        is_timed = self.step_seconds > 0  # so that the end has been said
+        self.forecast = None if is_timed else Forecast(self.progress.step, self.plan.max_steps)
         tokens, parameters = epoch and epoch.tokens, self.state.model.num_parameters()
         facts = Facts(self.run, self.plan.max_steps, parameters, tokens, epochs, bits_of_base(self.run))
         self.adviser = Adviser(facts, read_metrics(self.folder.path) if self.folder.is_writer else ())
