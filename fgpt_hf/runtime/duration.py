@@ -52,7 +52,7 @@ class Steps(NamedTuple):
 
         Example:
             >>> Steps(0.5, [CheckTime(4.0, every_steps=10)], closing_seconds=2.0).within(60)
-            64
+            60
         """
         return bisect.bisect_right(range(1, MAX_STEPS), seconds, key=self.seconds_of)
 

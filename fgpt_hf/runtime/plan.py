@@ -52,8 +52,8 @@ class TrainingPlan:
             are.
 
     Example:
-        >>> TrainingPlan(max_steps=100, rows=8, micro_batches=2).with_rows(4)
-        TrainingPlan(max_steps=100, rows=4, micro_batches=4)
+        >>> TrainingPlan(max_steps=100, rows=8, micro_batches=2).with_rows(4).micro_batches
+        4
     """
 
     max_steps: int

@@ -57,7 +57,7 @@ class Adviser:
     Example:
         >>> adviser = Adviser(Facts(BaseRun(preset="mine"), 100, parameters=10**6, text_tokens=5_000, epochs=9.0))
         >>> adviser.observe({"step": 0})  # doctest: +ELLIPSIS
-        ['5,000 tokens of text are few for 1,000,000 parameters ...']
+        ['5,000 tokens of text are few for 1,000,000 parameters, ...']
         >>> adviser.observe({"step": 1})
         []
     """

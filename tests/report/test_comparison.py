@@ -2,8 +2,6 @@
 
 import json
 import re
-import threading
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -119,7 +117,9 @@ def test_what_cannot_be_reported_is_one_line(
         run(["report", *(argument.format(*runs) for argument in arguments)])
 
 
-def test_a_watch_shows_progress_and_ends_with_the_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_watch_shows_progress_and_ends_with_the_run(
+    runs: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = runs[2]
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:11]))
@@ -127,17 +127,14 @@ def test_a_watch_shows_progress_and_ends_with_the_run(runs: list[Path], capsys: 
     assert "50% of 20" in frame and "ends at about" in frame and "training loss" in frame
     assert all(len(line) <= 80 for line in frame.splitlines())
 
-    def finish() -> None:
-        time.sleep(0.2)
+    def finish(seconds: float) -> None:
         (folder / "metrics.jsonl").write_text("".join(lines))
         (folder / "model").mkdir()
 
-    thread = threading.Thread(target=finish)
-    thread.start()
-    watch_run(folder, seconds=0.05)
-    thread.join()
+    monkeypatch.setattr("fgpt_hf.report.watch.time.sleep", finish)
+    watch_run(folder)
     printed = capsys.readouterr().out
-    assert "50% of 20" in printed and printed.rstrip().splitlines()[2] and "finished" in printed
+    assert printed.index("50% of 20") < printed.index("100% of 20") < printed.index("finished")
     assert "\x1b" not in printed  # no terminal
 
 
