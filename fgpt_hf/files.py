@@ -181,6 +181,11 @@ def sha256_of(content: Path | bytes) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in _files(path))
+
+
 def cached_array(path: Path, compute: Callable[[], npt.NDArray[Number]]) -> npt.NDArray[Number]:
     """Return the array in a cache file, which is computed and written if there is none, or if it is damaged.
 

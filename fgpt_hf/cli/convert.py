@@ -11,7 +11,8 @@ def convert(
         str,
         Argument(
             metavar="SOURCE",
-            help="A .pth file of the original FGPT, nanoGPT's ckpt.pt, or a GPT-2: its folder or its Hub id.",
+            help="A .pth file of the original FGPT, nanoGPT's ckpt.pt, or a GPT-2, Llama, Qwen3, Arcee or nanochat "
+            "with GPT-2's tokens: its folder or its Hub id.",
         ),
     ],
     folder: Annotated[Path, Argument(metavar="FOLDER", help="New folder for the model.")],

@@ -18,8 +18,21 @@ DryRun = Annotated[bool, Option("--dry_run", help="Only list the files that woul
 Private = Annotated[bool, Option("--private", help="Make a new repo private.")]
 Revision = Annotated[str | None, Option("--revision", help="Branch, created where it does not exist (default: main).")]
 Tag = Annotated[str | None, Option("--tag", help="Tag for the commit, such as v1.0 (default: none).")]
-Variant = Annotated[
-    Literal["fgpt", "gpt2"], Option("--as", help="Architecture to publish as; gpt2 needs no remote code.")
+Architecture = Annotated[
+    Literal["fgpt", "auto", "gpt2", "llama", "qwen3", "arcee", "nanochat"],
+    Option(
+        "--as",
+        help="Architecture to publish as: fgpt with its code, or auto, the class of transformers that "
+        "computes the same and needs no remote code; the others are such classes by name.",
+    ),
+]
+Gguf = Annotated[
+    list[str] | None,
+    Option(
+        "--gguf",
+        help="Also publish a GGUF file, for llama.cpp and Ollama, with weights of this type: F32, F16, "
+        "BF16, Q8_0 or Q4_0; may be repeated.",
+    ),
 ]
 License = Annotated[str | None, Option("--license", help="For the card: license of the weights, such as mit.")]
 Language = Annotated[str | None, Option("--language", help="For the card: language of the data, such as en.")]
@@ -42,7 +55,8 @@ def publish(
     private: Private = False,
     revision: Revision = None,
     tag: Tag = None,
-    variant: Variant = "fgpt",
+    architecture: Architecture = "fgpt",
+    gguf: Gguf = None,
     license: License = None,
     language: Language = None,
     base_model: BaseModel = None,
@@ -52,7 +66,7 @@ def publish(
 ) -> None:
     """Publish a model on the Hub, and a Space that serves it.
 
-    Example: fgpt publish runs/mine user/name --space user/name --license mit
+    Example: fgpt publish runs/mine user/name --as auto --gguf Q8_0 --license mit
     """
     Limits().check("dollars_per_hour", dollars_per_hour)
     Limits().check("watts", watts)
@@ -61,7 +75,8 @@ def publish(
 
     destination = Destination(repo_id=repo_id, private=private, revision=revision, tag=tag)
     card = CardOptions(
-        stock=variant == "gpt2",
+        architecture=architecture,
+        gguf=tuple(gguf or ()),
         license=license,
         language=language,
         base_model=base_model,

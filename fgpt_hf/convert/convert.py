@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.export import refuse_existing
 from fgpt_hf.convert.layouts import ConvertedWeights, from_checkpoint, from_gpt2, pad_vocabulary
+from fgpt_hf.convert.stock import STOCK_CLASSES, from_stock, network_with
 from fgpt_hf.errors import UserError, first_line
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
@@ -62,7 +63,7 @@ def convert(
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from transformers import GPT2Config
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> with TemporaryDirectory() as folder:
         ...     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2)).save_pretrained(f"{folder}/gpt2")
         ...     layout, model = convert(f"{folder}/gpt2", Path(folder, "fgpt"))
@@ -75,7 +76,7 @@ def convert(
     template = ORIGINAL_CHAT_TEMPLATE if layout.startswith("original") else CHAT_TEMPLATE
     tokenizer = found.tokenizer or build_tokenizer(config.max_position_embeddings, template)
     config.pad_token_id = tokenizer.pad_token_id
-    model = _model(config, weights)
+    model: FGPTForCausalLM = network_with(FGPTForCausalLM, config, weights)  # type: ignore[assignment]
     model.generation_config = _generation_config(config, found.generation_config)
     with atomic_directory(folder) as partial:
         save_model(model, tokenizer, partial)
@@ -97,11 +98,16 @@ def _read(source: str, num_attention_heads: int | None) -> _Source:
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
     config = load_config(source)
-    if config.model_type != "gpt2":
-        raise UserError(f"{source} holds a model of type {config.model_type!r}: convert reads folders of type 'gpt2'")
+    if config.model_type not in STOCK_CLASSES:
+        known = ", ".join(STOCK_CLASSES)
+        raise UserError(f"{source} holds a model of type {config.model_type!r}: convert reads folders of type {known}")
     tokenizer = _own_tokenizer(source)
-    model = load_weights(GPT2LMHeadModel, source, dtype="auto")
-    return _Source(from_gpt2(model.config, model.state_dict()), tokenizer, model.generation_config)
+    model = load_weights(STOCK_CLASSES[config.model_type].network, source, dtype="auto")
+    read = from_gpt2 if config.model_type == "gpt2" else from_stock
+    try:
+        return _Source(read(model.config, model.state_dict()), tokenizer, model.generation_config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _load_checkpoint(file: Path) -> Mapping[str, Any]:
@@ -165,15 +171,6 @@ def _vocabulary_size(source: str, found: _Source, requested: int | None) -> int:
     if size < needed:
         raise UserError(f"vocab_size={size} is too small: the tokenizer has {needed} tokens")
     return size
-
-
-def _model(config: FGPTConfig, weights: Mapping[str, torch.Tensor]) -> FGPTForCausalLM:
-    with torch.device("meta"):
-        model = FGPTForCausalLM(config)
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    model.eval()
-    return model
 
 
 def _generation_config(config: FGPTConfig, own: GenerationConfig | None) -> GenerationConfig:

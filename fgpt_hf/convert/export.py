@@ -1,65 +1,64 @@
-"""Export FGPT models to the formats of other programs: a stock GPT-2, GGUF for llama.cpp, and ONNX."""
+"""Export FGPT models: as stock classes of transformers, as GGUF for llama.cpp, and as ONNX."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fgpt_hf.convert.layouts import to_gpt2
+from fgpt_hf.convert.stock import AUTO, STOCK_CLASSES, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory, read_json, write_json
 from fgpt_hf.model.io import load_fgpt, save_model, save_tokenizer
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
+GGUF, ONNX = "gguf", "onnx"
+DEFAULT_TYPE = "F32"  # of the weights in a GGUF file
 
-def export(model: str, target: Path, format: str) -> None:
+
+def export(model: str, target: Path, format: str, outtype: str | None = None) -> str:
     """Write an FGPT model in the format of another program.
 
     Args:
         model: a model's or a run's folder, or an id on the Hub.
         target: a new folder, or for gguf a new file.
-        format: one of `FORMATS`: gpt2, gguf or onnx.
+        format: one of `FORMATS`: a stock class of transformers (auto chooses the one that computes the same), gguf or
+            onnx.
+        outtype: for gguf, the type of the weights: F32 (the default), F16, BF16, Q8_0 or Q4_0.
+
+    Returns:
+        What was written: the name of the class, and for gguf the type of the weights.
 
     Raises:
         UserError: it is not an FGPT model, or the format cannot express it; `target` already exists, or its name does
             not fit the format; the format needs a package that is not installed.
 
     Example:
-        >>> export("runs/quickstart/base", Path("gpt2"), "gpt2")  # doctest: +SKIP
-        >>> export("runs/quickstart/base", Path("model.gguf"), "gguf")  # doctest: +SKIP
+        >>> export("runs/quickstart/base", Path("stock"), "auto")  # doctest: +SKIP
+        'GPT2LMHeadModel'
+        >>> export("runs/quickstart/base", Path("model.gguf"), "gguf", "Q8_0")  # doctest: +SKIP
+        'GPT2LMHeadModel, Q8_0'
     """
     if format not in FORMATS:
         raise UserError(f"format={format!r} is unknown: choose from {', '.join(FORMATS)}")
+    if outtype is not None and format != GGUF:
+        raise UserError(f"outtype={outtype!r} needs format='{GGUF}'")
     refuse_existing(target)
-    FORMATS[format](*load_fgpt(model), target)
+    network, tokenizer = load_fgpt(model)
+    if format == GGUF:
+        return write_gguf(network, tokenizer, target, outtype or DEFAULT_TYPE)
+    return FORMATS[format](network, tokenizer, target)
 
 
-def stock_gpt2(model: FGPTForCausalLM) -> GPT2LMHeadModel:
-    """Return the same network as transformers' own GPT-2, which needs no remote code.
-
-    Example:
-        >>> from fgpt_hf.model.configuration_fgpt import FGPTConfig
-        >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).eval()
-        >>> ids = torch.tensor([[5, 6, 7]])
-        >>> torch.allclose(stock_gpt2(model)(ids).logits, model(ids).logits, atol=1e-5)
-        True
-    """
-    config, state = to_gpt2(model)
-    with torch.device("meta"):
-        gpt2 = GPT2LMHeadModel(config)
-    gpt2.load_state_dict(state, assign=True)
-    gpt2.tie_weights()
-    gpt2.generation_config = model.generation_config
-    gpt2.eval()
-    return gpt2
-
-
-def write_gpt2(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that vLLM, TGI, llama.cpp's own converter and others load as a GPT-2."""
-    with atomic_directory(folder) as partial:
-        save_model(stock_gpt2(model), tokenizer, partial)
-        repeat_chat_template(partial)
+def write_stock(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, name: str = AUTO) -> str:
+    """Write a folder that transformers, vLLM, TGI, llama.cpp's own converter and others load; return its class."""
+    network = to_stock(model, name)
+    with atomic_directory(folder) as partial_folder:
+        save_model(network, tokenizer, partial_folder)
+        repeat_chat_template(partial_folder)
+    return type(network).__name__
 
 
 def repeat_chat_template(folder: Path) -> None:
@@ -69,31 +68,47 @@ def repeat_chat_template(folder: Path) -> None:
         write_json(config, {**read_json(config), "chat_template": template.read_text(encoding="utf-8")})
 
 
-def write_gguf(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Write a file that llama.cpp loads, with tokenizer and chat template."""
-    try:
-        from fgpt_hf.convert.gguf import write_gguf_file
-    except ImportError as error:
-        raise _missing_package(error) from error
-    write_gguf_file(stock_gpt2(model), tokenizer, file)
+def write_gguf(
+    model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path, outtype: str = DEFAULT_TYPE
+) -> str:
+    """Write a file that llama.cpp loads, with tokenizer and chat template; return its class and type."""
+    writer = _gguf_writer()
+    network = to_stock(model)
+    return f"{type(network).__name__}, {writer.write_gguf_file(network, tokenizer, file, outtype)}"
 
 
-def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that Optimum and Transformers.js load: a float32 graph, its configs, tokenizer and template."""
+def write_gguf_named(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, outtype: str
+) -> Path:
+    """Write a stock network as `NAME-TYPE.gguf`, the form from which the Hub and Ollama read the type; return its path.
+
+    Raises:
+        UserError: as `export`.
+    """
+    writer = _gguf_writer()
+    file = folder / f"{name}-{writer.possible_type(network, outtype)}.gguf"
+    writer.write_gguf_file(network, tokenizer, file, file.stem.rpartition("-")[2])
+    return file
+
+
+def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    """Write a folder that Optimum and Transformers.js load, with a float32 graph; return its class."""
     try:
         from fgpt_hf.convert.onnx import write_graph
     except ImportError as error:
         raise _missing_package(error) from error
-    with atomic_directory(folder) as partial:
-        write_graph(stock_gpt2(model).float(), partial)
-        save_tokenizer(tokenizer, partial)
-        repeat_chat_template(partial)
+    network: PreTrainedModel = to_stock(model).float()
+    with atomic_directory(folder) as partial_folder:
+        write_graph(network, partial_folder)
+        save_tokenizer(tokenizer, partial_folder)
+        repeat_chat_template(partial_folder)
+    return type(network).__name__
 
 
-FORMATS: Mapping[str, Callable[[FGPTForCausalLM, PreTrainedTokenizerBase, Path], None]] = {
-    "gpt2": write_gpt2,
-    "gguf": write_gguf,
-    "onnx": write_onnx,
+FORMATS: Mapping[str, Callable[[FGPTForCausalLM, PreTrainedTokenizerBase, Path], str]] = {
+    **{name: partial(write_stock, name=name) for name in (AUTO, *STOCK_CLASSES)},
+    GGUF: write_gguf,
+    ONNX: write_onnx,
 }
 
 
@@ -101,6 +116,13 @@ def refuse_existing(path: Path) -> None:
     """Raise UserError if there is a file of this name, or a folder that is not empty."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already exists: choose another name, or delete it")
+
+
+def _gguf_writer() -> ModuleType:
+    try:
+        return import_module("fgpt_hf.convert.gguf")
+    except ImportError as error:
+        raise _missing_package(error) from error
 
 
 def _missing_package(error: ImportError) -> UserError:

@@ -34,11 +34,6 @@ LAYER_MODULES = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-# The switches of a configuration that must have their defaults, which are GPT-2's.
-GPT2_BLOCKS = (
-    *("position_embedding", "norm", "norm_elementwise_affine", "embedding_norm", "qk_norm", "mlp"),
-    "final_logit_softcapping",
-)
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # stacked in attn.c_attn
 LINEAR_MODULES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -105,35 +100,12 @@ def from_gpt2(config: GPT2Config, state: Mapping[str, Tensor]) -> ConvertedWeigh
     return ConvertedWeights("gpt2", *_network(fgpt_names(state), shape | tokens))
 
 
-def to_gpt2(model: FGPTForCausalLM) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """Return the same network as the config and the weights of a `GPT2LMHeadModel`; missing biases become zeros.
-
-    Raises:
-        UserError: it has blocks that GPT-2 lacks; the message names the field.
-    """
-    config = model.config
-    width, heads = config.hidden_size, config.num_attention_heads
-    blocks = {field: getattr(FGPTConfig, field) for field in GPT2_BLOCKS}
-    for field, value in (blocks | {"num_key_value_heads": heads, "head_dim": width // heads}).items():
-        if getattr(config, field) != value:
-            raise UserError(f"{field}={getattr(config, field)!r} is a feature that GPT-2 lacks: it needs {value!r}")
-    shape = {name: getattr(config, name) for name in FGPTConfig.attribute_map}
-    unchanged = (
-        "vocab_size",
-        "initializer_range",
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-    )
-    gpt2 = GPT2Config(**shape, **{name: getattr(config, name) for name in unchanged}, dtype=model.dtype)
-    state = {
+def to_gpt2_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return FGPT's weights as those of a `GPT2LMHeadModel`, whose linear weights are (in, out)."""
+    return {
         name: tensor.T.contiguous() if name.endswith(".weight") and name[:-7].endswith(LINEAR_MODULES) else tensor
-        for name, tensor in gpt2_names(model.state_dict()).items()
+        for name, tensor in gpt2_names(state).items()
     }
-    for name in [name for name in state if re.search(r"\.h\.|\.ln_f\.", name) and name.endswith(".weight")]:
-        state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(state[name].shape[-1], dtype=model.dtype))
-    return gpt2, state
 
 
 def fgpt_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,7 +147,7 @@ def gpt2_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             thirds = [weights[f"model.layers.{layer[1]}.{module}.{kind}"] for module in QKV]
             state[f"transformer.h.{layer[1]}.attn.c_attn.{kind}"] = torch.cat(thirds)
         elif layer[2] not in QKV:
-            state[f"transformer.h.{layer[1]}.{modules[layer[2]]}.{kind}"] = tensor
+            state[f"transformer.h.{layer[1]}.{modules.get(layer[2], layer[2])}.{kind}"] = tensor
     return state
 
 

@@ -1,5 +1,6 @@
-"""Write a GPT-2 as an ONNX graph in the layout of Optimum and Transformers.js; needs the packages `onnx` and
-`onnxscript`.
+"""Write a stock class of transformers as an ONNX graph in the layout of Optimum and Transformers.js.
+
+It needs the packages `onnx` and `onnxscript`.
 """
 
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import onnx_ir
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import PreTrainedModel
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
@@ -15,11 +16,12 @@ GRAPH, EXTERNAL_WEIGHTS = "onnx/model.onnx", "model.onnx_data"  # the second bes
 MAX_GRAPH_BYTES = 1_500_000_000  # Protobuf ends at 2 GB: the weights of a larger graph are in a file of their own
 
 
-def write_graph(network: GPT2LMHeadModel, folder: Path) -> None:
+def write_graph(network: PreTrainedModel, folder: Path) -> None:
     """Write `onnx/model.onnx` with its config.json and generation_config.json.
 
     Inputs: `input_ids` (B, T), `attention_mask` (B, S), `position_ids` (B, T), and for each layer N the cache of the
-    S - T tokens before, which may be empty: `past_key_values.N.key` and `.value` (B, heads, S - T, width of a head).
+    S - T tokens before, which may be empty: `past_key_values.N.key` and `.value` (B, heads of keys and values, S - T,
+    width of a head).
     Outputs: `logits` (B, T, V), and `present.N.key` and `.value` with S tokens.
     """
     program = _traced(network)
@@ -34,7 +36,7 @@ def write_graph(network: GPT2LMHeadModel, folder: Path) -> None:
     network.generation_config.save_pretrained(folder)
 
 
-def _traced(network: GPT2LMHeadModel) -> Any:
+def _traced(network: PreTrainedModel) -> Any:
     """Return the graph of a step with a cache, for any batch size and lengths."""
     ids = torch.zeros(2, 5, dtype=torch.int64)
     with torch.no_grad():
@@ -47,11 +49,12 @@ def _traced(network: GPT2LMHeadModel) -> Any:
         return OnnxExporter().export(network, inputs, OnnxConfig(dynamic=True)).program
 
 
-def _rename(program: Any, config: GPT2Config) -> None:
+def _rename(program: Any, config: Any) -> None:
     """Give the inputs and outputs, which stay in their order, the names that other programs look for."""
     batch, new, known, whole = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
-    heads, width = config.n_head, config.n_embd // config.n_head
-    parts = [f"{layer}.{part}" for layer in range(config.n_layer) for part in ("key", "value")]
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parts = [f"{layer}.{part}" for layer in range(config.num_hidden_layers) for part in ("key", "value")]
     inputs: dict[str, list[str | int]]
     inputs = {"input_ids": [batch, new], "attention_mask": [batch, whole], "position_ids": [batch, new]}
     inputs |= {f"past_key_values.{part}": [batch, heads, known, width] for part in parts}

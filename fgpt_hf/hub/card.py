@@ -3,10 +3,12 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from fgpt_hf.convert.stock import STOCK_CLASSES, fitting_class
+from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card_merge import mark_as_generated, merge_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import all_results, metric_names, validation_measurements
@@ -22,6 +24,7 @@ from fgpt_hf.hub.front_matter import CARD, read_card
 from fgpt_hf.hub.markdown import code, code_block, link, table, text
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
 from fgpt_hf.hub.stage import HUB, Stage
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 MARKDOWN = {"text": text, "code": code, "code_block": code_block, "link": link, "table": table}
@@ -76,7 +79,12 @@ def card_data(record: RunRecord, options: CardOptions) -> ModelCardData:
         license=options.license,
         library_name="peft" if record.is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["fgpt", "gpt2", *(["conversational"] if record.is_chat_model else []), *_method_tags(record.stage)],
+        tags=[
+            "fgpt",
+            *_architecture_tags(record, options),
+            *(["conversational"] if record.is_chat_model else []),
+            *_method_tags(record.stage),
+        ],
         datasets=list(dict.fromkeys(hub_ids)) or None,
         base_model=_base_model(record, options),
         metrics=metric_names(results) or None,
@@ -100,12 +108,15 @@ def figure_files(record: RunRecord) -> dict[str, Path]:
 
 
 def _template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
-    stage = record.stage
+    stage, fitting = record.stage, _fitting_class(record)
     base_model = _base_model(record, options)
     loss = next((m.value for m in validation_measurements(record) if m.metric == "loss"), None)
     return {
         "record": record,
         "stage": stage,
+        "is_stock": options.architecture != FGPTConfig.model_type,
+        "stock_class": STOCK_CLASSES[fitting].network.__name__ if fitting else None,
+        "stock_title": STOCK_CLASSES[fitting].title if fitting else None,
         "options": options,
         "title": card_title(record, options),
         "model_id": options.repo_id or "path/to/this/folder",
@@ -128,6 +139,24 @@ def _template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
 
 def _base_model(record: RunRecord, options: CardOptions) -> str | None:
     return options.base_model or (record.stage.base_model if record.stage else None)
+
+
+def _architecture_tags(record: RunRecord, options: CardOptions) -> list[str]:
+    """Return the stock class that computes the same, by its name on the Hub, and the file format of llama.cpp."""
+    fitting = _fitting_class(record)
+    return [*([fitting] if fitting else []), *(["gguf"] if options.gguf else [])]
+
+
+def _fitting_class(record: RunRecord) -> str | None:
+    """Return the name of the class of transformers that computes the same as the model; None if there is none."""
+    if record.config is None:
+        return None
+    if record.config.model_type != FGPTConfig.model_type:
+        return record.config.model_type if record.config.model_type in STOCK_CLASSES else None
+    try:
+        return fitting_class(cast("FGPTConfig", record.config))
+    except UserError:
+        return None
 
 
 def _method_tags(stage: Stage | None) -> list[str]:

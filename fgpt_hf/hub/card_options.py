@@ -9,7 +9,9 @@ class CardOptions:
 
     Attributes:
         repo_id: where the model is published.
-        stock: whether it is published as a GPT-2, which needs no remote code.
+        architecture: how it is published: as fgpt with its code, as a stock class of transformers by its name, such as
+            qwen3, or as the one that computes the same (auto).
+        gguf: types of weights, such as Q8_0, of the GGUF files beside it.
         license: the license of the weights, such as mit.
         language: the language of the data, such as en.
         base_model: the model on the Hub from which this one was trained.
@@ -23,7 +25,8 @@ class CardOptions:
     """
 
     repo_id: str | None = None
-    stock: bool = False
+    architecture: str = "fgpt"
+    gguf: tuple[str, ...] = ()
     license: str | None = None
     language: str | None = None
     base_model: str | None = None

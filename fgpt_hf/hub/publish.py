@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 from fgpt_hf.config.runs import Run
-from fgpt_hf.convert.export import write_gpt2
+from fgpt_hf.convert.export import write_stock
+from fgpt_hf.convert.stock import AUTO, fitting_class, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL
 from fgpt_hf.hub.card import figure_files, update_card, write_card
@@ -21,6 +22,7 @@ from fgpt_hf.hub.card_merge import merge_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
 from fgpt_hf.hub.front_matter import CARD, read_card
+from fgpt_hf.hub.gguf_files import gguf_files, types_of
 from fgpt_hf.hub.published_files import Content, Files, publishable, refuse_links
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
 from fgpt_hf.hub.upload import (
@@ -32,7 +34,8 @@ from fgpt_hf.hub.upload import (
     push_files,
     push_folder,
 )
-from fgpt_hf.model.io import load_fgpt, model_folder
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.io import load_fgpt, load_model, model_folder
 from fgpt_hf.training.run_folder import METRICS, PROVENANCE, RECORD, RESULTS, SAMPLES, RunFolder, find_run
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,8 @@ logger = logging.getLogger(__name__)
 def publish(model: Path, destination: Destination, options: CardOptions) -> str:
     """Publish a model's folder, or a run's, with its card; return the commit's URL.
 
-    What people wrote in the card on the Hub stays. `options.stock` publishes the same network as a stock GPT-2.
+    What people wrote in the card on the Hub stays. `options.architecture` publishes the same network as a class of
+    transformers, and `options.gguf` adds GGUF files.
 
     Raises:
         UserError: not a model's folder, or one whose files are damaged; a card that was edited here and on the Hub;
@@ -63,7 +67,7 @@ def files_to_publish(model: Path, destination: Destination, options: CardOptions
 
     Raises:
         UserError: not a model's folder, or one with links or damaged files in it; not a name for a repo, a branch, a
-            tag or a base model.
+            tag or a base model; the stock class or llama.cpp cannot express the network.
     """
     check_destination(destination)
     if options.base_model is not None:
@@ -72,21 +76,46 @@ def files_to_publish(model: Path, destination: Destination, options: CardOptions
     refuse_links(model, [folder])
     files = publishable(folder)
     record = _linkless_record(folder)
-    is_stock = record.config is not None and record.config.model_type == "gpt2"
-    if options.stock and record.is_adapter:
-        raise UserError(
-            f"{folder} is an adapter, which cannot be published as a gpt2: merge it with `fgpt export {folder} FOLDER "
-            "--format gpt2`, and publish that folder"
-        )
-    options = replace(options, repo_id=destination.repo_id, stock=options.stock or is_stock)
-    beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
-    beside |= {**result_files(record), **record_files(record)}
+    architecture = _architecture(record, options)
     with TemporaryDirectory() as scratch:
-        if options.stock and not is_stock:
-            folder = Path(scratch, "gpt2")
-            write_gpt2(*load_fgpt(str(record.model)), folder)
-            files = publishable(folder)
-        yield files | beside
+        if record.config is not None and architecture != record.config.model_type:
+            write_stock(*load_fgpt(str(record.model)), Path(scratch, architecture), architecture)
+            files = publishable(Path(scratch, architecture))
+        for_llama_cpp = _gguf_files(record, destination, options, Path(scratch))
+        options = replace(options, repo_id=destination.repo_id, architecture=architecture, gguf=types_of(for_llama_cpp))
+        beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
+        yield {**files, **for_llama_cpp, **beside, **result_files(record), **record_files(record)}
+
+
+def _architecture(record: RunRecord, options: CardOptions) -> str:
+    """Return the type of the model to publish; raise UserError if this one cannot be published so."""
+    wanted, folder = options.architecture, record.model
+    if record.is_adapter and (wanted != FGPTConfig.model_type or options.gguf):
+        what = "with GGUF files" if wanted == FGPTConfig.model_type else f"as {wanted}"
+        raise UserError(
+            f"{folder} is an adapter, which cannot be published {what}: merge it with `fgpt export {folder} FOLDER "
+            "--format auto`, and publish that folder"
+        )
+    present = record.config.model_type if record.config else wanted
+    if present != FGPTConfig.model_type and wanted not in (FGPTConfig.model_type, AUTO, present):
+        raise UserError(f"{folder} holds a model of type {present!r}: it cannot be published as {wanted}")
+    if present != FGPTConfig.model_type or wanted == FGPTConfig.model_type:
+        return present
+    config = cast("FGPTConfig", record.config)
+    return fitting_class(config) if wanted == AUTO else wanted
+
+
+def _gguf_files(record: RunRecord, destination: Destination, options: CardOptions, scratch: Path) -> dict[str, Content]:
+    """Write the GGUF files that are to go beside the model, and return them with those for Ollama."""
+    if not options.gguf or record.config is None:
+        return {}
+    if record.config.model_type == FGPTConfig.model_type:
+        model, tokenizer = load_fgpt(str(record.model))
+        network = to_stock(model)
+    else:
+        network, tokenizer = load_model(str(record.model), dtype="auto")
+    name = destination.repo_id.rpartition("/")[2]
+    return gguf_files(network, tokenizer, scratch, name, options.gguf, record.is_chat_model)
 
 
 def _linkless_record(model: Path) -> RunRecord:

@@ -29,7 +29,8 @@ from fgpt_hf.hub.published_files import WEIGHTS_AND_CODE, Files, matches, publis
 from fgpt_hf.retries import is_transient, retry
 
 REPLACED = {"model": WEIGHTS_AND_CODE, "space": ("*.py",)}  # deleted from a repo if a push does not bring it again
-MEASURED = ("metrics.jsonl", "samples.jsonl", ".eval_results/*.yaml")  # deleted when other weights come
+# Made from weights, and deleted when others come.
+DERIVED = ("metrics.jsonl", "samples.jsonl", ".eval_results/*.yaml", "*.gguf", "template", "params")
 REFUSALS = {
     401: "the token is not valid (it may have expired): run `hf auth login` again",
     403: "the token may not write there: use one with the role 'write', of the owner or a member",
@@ -262,7 +263,7 @@ def _commit(
     head = (api.model_info if kind == "model" else api.space_info)(repo_id, revision=revision, files_metadata=True)
     hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in head.siblings or ()}
     published = PublishedFiles(repo_id, kind, str(head.sha), hashes)
-    replaced = (*REPLACED[kind], *(() if published.has_same_weights(files) else MEASURED))
+    replaced = (*REPLACED[kind], *(() if published.has_same_weights(files) else DERIVED))
     stale = [path for path in sorted(hashes.keys() - files.keys()) if matches(path, replaced)]
     info = api.create_commit(
         repo_id,

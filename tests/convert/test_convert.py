@@ -11,7 +11,9 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
+    GPTNeoXConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from fgpt_hf.cli import main
@@ -255,10 +257,42 @@ def test_another_tokenizer_than_gpt2s_is_refused(folder: Path, tmp_path: Path) -
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
-    LlamaConfig().save_pretrained(tmp_path / "llama")
-    (tmp_path / "llama" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="llama holds a model of type 'llama': convert reads folders of type 'gpt2'"):
-        convert(str(tmp_path / "llama"), tmp_path / "model")
+    GPTNeoXConfig().save_pretrained(tmp_path / "neox")
+    (tmp_path / "neox" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="type 'gpt_neox': convert reads folders of type gpt2, llama, qwen3, arcee, "):
+        convert(str(tmp_path / "neox"), tmp_path / "model")
+
+
+def test_a_qwen3_with_gpt2s_tokens_becomes_fgpt_with_equal_logits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = Qwen3ForCausalLM(qwen3_config()).eval()
+    theirs.save_pretrained(tmp_path / "qwen3")
+    layout, ours = convert(str(tmp_path / "qwen3"), tmp_path / "model")
+    assert (layout, ours.config.vocab_size, ours.config.mlp) == ("qwen3", 50304, "gated")
+    loaded, tokenizer = load_fgpt(str(tmp_path / "model"))
+    ids = tokenizer(TEXTS[1], return_tensors="pt")["input_ids"]
+    torch.testing.assert_close(loaded(ids).logits[..., :50257], theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "layer_types=.* is a feature that"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1"),
+    ],
+)
+def test_what_fgpt_lacks_is_named_by_its_field(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    Qwen3ForCausalLM(qwen3_config(**changes)).save_pretrained(tmp_path / "qwen3")
+    with pytest.raises(UserError, match=f"qwen3: {problem}"):
+        convert(str(tmp_path / "qwen3"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def qwen3_config(**changes: Any) -> Qwen3Config:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    tokens = {"vocab_size": 50257, "bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
+    size = {"intermediate_size": 64, "head_dim": 24, "max_position_embeddings": CONTEXT, "initializer_range": 0.2}
+    return Qwen3Config(**shape | tokens | size | changes)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +317,7 @@ def test_weights_that_do_not_fit_together_are_refused(
     [
         (["{empty}/none.pth", "{new}"], "or the id of a model on the Hub"),
         (["{model}", "{model}"], "already exists"),
-        (["{model}", "{new}"], "holds a model of type 'fgpt': convert reads folders of type 'gpt2'"),
+        (["{model}", "{new}"], "holds a model of type 'fgpt': convert reads folders of type gpt2, llama, qwen3"),
     ],
 )
 def test_the_command_line_refuses_in_one_line(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaConfig, PreTrainedTokenizerBase
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
+from fgpt_hf.cli import main
 from fgpt_hf.convert.convert import convert
-from fgpt_hf.convert.export import export, stock_gpt2
+from fgpt_hf.convert.export import export
+from fgpt_hf.convert.stock import STOCK_CLASSES, from_stock, network_with, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
@@ -45,21 +48,84 @@ def llama_cpp(file: Path) -> Any:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"position_embedding": "rope"}, "position_embedding='rope' is a feature that GPT-2 lacks: it needs 'learned'"),
-        ({"num_key_value_heads": 1}, "num_key_value_heads=1 is"),
-        ({"head_dim": 8}, "head_dim=8 is"),
-        ({"final_logit_softcapping": 15.0}, "final_logit_softcapping=15.0 is"),
+        ({"position_embedding": "rope"}, "position_embedding='rope' (it needs 'learned')"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads=1 (it needs 2)"),
+        ({"head_dim": 8}, "head_dim=8 (it needs 16)"),
+        ({"final_logit_softcapping": 15.0, "qk_norm": True}, "qk_norm=True (it needs False), final_logit_softcapping="),
     ],
 )
 def test_blocks_that_gpt2_lacks_are_named(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(UserError, match=re.escape(field)):
-        stock_gpt2(random_model(**changes))
+    with pytest.raises(UserError, match=re.escape(f"GPT2LMHeadModel lacks {field}")):
+        to_stock(random_model(**changes), "gpt2")
+    with pytest.raises(UserError, match=re.escape(f"the nearest, GPT2LMHeadModel lacks {field}")):
+        to_stock(random_model(**changes))
+
+
+ROTARY = {"position_embedding": "rope", "norm": "rmsnorm"}
+GATED = {**ROTARY, "mlp": "gated", "hidden_act": "silu"}
+NANOCHAT = {
+    **ROTARY,
+    **{"hidden_act": "relu2", "norm_elementwise_affine": False, "embedding_norm": True, "qk_norm": True},
+    **{"mlp_bias": False, "attention_bias": False},
+}
+LONGER = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", GATED),
+        ("llama", {**GATED, "attention_bias": False, "mlp_bias": False, "num_key_value_heads": 1, "head_dim": 8}),
+        ("llama", {**GATED, "norm_elementwise_affine": False, "rope_parameters": LONGER}),
+        ("qwen3", {**GATED, "mlp_bias": False, "qk_norm": True, "head_dim": 20, "tie_word_embeddings": False}),
+        ("qwen3", {**GATED, "mlp_bias": False, "qk_norm": True, "hidden_act": "relu2", "num_key_value_heads": 1}),
+        ("arcee", {**ROTARY, "hidden_act": "relu2", "layer_norm_eps": 1e-3}),
+        ("nanochat", {**NANOCHAT, "final_logit_softcapping": 15, "num_key_value_heads": 1}),
+        ("nanochat", {**NANOCHAT, "tie_word_embeddings": False, "head_dim": 8, "attention_bias": True}),
+    ],
+)
+def test_a_stock_class_computes_the_same_and_is_read_back(name: str, changes: dict[str, Any]) -> None:
+    model, ids = random_model(**changes), torch.tensor([[5, 6, 7, 8, 9, 10], [500, 400, 300, 200, 100, 0]])
+    stock = to_stock(model)
+    assert type(stock) is STOCK_CLASSES[name].network
+    torch.testing.assert_close(stock(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    both: tuple[Any, ...] = (stock, model)
+    texts = [each.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None) for each in both]
+    assert torch.equal(*texts)
+    layout, config, weights = from_stock(stock.config, stock.state_dict())
+    back = network_with(FGPTForCausalLM, config, weights)
+    assert layout == name
+    torch.testing.assert_close(back(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_block_whose_code_was_changed_without_a_switch_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp = "fgpt_hf.model.modeling_fgpt.FGPTMLP.forward"
+    monkeypatch.setattr(mlp, lambda self, x: self.down_proj(self.act_fn(self.up_proj(x)) * 2))
+    with pytest.raises(UserError, match="GPT2LMHeadModel computes something else than this network: logits differ by"):
+        to_stock(random_model())
+
+
+def test_a_field_that_is_new_in_fgpt_is_refused_until_a_class_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FGPTConfig, "parallel_residual", False, raising=False)
+    monkeypatch.setitem(FGPTConfig.__annotations__, "parallel_residual", bool)
+    model = random_model()
+    model.config.parallel_residual = True
+    with pytest.raises(UserError, match=r"lacks parallel_residual=True \(it needs False\)"):
+        to_stock(model)
+
+
+def test_weights_that_a_class_has_no_place_for_are_named() -> None:
+    model = random_model()
+    mlp: torch.nn.Module = model.model.layers[0].mlp
+    mlp.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel lacks 1 of this network's weights, such as .*mlp\.scale"):
+        to_stock(model)
 
 
 @pytest.mark.parametrize("changes", [{"norm_bias": False}, {"attention_bias": False, "mlp_bias": False}])
 def test_missing_biases_are_zeros_in_a_gpt2(changes: dict[str, Any]) -> None:
     model, ids = random_model(**changes), torch.tensor([[5, 6, 7, 8]])
-    torch.testing.assert_close(stock_gpt2(model)(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(to_stock(model)(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
 
 
 def test_a_gpt2_export_is_stock_and_comes_back_as_it_went(folder: Path, tmp_path: Path) -> None:
@@ -144,9 +210,60 @@ def test_int8_weights_choose_the_same_tokens(folder: Path) -> None:
 
 def test_what_llama_cpp_cannot_express_is_refused_by_its_field(tmp_path: Path) -> None:
     write_small_model(tmp_path / "model", hidden_act="gelu")
-    with pytest.raises(UserError, match="llama.cpp's GPT-2 cannot express hidden_act='gelu'"):
+    with pytest.raises(UserError, match="llama.cpp's gpt2 cannot express hidden_act='gelu'"):
         export(str(tmp_path / "model"), tmp_path / "model.gguf", "gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+NEVER = {"attention_bias": True, "mlp_bias": False, "qk_norm": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({**NANOCHAT, "hidden_size": 32, "num_attention_heads": 2}, "llama.cpp does not know nanochat, only gpt2, "),
+        (
+            {**GATED, "mlp_bias": False, "hidden_act": "gelu"},
+            "llama.cpp's llama cannot express hidden_act='gelu'",
+        ),
+        ({**GATED, **NEVER}, "llama.cpp's qwen3 cannot express attention_bias=True; export to qwen3 or onnx instead"),
+        ({**GATED, "rope_parameters": LONGER}, "llama.cpp's llama cannot express rope_parameters={"),
+    ],
+)
+def test_what_llama_cpp_lacks_is_named(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    write_small_model(tmp_path / "model", **changes)
+    with pytest.raises(UserError, match=re.escape(problem)):
+        export(str(tmp_path / "model"), tmp_path / "model.gguf", "gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_network_whose_widths_do_not_divide_into_blocks_goes_out_as_f16_and_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    target = tmp_path / "model.gguf"
+    main.run(["export", str(folder), str(target), "--format", "gguf", "--outtype", "q8_0"])
+    assert "written as F16: Q8_0 needs multiples of 32, unlike hidden_size=48" in caplog.text
+    shown = capsys.readouterr().out
+    assert f"as gguf (GPT2LMHeadModel, F16), {target.stat().st_size:,} bytes" in shown
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(target).tensors}
+    assert (kinds["blk.0.ffn_up.weight"], kinds["position_embd.weight"]) == ("F16", "F32")
+
+
+def test_four_bits_are_for_the_layers_alone(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    write_small_model(tmp_path / "model", hidden_size=64, num_attention_heads=4)
+    assert export(str(tmp_path / "model"), tmp_path / "m.gguf", "gguf", "Q4_0") == "GPT2LMHeadModel, Q4_0"
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert (kinds["blk.1.attn_qkv.weight"], kinds["token_embd.weight"]) == ("Q4_0", "Q8_0")
+    assert kinds["blk.1.attn_norm.weight"] == kinds["blk.1.ffn_up.bias"] == "F32"
+
+
+def test_a_missing_package_is_named_with_its_extra(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.delitem(sys.modules, "fgpt_hf.convert.gguf", raising=False)
+    with pytest.raises(UserError, match=r"a package is missing .*gguf.*: pip install 'fgpt-hf\[export\]'"):
+        export(str(folder), tmp_path / "model.gguf", "gguf")
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -163,7 +280,10 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
         (["nobody/nothing", "{new}", "--format", "gpt2"], "or the id of a model on the Hub"),
         (["{model}", "{model}", "--format", "gpt2"], "already exists: choose another name, or delete it"),
         (["{model}", "{new}", "--format", "gguf"], "the name of a GGUF file must end in .gguf"),
-        (["{model}", "{new}", "--format", "tflite"], "format='tflite' is unknown: choose from gpt2"),
+        (["{model}", "{new}", "--format", "tflite"], "format='tflite' is unknown: choose from auto, gpt2"),
+        (["{model}", "{new}", "--format", "qwen3"], "Qwen3ForCausalLM lacks position_embedding='learned' (it needs"),
+        (["{model}", "{new}.gguf", "--format", "gguf", "--outtype", "Q5"], "outtype='Q5' is unknown: choose from F32,"),
+        (["{model}", "{new}", "--outtype", "F16"], "outtype='F16' needs format='gguf'"),
     ],
 )
 def test_the_command_line_refuses_in_one_line(

@@ -316,7 +316,7 @@ def test_a_chat_model_names_its_base_and_a_stock_one_needs_no_remote_code(record
     chat = with_run(record, replace(INSTRUCT, model_name_or_path="tester/base"))
     assert "conversational" in card_data(chat, OPTIONS).to_dict()["tags"]
     assert "trained from [tester/base](https://huggingface.co/tester/base)" in build_card(chat, OPTIONS)
-    assert "trust_remote_code" not in build_card(record, replace(OPTIONS, stock=True))
+    assert "trust_remote_code" not in build_card(record, replace(OPTIONS, architecture="gpt2"))
 
 
 def test_a_checkpoints_card_knows_nothing_of_later_steps(run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From a run's folder to a stranger who loads the model by its name."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card_options import CardOptions
+from fgpt_hf.hub.gguf_files import CHAT_TURN
 from fgpt_hf.hub.publish import CheckpointUploader, commit_message, files_to_publish, size_table
 from fgpt_hf.hub.run_record import read_run_record
 from fgpt_hf.hub.upload import Destination
 from fgpt_hf.model.io import load_fgpt
+from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from fgpt_hf.training.run_folder import RunFolder
 from tests.support.loopback_hub import LoopbackHub, hub_environment
 from tests.support.run_folders import write_run
@@ -175,11 +178,33 @@ def test_a_dry_run_shows_every_file_and_its_size_and_touches_nothing(
 
 
 def test_the_stock_variant_goes_without_code(run: Path) -> None:
-    with files_to_publish(run, HERE, CardOptions(stock=True)) as files:
+    with files_to_publish(run, HERE, CardOptions(architecture="auto")) as files:
         assert not any(name.endswith(".py") for name in files)
         assert json.loads(Path(str(files["config.json"])).read_text())["architectures"] == ["GPT2LMHeadModel"]
         assert b"trust_remote_code" not in bytes(files["README.md"])
         assert "model.safetensors" in size_table(files)
+
+
+def test_gguf_files_go_beside_the_model_with_what_ollama_needs(run: Path) -> None:
+    pytest.importorskip("gguf")
+    options = CardOptions(architecture="auto", gguf=("q8_0", "BF16"))
+    with files_to_publish(run, HERE, options) as files:
+        names = [name for name in files if name.endswith(".gguf")]
+        assert names == ["tiny-F16.gguf", "tiny-BF16.gguf"]  # its width is 16, and Q8_0 has blocks of 32
+        card = bytes(files["README.md"]).decode()
+        assert "ollama run hf.co/tester/tiny:F16\n" in card and "ollama run hf.co/tester/tiny:BF16\n" in card
+        assert {"gguf", "gpt2"} <= set(ModelCard(card).data.to_dict()["tags"])
+        assert bytes(files["template"]) == b"{{ .Prompt }}"
+        assert json.loads(bytes(files["params"]))["stop"] == ["<|end|>", "<|endoftext|>"]
+
+
+def test_ollama_prompts_a_chat_model_as_its_own_template_does(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    go = CHAT_TURN.partition("{{ .Response }}")[0]
+    go = go.replace("{{ .System }}", "Be kind.").replace("{{ .Prompt }}", "Hi")
+    assert re.sub(r"\{\{.*?\}\}", "", go) == rendered
 
 
 def test_an_exported_gpt2_is_published_as_it_is(run: Path, tmp_path: Path) -> None:
@@ -211,7 +236,9 @@ def test_the_commit_says_step_tokens_and_loss_as_far_as_they_are_known(run: Path
         (["{run}", "tester/tiny", "--dry_run", "--revision", "../x"], "revision='../x' cannot be a name in git"),
         (["{run}", "tester/tiny", "--dry_run", "--base_model", "runs/x/base"], "base_model='runs/x/base' cannot be a"),
         (["{run}", "tester/tiny", "--dry_run", "--space", "chat"], "'chat' cannot be a repo's name: give user/name"),
-        (["{run}", "tester/tiny", "--as", "llama"], "'llama' is not one of 'fgpt', 'gpt2'"),
+        (["{run}", "tester/tiny", "--as", "bert"], "'bert' is not one of 'fgpt', 'auto', 'gpt2'"),
+        (["{run}", "tester/tiny", "--as", "llama"], "LlamaForCausalLM lacks position_embedding='learned' (it needs"),
+        (["{run}", "tester/tiny", "--gguf", "Q5_1"], "outtype='Q5_1' is unknown: choose from F32, F16, BF16, Q8_0"),
         (["{run}", "tester/tiny", "--watts", "many"], "'--watts': 'many' should be a valid number"),
         (["{run}", "tester/tiny", "--watts", "-3"], "watts=-3.0 must be above zero"),
     ],
@@ -264,7 +291,7 @@ def test_an_adapter_is_not_published_as_a_stock_gpt2_that_its_card_would_deny(ru
     shutil.copy(run / "model" / "model.safetensors", adapter / "adapter_model.safetensors")
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"is an adapter, .*: merge it with `fgpt export .* --format gpt2`, and publish"
+        UserError, match=r"is an adapter, .*: merge it with `fgpt export .* --format auto`, and publish"
     ):
         main.run(["publish", str(adapter), "tester/tiny", "--as", "gpt2", "--dry_run"])
 

@@ -107,7 +107,7 @@ def test_the_snippet_of_a_card_runs_without_this_package(kind: str, folder: Path
     if kind == "gpt2":
         model = folder / "user" / "name-gpt2"
         export(str(run / "model"), model, "gpt2")
-    options = CardOptions(repo_id=str(model.relative_to(folder)), stock=kind == "gpt2")
+    options = CardOptions(repo_id=str(model.relative_to(folder)), architecture="gpt2" if kind == "gpt2" else "fgpt")
     (code,) = snippets(build_card(read_run_record(run / "model"), options))
     assert ("apply_chat_template" in code) == (kind == "chat")
     run_alone(code, folder)

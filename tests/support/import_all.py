@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {
     "fgpt_hf.convert.gguf": "gguf",
+    "fgpt_hf.convert.gguf_rope": "gguf",
     "fgpt_hf.convert.onnx": "onnx_ir",
 }  # modules that a command imports when their extra is there
 
