@@ -13,7 +13,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.io import context_length
+from fgpt_hf.model.cpu_generation import (
+    TEXT,
+    TIMED_PARAMETERS,
+    available_formats,
+    cache_options,
+    formats_by_speed,
+    loaded_dtype,
+    prepare,
+    time_formats,
+)
+from fgpt_hf.model.io import context_length, load_model
 from fgpt_hf.model.lora import has_adapter
 from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.tokenizer import has_control_tokens
@@ -89,6 +99,43 @@ def is_taught_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     if has_adapter(model) or not has_control_tokens(tokenizer):
         return True
     return not {"<|user|>", "<|assistant|>"} <= set(unseen_role_tokens(model))
+
+
+def load_for_chat(
+    name: str, number_format: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model that writes as fast as this machine lets it, and can be neither trained nor saved.
+
+    On a GPU its weights stay as they are stored.
+
+    Args:
+        name: A model's folder, or its id on the Hub.
+        number_format: Format of the weights on a CPU: float32, bfloat16 or int8, or `auto` for the fastest here that
+            keeps the loss of a fixed text.
+        trust_remote_code: Run the code that comes with a model on the Hub.
+
+    Raises:
+        UserError: There is no such model, it cannot be loaded, or this machine has no such format.
+    """
+    if number_format not in ("auto", *available_formats()):
+        raise UserError(
+            f"number_format={number_format} is not here: choose from auto, {', '.join(available_formats())}"
+        )
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    model, tokenizer = load_model(name, "auto", trust_remote_code)
+    device: Any = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if device.type != "cpu":
+        return model.to(device), tokenizer
+    parameters = model.num_parameters()
+    timed = time_formats() if number_format == "auto" and parameters >= TIMED_PARAMETERS else {}
+    formats = formats_by_speed(parameters, timed) if number_format == "auto" else [number_format]
+    text: list[int] = tokenizer(TEXT)["input_ids"][: context_length(model, tokenizer)] if len(formats) > 1 else []
+    model.to(loaded_dtype(formats[0]))
+    if not prepare(model, formats[0], text):
+        model = load_model(name, loaded_dtype(formats[1]), trust_remote_code)[0]
+        prepare(model, formats[1])
+    return model, tokenizer
 
 
 class ChatSession:
@@ -194,6 +241,7 @@ class ChatSession:
                 streamer=streamer,
                 max_new_tokens=min(self.max_new_tokens, self.context - prompt.shape[1]),
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                **cache_options(self.model),
                 **self.decoding,
             )
         except OSError:  # the reader of the reply has left

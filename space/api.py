@@ -27,7 +27,7 @@ def endpoint(demo: Demo) -> Callable[..., Iterator[str]]:
         top_p: float = DEFAULTS.top_p,
         top_k: int = DEFAULTS.top_k,
         repetition_penalty: float = DEFAULTS.repetition_penalty,
-        max_new_tokens: int = DEFAULTS.max_new_tokens,
+        max_new_tokens: int = demo.chat.model.reply_tokens,
         seed: int = DEFAULTS.seed,
         greedy: bool = DEFAULTS.greedy,
     ) -> Iterator[str]:

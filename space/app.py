@@ -4,7 +4,7 @@ Environment, or `models.json` beside this file:
     MODEL_ID: user/name, user/name@revision, or a folder.
     BASE_MODEL_ID: a second model to compare with; optional.
 Environment only:
-    REPLY_SECONDS: time limit for one reply (default 60).
+    REPLY_SECONDS: time limit for one reply (default: 60 to 300, by the model's speed on this machine).
     MESSAGES_PER_MINUTE: limit for each visitor (default 12).
 """
 
@@ -36,11 +36,13 @@ def build() -> Demo:
     names = named_models()
     if not names.get("MODEL_ID"):
         raise ValueError("MODEL_ID is not set")
-    seconds = float(os.environ.get("REPLY_SECONDS", 60))
-    base = names.get("BASE_MODEL_ID")
+    seconds = os.environ.get("REPLY_SECONDS")
+    limit = float(seconds) if seconds else None
+    model = LanguageModel(names["MODEL_ID"])
+    base = LanguageModel(names["BASE_MODEL_ID"], answers=False) if names.get("BASE_MODEL_ID") else None
     return Demo(
-        chat=Chat(LanguageModel(names["MODEL_ID"]), seconds),
-        base=Chat(LanguageModel(base, answers=False), seconds) if base else None,
+        chat=Chat(model, limit or model.reply_seconds),
+        base=Chat(base, limit or base.reply_seconds) if base else None,
         visitors=Visitors(int(os.environ.get("MESSAGES_PER_MINUTE", 12))),
     )
 

@@ -77,7 +77,7 @@ class ChatTab:
             top_k = _slider("top_k", "Top-k", "sample from this many of the most likely tokens; 0: all", 1)
         with gr.Row():
             penalty = _slider("repetition_penalty", "Repetition penalty", "1: no penalty", 0.05)
-            longest = _slider("max_new_tokens", "Longest reply", "in tokens", 1)
+            longest = _slider("max_new_tokens", "Longest reply", "in tokens", 1, self.demo.chat.model.reply_tokens)
             seed = gr.Textbox(
                 value="",
                 label="Seed",
@@ -158,8 +158,9 @@ _AS_TEXT: dict[str, Any] = {
 }
 
 
-def _slider(name: str, label: str, info: str, step: float) -> gr.Slider:
-    return gr.Slider(*BOUNDS[name], value=getattr(Settings(), name), step=step, label=label, info=info)
+def _slider(name: str, label: str, info: str, step: float, value: float | None = None) -> gr.Slider:
+    shown = getattr(Settings(), name) if value is None else value
+    return gr.Slider(*BOUNDS[name], value=shown, step=step, label=label, info=info)
 
 
 def _settings_of(

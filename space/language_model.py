@@ -7,15 +7,14 @@ try:
 except ImportError:
     spaces = None
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,8 +25,11 @@ from transformers import (
 )
 
 from card import Card
+from cpu_generation import TEXT, TIMED_PARAMETERS, cache_options, formats_by_speed, loaded_dtype, prepare, time_formats
+from model_source import ModelUnavailableError, fetch, formats_that_fit, free_memory, parameter_count
 
-READ = ("*.json", "*.jsonl", "*.safetensors", "*.py", "*.jinja", "*.md", "*.txt")
+logger = logging.getLogger(__name__)
+
 MAX_SEED = 2**32 - 1
 BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0.1, 2.0),
@@ -37,6 +39,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 512),
     "seed": (0, MAX_SEED),
 }
+MEASURED_SECONDS = 0.5
+USUAL_SECONDS = 20  # of a reply of the usual length
+USUAL_TOKENS = (48, 160)
+REPLY_SECONDS = (60.0, 300.0)
 _TURN = threading.Lock()  # torch's random state belongs to the whole process
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,12 +94,19 @@ class Progress(NamedTuple):
 class LanguageModel:
     """A model with its tokenizer, card and folder.
 
+    On a CPU it is given the number format that this machine reads fastest, and its speed is measured.
+
     Args:
         model_id: A folder, or a repository on the Hub: user/name or user/name@revision.
         answers: Whether it answers messages or continues text (default: as its card says).
 
+    Attributes:
+        number_format: float32, bfloat16 or int8; on a GPU the stored one.
+        tokens_per_second: How fast it writes on this CPU; None on a GPU, which is not there before a reply.
+
     Raises:
-        OSError, ValueError: the model does not exist or cannot be loaded.
+        ModelUnavailableError: it is not there, or too large for this machine; the message is for visitors.
+        OSError, ValueError: it cannot be loaded.
     """
 
     def __init__(self, model_id: str, answers: bool | None = None) -> None:
@@ -102,12 +115,57 @@ class LanguageModel:
         self.card = Card(self.folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=True)
-        dtype = "auto" if self.device == "cuda" else torch.float32  # CPUs are slow at bfloat16
-        model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=True)
-        self.model: PreTrainedModel = model.to(self.device).eval()
+        self.model, self.number_format = self._load_on_gpu() if self.device == "cuda" else self._load_on_cpu()
+        self.tokens_per_second = self._measured() if self.device == "cpu" else None
         is_chat_model = self.tokenizer.chat_template is not None and self.card.is_conversational
         self.answers = is_chat_model if answers is None else answers
         self.write = _on_gpu(self._write)
+
+    def _load_on_gpu(self) -> tuple[PreTrainedModel, str]:
+        model = self._loaded("auto").to(self.device)  # type: ignore[arg-type]
+        return model, str(model.dtype).removeprefix("torch.")
+
+    def _load_on_cpu(self) -> tuple[PreTrainedModel, str]:
+        """Load it in the fastest format that fits into memory and writes as well as the others."""
+        parameters = parameter_count(self.folder)
+        timed = time_formats() if parameters >= TIMED_PARAMETERS else {}
+        fitting = formats_that_fit(self.id, parameters, free_memory())
+        wanted = [name for name in formats_by_speed(parameters, timed) if name in fitting]
+        text: list[int] = self.tokenizer(TEXT)["input_ids"]
+        for number_format in dict.fromkeys([*wanted, *fitting]):
+            model = self._loaded(loaded_dtype(number_format))
+            if prepare(model, number_format, text[: model.config.max_position_embeddings]):
+                return model, number_format
+            del model  # before another is loaded
+            logger.warning("%s: int8 would raise its loss by more than 1 %%", self.id)
+        raise ModelUnavailableError(f"{self.id} writes badly in int8, and there is no memory for another format here")
+
+    def _loaded(self, dtype: Any) -> PreTrainedModel:
+        model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=True)
+        loaded: PreTrainedModel = model.eval()
+        return loaded
+
+    def _measured(self) -> float:
+        """Return the tokens that it writes in a second, from half a second's trial."""
+        watch = _Watch(seconds=MEASURED_SECONDS)
+        self._generate(self.tokenizer(TEXT)["input_ids"][:16], watch, max_new_tokens=32, min_new_tokens=32)
+        return watch.tokens_per_second
+
+    @property
+    def reply_tokens(self) -> int:
+        """Return the usual length of a reply: what it writes in `USUAL_SECONDS`, within limits."""
+        fitting = 16 * round(USUAL_SECONDS * (self.tokens_per_second or 1e6) / 16)
+        return max(USUAL_TOKENS[0], min(USUAL_TOKENS[1], fitting))
+
+    @property
+    def reply_seconds(self) -> float:
+        """Return a time limit for replies: half more than the longest one takes when nothing else runs."""
+        longest = BOUNDS["max_new_tokens"][1]
+        return max(REPLY_SECONDS[0], min(REPLY_SECONDS[1], 1.5 * (self.seconds_for(longest) or 0)))
+
+    def seconds_for(self, tokens: float) -> float | None:
+        """Return how long it writes a reply of so many tokens; None if its speed is not known."""
+        return tokens / self.tokens_per_second if self.tokens_per_second else None
 
     @property
     def name(self) -> str:
@@ -127,7 +185,7 @@ class LanguageModel:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         watch = _Watch(seconds)
         failures: list[Exception] = []
-        writer = threading.Thread(target=self._generate, args=(ids, settings, streamer, watch, failures))
+        writer = threading.Thread(target=self._reply, args=(ids, settings, streamer, watch, failures))
         writer.start()
         text, began = "", time.perf_counter()
         try:
@@ -142,8 +200,7 @@ class LanguageModel:
             raise failures[0]
         yield Progress(text, watch.tokens, time.perf_counter() - began, watch.out_of_time)
 
-    @torch.inference_mode()
-    def _generate(
+    def _reply(
         self,
         ids: Sequence[int],
         settings: Settings,
@@ -152,30 +209,27 @@ class LanguageModel:
         failures: list[Exception],
     ) -> None:
         """Generate into the streamer, which is always ended."""
-        prompt = torch.tensor([list(ids)], device=self.device)
         try:
             with _TURN:
                 torch.manual_seed(int(settings.seed))
-                self.model.generate(  # type: ignore[operator]
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=int(settings.max_new_tokens),
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-                    streamer=streamer,
-                    stopping_criteria=[watch],
-                    **settings.decoding(),
+                self._generate(
+                    ids, watch, streamer=streamer, max_new_tokens=int(settings.max_new_tokens), **settings.decoding()
                 )
         except Exception as error:  # raised again in the thread that reads
             failures.append(error)
             streamer.end()
 
-
-def fetch(model_id: str) -> Path:
-    """Return the folder of a model, and download it if it is a repository on the Hub."""
-    if Path(model_id).is_dir():
-        return Path(model_id)
-    repo_id, _, revision = model_id.partition("@")
-    return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=list(READ)))
+    @torch.inference_mode()
+    def _generate(self, ids: Sequence[int], watch: _Watch, **options: Any) -> None:
+        prompt = torch.tensor([list(ids)], device=self.device)
+        self.model.generate(  # type: ignore[operator]
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            stopping_criteria=[watch],
+            **cache_options(self.model),
+            **options,
+        )
 
 
 class _Watch(StoppingCriteria):
@@ -183,11 +237,18 @@ class _Watch(StoppingCriteria):
 
     def __init__(self, seconds: float) -> None:
         self.stopped, self.tokens, self.out_of_time = threading.Event(), 0, False
-        self._deadline = time.monotonic() + seconds
+        self._seconds, self._times = seconds, [time.perf_counter()]  # of the start and of each token
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Return the rate after the first token, which the prompt belongs to."""
+        first = self._times[1]
+        return (self.tokens - 1) / (self._times[-1] - first)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
         self.tokens += 1
-        self.out_of_time = time.monotonic() > self._deadline
+        self._times.append(time.perf_counter())
+        self.out_of_time = self._times[-1] - self._times[0] > self._seconds
         ends = self.stopped.is_set() or self.out_of_time
         return torch.full((input_ids.shape[0],), ends, device=input_ids.device)  # type: ignore[return-value]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -59,6 +59,12 @@ MaxNewTokens = Annotated[
 Seed = Annotated[int | None, Option("--seed", help="Random seed, for the same replies again (default: a new one).")]
 
 
+NumberFormat = Annotated[
+    Literal["auto", "float32", "bfloat16", "int8"],
+    Option("--number_format", help="Format of the weights on a CPU; auto takes the fastest here that writes as well."),
+]
+
+
 def chat(
     model: ModelName,
     message: Message = None,
@@ -70,6 +76,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = None,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = None,
+    number_format: NumberFormat = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a model, or print its reply to one message.
@@ -79,7 +86,9 @@ def chat(
     Example: fgpt chat runs/quickstart/preference "What does sorted do?"
     """
     sampling = Sampling(greedy, temperature, top_k, top_p, repetition_penalty)
-    options = ChatOptions(model, system and readable(system), sampling, max_new_tokens, seed, trust_remote_code)
+    options = ChatOptions(
+        model, system and readable(system), sampling, max_new_tokens, seed, number_format, trust_remote_code
+    )
     with _quiet_ends():
         if message is None and is_terminal(sys.stdin):
             converse(_start_session(options), model)
@@ -132,6 +141,7 @@ class ChatOptions:
     sampling: Sampling
     max_new_tokens: int | None
     seed: int | None
+    number_format: str
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
@@ -152,15 +162,13 @@ def _start_session(options: ChatOptions) -> "ChatSession":
     import torch  # takes seconds, which a mistake in the options need not wait for
     from transformers.utils import logging
 
-    from fgpt_hf.chat import ChatSession
-    from fgpt_hf.model.io import load_model, model_folder
+    from fgpt_hf.chat import ChatSession, load_for_chat
+    from fgpt_hf.model.io import model_folder
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     name = str(model_folder(Path(options.model))) if Path(options.model).is_dir() else options.model
-    model, tokenizer = load_model(name, "auto", options.trust_remote_code)
-    device: Any = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model.to(device)
+    model, tokenizer = load_for_chat(name, options.number_format, options.trust_remote_code)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     return ChatSession(model, tokenizer, options.sampling.generate_options, options.max_new_tokens, options.system)
