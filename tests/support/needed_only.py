@@ -56,7 +56,7 @@ def _normalized(name: str) -> str:
 
 
 def main(requirements: str, script: str) -> None:
-    lines = [line for line in Path(requirements).read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [line for line in Path(requirements).read_text("utf-8").splitlines() if line and line[0] not in "#-"]
     own = () if "fgpt-hf" in lines else ("fgpt_hf",)
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
     sys.meta_path[:] = [OnlyNeeded(sys.meta_path, needed_distributions(lines), ("tests", *own))]
