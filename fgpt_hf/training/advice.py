@@ -100,16 +100,17 @@ def too_little_text(lines: Lines, facts: Facts) -> str | None:
         return None
     if epochs <= USEFUL_EPOCHS or tokens >= FEW_TOKENS * facts.parameters:
         return None
-    smaller = _fitting(tokens, facts.parameters)
+    smaller = _fitting(facts.run, tokens, facts.parameters)
     return (
         f"{tokens:,} tokens of text are few for {facts.parameters:,} parameters, which will see them {epochs:,.0f} "
         f"times and learn them by heart: add text, or train a smaller network ({smaller})"
     )
 
 
-def _fitting(tokens: int, parameters: int) -> str:
-    """Return the largest preset below `parameters` that has enough text, or the smallest one, or a smaller network."""
-    sizes = {name: count_parameters(network(preset)).total for name, preset in PRESETS.items()}
+def _fitting(run: BaseRun, tokens: int, parameters: int) -> str:
+    """Return the largest preset of the same blocks that has enough text, or the smallest one, or a smaller network."""
+    alike = [preset for name, preset in PRESETS.items() if name.endswith("-modern") == run.preset.endswith("-modern")]
+    sizes = {preset.preset: count_parameters(network(preset)).total for preset in alike}
     smaller = sorted((size, name) for name, size in sizes.items() if size < parameters)
     if not smaller:
         return "--hidden_size 128 --num_hidden_layers 4"

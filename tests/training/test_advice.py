@@ -91,13 +91,15 @@ def test_one_bad_batch_is_no_divergence_and_values_that_are_no_numbers_are_passe
         ("fgpt-124m", 5_000_000, "--preset quickstart"),
         ("fgpt-124m", 5_000, "--preset quickstart"),
         ("quickstart", 48_000, "--hidden_size 128"),
+        ("fgpt-124m-modern", 5_000, "--preset quickstart-modern"),
     ],
 )
 def test_too_little_text_names_the_preset_that_fits(preset: str, tokens: int, fits: str) -> None:
     sizes = {"fgpt-712m": 712_035_360, "fgpt-124m": 124_475_904, "quickstart": 17_682_432}
+    sizes["fgpt-124m-modern"] = sizes["fgpt-124m"]
     facts: dict[str, float | None] = {"parameters": sizes[preset], "text_tokens": tokens}
     (said,) = advice([{"step": 0}, {"step": 1}], PRESETS[preset], **facts, epochs=7.0)
-    assert f"{tokens:,} tokens of text are few" in said and "will see them 7 times" in said and fits in said
+    assert f"{tokens:,} tokens of text are few" in said and "will see them 7 times" in said and f"({fits}" in said
     assert advice([{"step": 0}], PRESETS[preset], **facts, epochs=0.5) == []
     assert advice([{"step": 0}], PRESETS[preset], **facts, epochs=None) == []
 
