@@ -165,6 +165,7 @@ class Trainer:
         optimizer = build_optimizer(model, run)
         state = TrainingState(accelerator, self.objective, self.tokenizer, optimizer, self.batches, Progress())
         if checkpoint := self._checkpoint():
+            assert self.plan.minutes is None, "a run that goes on has decided its steps: RunFolder.decided"
             if self.plan.max_steps < step_of(checkpoint):
                 raise too_few_steps(self.plan.max_steps, step_of(checkpoint))
             state.restore(checkpoint)
