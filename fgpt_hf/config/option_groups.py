@@ -221,6 +221,7 @@ class OptimizationOptions:
     weight_decay_scheduler_type: str = option(
         "constant", "Schedule by which weight decay falls to zero over the run.", choices=tuple(SCHEDULES)
     )
+    muon_momentum: float = option(0.95, "Decay rate of Muon's momentum.", below=1)
     adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.", below=1)
     adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.", below=1)
     max_grad_norm: float = option(1.0, "Clip gradients to this norm.")

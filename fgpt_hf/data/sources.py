@@ -19,6 +19,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError
 
+from fgpt_hf.data.basic_qa import load_basic_qa
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import load_pydocs_chat, load_pydocs_preference
 from fgpt_hf.data.splits import Sizes
@@ -67,7 +68,7 @@ CORPORA = DatasetRegistry(
 )
 CONVERSATIONS = DatasetRegistry(
     "conversations",
-    embedded={"pydocs-chat": load_pydocs_chat},
+    embedded={"pydocs-chat": load_pydocs_chat, "basic-qa": load_basic_qa},
     on_hub={
         "smol-smoltalk": HubDataset("HuggingFaceTB/smol-smoltalk"),
         "alpaca-cleaned": HubDataset("yahma/alpaca-cleaned"),

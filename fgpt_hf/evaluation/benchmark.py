@@ -24,6 +24,8 @@ from fgpt_hf.model.io import context_length
 ExampleScores = Mapping[str, list[float]]  # by metric, a value for each example
 
 MAX_LETTER_TOKENS = 8  # "The answer is B."
+MAX_REPLY_TOKENS = 24  # of a short sentence, with room to see that it ends
+REPLY_TOKENS = {"letter": MAX_LETTER_TOKENS, "reply": MAX_REPLY_TOKENS}  # by the kind of tasks that generate
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ class Benchmark:
     def require_context(self, context: int) -> None:
         """Raise UserError if a model that reads `context` tokens cannot be asked, because an example is too long."""
         encoder = Encoder(self.tokenizer, context)
-        if self.task.kind == "letter":
-            if context <= MAX_LETTER_TOKENS:
+        if self.task.kind in REPLY_TOKENS:
+            if context <= REPLY_TOKENS[self.task.kind]:
                 raise UserError(f"{self.name}: a context of {context} tokens has no room for an answer")
         elif self.task.kind != "text":
             pairs = [pair for example in self.examples for pair in example.pairs]
@@ -121,8 +123,9 @@ class Benchmark:
         """
         start = time.perf_counter()
         encoder = Encoder(self.tokenizer, context_length(model, self.tokenizer))
-        if self.task.kind == "letter":
-            scores = letter_scores(self.examples, encoder, accelerator, model)
+        if self.task.kind in REPLY_TOKENS:
+            ask = {"letter": letter_scores, "reply": reply_scores}[self.task.kind]
+            scores = ask(self.examples, encoder, accelerator, model)
         else:
             score = {"choice": choice_scores, "last_word": last_word_scores, "text": text_scores}[self.task.kind]
             scores = score(self.examples, encoder, Scorer(accelerator, model, tokens_per_batch), self.name)
@@ -210,19 +213,40 @@ def letter_scores(
 
     Decoding is greedy. The first letter of a choice that stands alone is the answer.
     """
-    prompts = encoder.prompts([example.contexts[0] for example in examples], MAX_LETTER_TOKENS)
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    batches = [order[start : start + PROMPTS_PER_BATCH] for start in range(0, len(order), PROMPTS_PER_BATCH)]
-    own = [index for batch in batches[accelerator.process_index :: accelerator.num_processes] for index in batch]
-    options = {"max_new_tokens": MAX_LETTER_TOKENS, "do_sample": False}
-    written = generate(accelerator, model, [prompts[index] for index in own], encoder.prefix, **options)
-    texts = encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
-    text_of = dict(gather_object(list(zip(own, texts, strict=True))))
-    answers = [_find_letter(text_of[index], len(example.endings)) for index, example in enumerate(examples)]
+    texts = _greedy_replies(examples, encoder, accelerator, model, MAX_LETTER_TOKENS)
+    answers = [_find_letter(text, len(example.endings)) for text, example in zip(texts, examples, strict=True)]
     return {
         "acc": [float(answer == example.label) for answer, example in zip(answers, examples, strict=True)],
         "answered": [float(answer is not None) for answer in answers],
     }
+
+
+def reply_scores(
+    examples: Sequence[Example], encoder: Encoder, accelerator: Accelerator, model: PreTrainedModel
+) -> ExampleScores:
+    """Score whether the greedy reply is the answer, apart from white space around it."""
+    texts = _greedy_replies(examples, encoder, accelerator, model, MAX_REPLY_TOKENS)
+    answers = [example.endings[example.label].strip() for example in examples]
+    return {"exact_match": [float(text.strip() == answer) for text, answer in zip(texts, answers, strict=True)]}
+
+
+def _greedy_replies(
+    examples: Sequence[Example],
+    encoder: Encoder,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    max_new_tokens: int,
+) -> list[str]:
+    """Return the likeliest reply to each example's context, the same on every process."""
+    prompts = encoder.prompts([example.contexts[0] for example in examples], max_new_tokens)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    batches = [order[start : start + PROMPTS_PER_BATCH] for start in range(0, len(order), PROMPTS_PER_BATCH)]
+    own = [index for batch in batches[accelerator.process_index :: accelerator.num_processes] for index in batch]
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    written = generate(accelerator, model, [prompts[index] for index in own], encoder.prefix, **options)
+    texts = encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
+    text_of = dict(gather_object(list(zip(own, texts, strict=True))))
+    return [text_of[index] for index in range(len(examples))]
 
 
 def _find_letter(text: str, choices: int) -> int | None:

@@ -18,6 +18,7 @@ CONVENTIONS = {
     "acc_norm": "the sum divided by the ending's length in characters (lm-evaluation-harness)",
     "acc_bytes": "the sum divided by the ending's length in UTF-8 bytes (lm-evaluation-harness)",
     "acc_token": "the sum divided by the ending's tokens, encoded apart from the context (Karpathy's scripts)",
+    "exact_match": "the share of the greedy replies that are the answer, apart from white space around it",
     "answered": "the share of the replies that name one of the letters",
     "loss": "nats per token of the whole corpus",
     "perplexity": "the exponential of the mean loss per token, or per last word",

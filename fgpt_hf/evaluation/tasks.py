@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from fgpt_hf.data.basic_qa import Question, first_questions, unseen_questions
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import VALIDATION_FRACTION, load_pydocs_choice
 from fgpt_hf.data.splits import document_hash
@@ -56,13 +57,14 @@ class Task(NamedTuple):
 
     Attributes:
         kind: `choice`, the likeliest ending wins; `last_word`, the last word of a text must be the likeliest; `letter`,
-            the model writes the letter of a choice; `text`, the bits per byte of whole texts.
+            the model writes the letter of a choice; `reply`, the model writes the whole reply; `text`, the bits per
+            byte of whole texts.
         source: the rows to use unless a file is given.
         render: turns a row into an example; the tokenizer's chat template may be needed.
         headline_metric: the metric that the task is usually quoted by.
     """
 
-    kind: Literal["choice", "last_word", "letter", "text"]
+    kind: Literal["choice", "last_word", "letter", "reply", "text"]
     source: HubSource | Callable[[], Sequence[Fields]]
     render: Callable[[Fields, PreTrainedTokenizerBase], Example]
     headline_metric: str
@@ -195,10 +197,21 @@ def _hellaswag_letters(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Examp
         raise UserError("this task asks a chat model, and the tokenizer has no chat template: try hellaswag")
     choices = "\n".join(f"{letter}. {ending}" for letter, ending in zip(LETTERS, endings, strict=False))
     question = f"Which ending continues the text best?\n\n{contexts[0]} …\n\n{choices}\n\nAnswer with the letter alone."
+    prompt = _chat_prompt(question, tokenizer)
+    return _choice(prompt, list(LETTERS[: len(endings)]), label)._replace(delimiter="")
+
+
+def _question(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """Render a user's question, for the assistant to reply with the answer and nothing else."""
+    if not tokenizer.chat_template:
+        raise UserError("this task asks a chat model, and the tokenizer has no chat template")
+    return _choice(_chat_prompt(row["question"], tokenizer), [row["answer"]], 0)._replace(delimiter="")
+
+
+def _chat_prompt(question: str, tokenizer: PreTrainedTokenizerBase) -> str:
     messages = [{"role": "user", "content": question}]
     with rendering("the chat template refuses the question"):
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return _choice(str(prompt), list(LETTERS[: len(endings)]), label)._replace(delimiter="")
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def _strip_marks(text: str) -> str:
@@ -252,11 +265,17 @@ def _validation_pydocs() -> Sequence[Fields]:
     return [{"text": text} for hash_fraction, text in documents if hash_fraction < VALIDATION_FRACTION]
 
 
+def _fields(questions: Callable[[], list[Question]]) -> Callable[[], Sequence[Fields]]:
+    return lambda: [question._asdict() for question in questions()]
+
+
 _ARC, _HELLASWAG = "allenai/ai2_arc", HubSource("Rowan/hellaswag", None, "validation")
 
 TASKS: Mapping[str, Task] = {
     "pydocs-choice": Task("choice", load_pydocs_choice, _pydocs_choice, "acc_norm"),
     "pydocs-validation": Task("text", _validation_pydocs, _text, "bits_per_byte"),
+    "basic-qa": Task("reply", _fields(first_questions), _question, "exact_match"),
+    "capitals-unseen": Task("reply", _fields(unseen_questions), _question, "exact_match"),
     "hellaswag": Task("choice", _HELLASWAG, _hellaswag, "acc_norm"),
     "hellaswag_plain": Task("choice", _HELLASWAG, _hellaswag_plain, "acc_token"),
     "hellaswag_letters": Task("choice", _HELLASWAG, _hellaswag_letters, "acc"),

@@ -93,7 +93,7 @@ def require_known_optimizer(run: Run) -> None:
 
 def muon(groups: Groups, run: Run) -> torch.optim.Optimizer:
     """Return Muon, its updates scaled to the typical size of AdamW's (Liu et al. 2025, arXiv:2502.16982)."""
-    return Muon(groups, adjust_lr_fn="match_rms_adamw")
+    return Muon(groups, momentum=run.muon_momentum, adjust_lr_fn="match_rms_adamw")
 
 
 def adamw(groups: Groups, run: Run) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fgpt_hf.evaluation.benchmark import choice_scores, last_word_scores, letter_scores, text_scores
+from fgpt_hf.evaluation.benchmark import choice_scores, last_word_scores, letter_scores, reply_scores, text_scores
 from fgpt_hf.evaluation.encoding import Encoder
 from fgpt_hf.evaluation.scoring import Scorer
 from fgpt_hf.evaluation.tasks import Example
@@ -147,6 +147,13 @@ def test_the_letter_that_is_written_counts(accelerator: Accelerator, reply: str,
     asked = [Example(["Which one?"] * 4, list("ABCD"), label) for label in range(4)]
     found = letter_scores(asked, Encoder(tokenizer(), CONTEXT), accelerator, Parrot(reply))
     assert {name: statistics.fmean(values) for name, values in found.items()} == {"acc": acc, "answered": answered}
+
+
+@pytest.mark.parametrize(("reply", "matches"), [("Paris.", 0.5), (" Paris. ", 0.5), ("Paris", 0.0), ("Paris. It", 0.0)])
+def test_a_reply_counts_if_it_is_the_whole_answer(accelerator: Accelerator, reply: str, matches: float) -> None:
+    asked = [Example(["Which city?"], [answer], 0) for answer in ("Paris.", "Rome.")]
+    found = reply_scores(asked, Encoder(tokenizer(), CONTEXT), accelerator, Parrot(reply))
+    assert {name: statistics.fmean(values) for name, values in found.items()} == {"exact_match": matches}
 
 
 def test_a_model_writes_its_letters_itself(accelerator: Accelerator, model: FGPTForCausalLM) -> None:

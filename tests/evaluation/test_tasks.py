@@ -98,6 +98,11 @@ def test_a_model_that_does_not_chat_is_not_asked_for_letters(tmp_path: Path) -> 
         load_examples("hellaswag_letters", silent, str(write(tmp_path, json.dumps(HELLASWAG))))
 
 
+def test_a_question_is_asked_in_a_chat(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, "basic-qa", {"question": "Which city?", "answer": "Rome."})
+    assert example.pairs == [("<|user|>\nWhich city?<|end|>\n<|assistant|>\n", "Rome.")]
+
+
 def test_the_limit_takes_the_first(tmp_path: Path) -> None:
     rows = [{"text": f"The number {number}"} for number in range(5)]
     assert [example.endings for example in load(tmp_path, "lambada", *rows, limit=2)] == [["0"], ["1"]]

@@ -337,6 +337,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "pydocs-choice": {"context": "a", "endings": ["b", "c"], "label": 0},
     "hellaswag": {"activity_label": "a", "ctx": "b", "endings": ["c", "d"], "label": "1"},
     "hellaswag_letters": {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["c", "d"], "label": 1},
+    "basic-qa": {"question": "a", "answer": "b"},
     "lambada": {"text": "a b c"},
     "piqa": {"goal": "a", "sol1": "b", "sol2": "c", "label": 0},
     "arc_easy": {"question": "a", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"},
