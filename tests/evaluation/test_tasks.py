@@ -167,7 +167,7 @@ def test_what_cannot_be_scored_is_refused_in_one_line(tmp_path: Path, text: str,
 
 def test_unknown_tasks_and_files_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="unknown task 'helaswag': the tasks are pydocs-choice, pydocs-validation, hellaswag"
+        ValueError, match="unknown task 'helaswag': the tasks are pydocs-choice, pydocs-validation, basic-qa"
     ):
         load_examples("helaswag", tokenizer())
     with pytest.raises(ValueError, match="nowhere.jsonl: there is no such file"):
