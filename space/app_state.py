@@ -1,6 +1,7 @@
 """State that the page and the API share: the models, and the rate limit of each visitor."""
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +23,30 @@ class Demo:
 
 
 def visitor(request: gr.Request) -> str:
-    """Return the address that a request came from: the last public one in `X-Forwarded-For`, or else the nearest one.
+    """Return what a visitor is counted by: an IPv4 address, or the /64 of an IPv6 address, which is one household.
 
-    A visitor can forge the addresses before it. The proxies of a Space have private addresses, and the first of them
-    appends the address of the visitor.
+    On a Space it is the last public address in `X-Forwarded-For`: a visitor can forge those before it, and the proxies
+    of a Space have private addresses, of which the first appends the visitor's. Elsewhere the header counts for nothing
+    here; uvicorn reads it for a proxy on this machine, or one that `FORWARDED_ALLOW_IPS` names.
     """
     nearest = request.client.host if request.client else ""
-    addresses = [*request.headers.get("x-forwarded-for", "").split(","), nearest]
-    return next(filter(_is_public, map(str.strip, reversed(addresses))), nearest)
+    forwarded = request.headers.get("x-forwarded-for", "").split(",") if "SPACE_ID" in os.environ else []
+    addresses = [address for text in (nearest, *reversed(forwarded)) if (address := _parsed(text.strip()))]
+    return _counted(next((address for address in addresses if address.is_global), next(iter(addresses), None)))
 
 
-def _is_public(address: str) -> bool:
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _parsed(text: str) -> _Address | None:
     try:
-        return ipaddress.ip_address(address).is_global
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return False
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _counted(address: _Address | None) -> str:
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((int(address), 64), strict=False))
+    return str(address or "unknown")

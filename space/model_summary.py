@@ -23,9 +23,15 @@ _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)|!(?=\[)")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _EMPTY = re.compile(r"^#+ [^\n]+\n\s*(?=^#+ )", re.MULTILINE)  # a heading without content
 _TAG = re.compile(r"<(?!/?(?:details|summary)>)[a-zA-Z/][^>]*>")
+_UNCLOSED = re.compile(r"<(?!/?(?:details|summary)>)(?=[a-zA-Z/!?])")
 
 
 def shown(markdown: str) -> str:
-    """Return a card's Markdown without images and HTML, except <details>: the page loads nothing from elsewhere."""
-    text = _TAG.sub("", _IMAGE.sub("", _COMMENT.sub("", markdown)))
-    return _EMPTY.sub("", text)
+    """Return a card's Markdown without images and HTML, except <details>: the page loads nothing from elsewhere.
+
+    What is left when a tag or an image goes may be another one, so they go until nothing changes.
+    """
+    before, text = None, markdown
+    while text != before:
+        before, text = text, _TAG.sub("", _IMAGE.sub("", _COMMENT.sub("", text)))
+    return _EMPTY.sub("", _UNCLOSED.sub("&lt;", text))

@@ -32,17 +32,15 @@ def chat_page(demo: Demo) -> gr.Blocks:
     return page
 
 
-def failure_page(model_id: str | None, error: Exception) -> gr.Blocks:
-    """Return the page for a model that could not be loaded: the problem, and the settings that the owner can change."""
-    problem = html.escape(" ".join(str(error).split())[:400])
-    named = f"MODEL_ID is <code>{html.escape(model_id)}</code>" if model_id else "No model is named"
-    page = gr.Blocks(title="The model could not be loaded", analytics_enabled=False)
+def failure_page(problem: str) -> gr.Blocks:
+    """Return the page for a Space that cannot start: the problem, and the settings that its owner can change."""
+    page = gr.Blocks(title="This Space could not start", analytics_enabled=False)
     with page:
         gr.HTML(
-            f"<h1>The model could not be loaded</h1><p>{named}. {problem}</p>"
-            "<p>For the owner of this Space: under Settings, Variables, set <code>MODEL_ID</code> to a model on the "
-            "Hub, <code>user/name</code> or <code>user/name@revision</code>, for a private one also the secret "
-            "<code>HF_TOKEN</code>, and restart. The log has the details.</p>",
+            f"<h1>This Space could not start</h1><p>{html.escape(problem[:400])}.</p>"
+            "<p>For the owner of this Space: change it under Settings, Variables, and restart. <code>MODEL_ID</code> "
+            "is a model on the Hub, <code>user/name</code> or <code>user/name@revision</code>; a private one also "
+            "needs the secret <code>HF_TOKEN</code>.</p>",
             elem_id="failure",
         )
     return page

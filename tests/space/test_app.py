@@ -57,21 +57,39 @@ def turns(number: int) -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("forwarded", "nearest", "address"),
+    ("forwarded", "nearest", "counted"),
     [
         ("1.1.1.1, 8.8.8.8", "10.16.3.80", "8.8.8.8"),  # the first one was sent by the visitor
         ("1.1.1.1, 8.8.8.8, 10.16.4.4", "10.16.3.80", "8.8.8.8"),
-        ("2606:4700::1111", "10.16.3.80", "2606:4700::1111"),
+        ("2606:4700::1111", "10.16.3.80", "2606:4700::/64"),
+        ("::ffff:8.8.8.8", "10.16.3.80", "8.8.8.8"),
         ("", "127.0.0.1", "127.0.0.1"),
         ("10.0.0.7", "192.168.0.5", "192.168.0.5"),
         ("9.9.9.9", "8.8.4.4", "8.8.4.4"),  # no proxy
         ("<x>, ", "192.168.0.5", "192.168.0.5"),
     ],
 )
-def test_a_visitor_is_the_last_public_address_on_the_way(forwarded: str, nearest: str, address: str) -> None:
+def test_on_a_space_a_visitor_is_the_last_public_address_on_the_way(
+    forwarded: str, nearest: str, counted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPACE_ID", "tester/chat")
+    assert visitor(request_from(nearest, forwarded)) == counted
+
+
+def test_all_addresses_of_a_household_are_one_visitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "tester/chat")
+    one, same, other = (request_from("10.0.0.1", f"2606:4700:0:{at}") for at in ("1::1", "1:ab:cd:ef:1", "2::1"))
+    assert visitor(one) == visitor(same) != visitor(other)
+
+
+def test_without_the_proxy_of_a_space_the_header_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert {visitor(request_from("192.168.0.5", f"9.9.9.{at}")) for at in range(3)} == {"192.168.0.5"}
+
+
+def request_from(nearest: str, forwarded: str) -> Any:
     headers = {"x-forwarded-for": forwarded} if forwarded else {}
-    request: Any = SimpleNamespace(headers=headers, client=SimpleNamespace(host=nearest))
-    assert visitor(request) == address
+    return SimpleNamespace(headers=headers, client=SimpleNamespace(host=nearest))
 
 
 def test_what_the_page_shows_is_always_a_history_that_is_taken() -> None:
@@ -259,6 +277,22 @@ def test_a_card_loads_nothing_from_elsewhere() -> None:
     assert "<details><summary>" in shown(card)
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        "<im<b>g src=//a.b/c.png onerror=alert(1)>",
+        "<<script>script>alert(1)<</script>/script>",
+        "<!-<!-- -->- --><iframe src=//a.b>",
+        "!![x](y)[z](//a.b/c.png)",
+        "![a![b](c)](//a.b/d.png)",
+        "<img src=//a.b/c.png",
+        "<details><svg/onload=alert(1)></details>",
+    ],
+)
+def test_what_is_left_of_a_nested_tag_is_no_tag(card: str) -> None:
+    assert not re.search(r"!\[|<(?!/?details>)[a-zA-Z/!?]", shown(card))
+
+
 def test_a_model_without_a_card_has_an_honest_description(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     model = LanguageModel(str(run / "model"))
@@ -279,17 +313,36 @@ def test_a_plot_has_every_measured_point_and_of_many_evenly_some() -> None:
     assert 500 <= len(many) <= 600 and many["step"].iloc[0] == 0
 
 
-@pytest.mark.parametrize("model_id", ["<b>nobody", "", "tester/none@v1"])
-def test_a_model_that_cannot_be_loaded_is_a_page_that_says_what_to_set(
-    model_id: str, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("MODEL_ID", "<b>nobody", "MODEL_ID is <b>nobody, and that model could not be loaded"),
+        ("MODEL_ID", "", "MODEL_ID is not set"),
+        ("MODEL_ID", "tester/none@v1", "MODEL_ID is tester/none@v1, and that model could not be loaded"),
+        ("REPLY_SECONDS", "soon", "REPLY_SECONDS is soon: it must be a number above 0, such as 60"),
+        ("REPLY_SECONDS", "nan", "REPLY_SECONDS is nan: it must be a number above 0"),
+        ("MESSAGES_PER_MINUTE", "0", "MESSAGES_PER_MINUTE is 0: it must be a number above 0, such as 12"),
+    ],
+)
+def test_a_space_that_cannot_start_is_a_page_that_names_the_variable(
+    variable: str, value: str, problem: str, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages: list[Any] = []
     monkeypatch.setattr("app.serve", pages.append)
-    monkeypatch.setenv("MODEL_ID", model_id)
+    monkeypatch.setenv("MODEL_ID", "tester/none")
+    monkeypatch.setenv(variable, value)
     app.main()
-    (text,) = (block["props"]["value"] for block in pages[0].get_config_file()["components"])
-    assert "set <code>MODEL_ID</code> to a model on the Hub" in text
-    assert "Traceback" not in text and "<b>" not in text and (not model_id or html.escape(model_id) in text)
+    text = pages[0].get_config_file()["components"][0]["props"]["value"]
+    assert html.escape(problem) in text and "<b>" not in text
+    assert not re.search("Error|Exception|Traceback|http", text)
+
+
+def test_models_json_that_names_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.HERE", tmp_path)
+    for content in ("{", "[]", "[1]"):
+        (tmp_path / "models.json").write_text(content)
+        with pytest.raises(app.SetupError, match=r"models\.json is not a JSON object|MODEL_ID is not set"):
+            app.build()
 
 
 # Limits, and what the Space needs
