@@ -7,6 +7,7 @@ from fgpt_hf.cli.stage import TrainingStage
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS
 from fgpt_hf.config.runs import InstructRun
+from fgpt_hf.data.conversations import describe_layouts
 from fgpt_hf.data.instruct import chat_batch, load_instruct_data
 from fgpt_hf.evaluation.benchmark import load_benchmarks
 from fgpt_hf.evaluation.checks import (
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str]) -> None:
 
     with stage.opened():
         # Model
+        if layouts := describe_layouts(run):
+            logger.info("%s", layouts)
         model, tokenizer = open_model(run)
         context = model.config.max_position_embeddings
 

@@ -120,14 +120,29 @@ class TextSource:
 
     dataset_name: str = option(
         "fineweb-edu",
-        "Known corpus, data set on the Hub, prepared folder, or text, JSON-lines or parquet file to train on.",
+        "Documents to train on: a known corpus, a data set on the Hub, a prepared folder, a file, a folder, or a glob "
+        "of files; or a mixture NAME:MAX*REPEATS,… that takes at most MAX documents of each, REPEATS times an epoch.",
         fixed_on_resume=True,
     )
     dataset_config_name: str | None = option(
         None, "Configuration of a data set on the Hub, such as sample-100BT.", fixed_on_resume=True
     )
     dataset_revision: str | None = option(None, "Commit of a data set on the Hub.", unset="the newest")
-    text_column_name: str = option("text", "Column that holds the documents.", fixed_on_resume=True)
+    text_column_name: str | None = option(
+        None,
+        "Column that holds the documents.",
+        unset="text, or else content, document, body or the only column of text",
+        fixed_on_resume=True,
+    )
+    document_separator: str | None = option(
+        None,
+        r"Text between the documents of a file, with \n for a line end.",
+        unset="a line of <|endoftext|>; a file without one is one document",
+        fixed_on_resume=True,
+    )
+    encoding: str | None = option(
+        None, "Encoding of files on this machine, such as cp1252.", unset="recognized", fixed_on_resume=True
+    )
     validation_fraction: float = option(
         0.01, "Fraction of the documents held out for validation.", below=1, fixed_on_resume=True
     )
@@ -145,9 +160,12 @@ class DatasetOptions:
 
     dataset_name: str = option(
         "smol-smoltalk",
-        "Conversations to train on: a known data set, one on the Hub, or a file; or a mixture NAME:MAX*REPEATS,… that "
-        "takes at most MAX rows of each, REPEATS times per epoch.",
+        "Conversations to train on: a known data set, one on the Hub, or a file, a folder or a glob of files; or a "
+        "mixture NAME:MAX*REPEATS,… that takes at most MAX rows of each, REPEATS times per epoch.",
         fixed_on_resume=True,
+    )
+    encoding: str | None = option(
+        None, "Encoding of files on this machine, such as cp1252.", unset="recognized", fixed_on_resume=True
     )
     dataset_config_name: str | None = option(
         None, "Configuration of data sets on the Hub that have no short name.", fixed_on_resume=True

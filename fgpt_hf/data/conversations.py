@@ -1,8 +1,9 @@
 """Read conversations: rows in any usual column layout become lists of messages.
 
-Three layouts are known: `messages`, as most chat data sets have it; `prompt` and `completion`, each text or messages,
-as TRL has it; and `instruction`, `input` and `output`, as Alpaca has it. Of a tree of replies (OpenAssistant) the best
-ranked ones are followed. Roles are not checked here: the chat template refuses a wrong order.
+Known layouts are `messages`, as most chat data sets have it; `conversations`, with `from` and `value`, as ShareGPT has
+it; `prompt` and `completion`, each text or messages, as TRL has it; `instruction`, `input` and `output`, as Alpaca has
+it; and `question` and `answer`. Each row may have another one of them. Of a tree of replies (OpenAssistant) the best
+ranked ones are followed. The order of roles is not checked here: the chat template refuses a wrong one.
 """
 
 from collections import defaultdict
@@ -13,12 +14,21 @@ from typing import Any, TypeAlias
 from datasets import Dataset
 
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, read_mixture
+from fgpt_hf.data.dataset_names import parse_mixture
+from fgpt_hf.data.local_files import is_local
+from fgpt_hf.data.local_rows import sample_local_rows
+from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, read_mixture
 from fgpt_hf.data.sources import CONVERSATIONS
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
 
 Message: TypeAlias = dict[str, Any]  # role and content
+Layout: TypeAlias = tuple[str, ...]  # the columns that make a conversation
+
+ROLES = {  # ShareGPT's, by this project's
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "bot", "model"), "assistant"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +54,13 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
         [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]
     """
 
-    def open_reader(name: str, rows: Dataset) -> tuple[Dataset, RowReader[Conversation]]:
-        rows = TREES[name](rows) if name in TREES else rows
-        messages_of = _layout(name, rows.column_names)
+    def open_reader(name: str, rows: Rows) -> tuple[Rows, RowReader[Conversation]]:
+        if isinstance(rows, Dataset) and name in TREES:
+            rows = TREES[name](rows)
+        layouts = _layouts(name, rows.column_names)
 
         def read(row: DatasetRow, row_id: str, repeats: float) -> Conversation:
-            messages = _checked(messages_of(row))
+            messages = _checked(_messages_of(row, layouts))
             fraction = hash_fraction_of(row, messages)
             return Conversation(messages=messages, row_id=row_id, hash_fraction=fraction, repeats=repeats)
 
@@ -58,12 +69,28 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
     return read_mixture(run, CONVERSATIONS, open_reader, issues)
 
 
+def describe_layouts(run: TuningRun) -> str:
+    """Return a line on the columns that each data set on this machine has its conversations in.
+
+    Raises:
+        UserError: there are no such files, or their columns hold no conversations.
+    """
+    lines = []
+    for entry in parse_mixture(run.dataset_name):
+        if entry.name not in CONVERSATIONS.names and is_local(entry.name):
+            rows = sample_local_rows(entry.name, run.encoding)
+            layouts = _layouts(entry.name, rows.column_names)
+            used = dict.fromkeys(" and ".join(_layout_of(row, layouts)) for row in rows)
+            lines.append(f"{entry.name}: conversations are read from {'; '.join(used)}")
+    return "\n".join(lines)
+
+
 # What rows of conversations and of pairs have in common
 
 
 def instruction_message(row: DatasetRow) -> Message:
-    """Return Alpaca's prompt: the instruction, then a line end and the input if there is one."""
-    instruction, given = filled_column(row, "instruction"), row.get("input") or ""
+    """Return Alpaca's prompt: the instruction, then a line end and the input, or the context, if there is one."""
+    instruction, given = filled_column(row, "instruction"), row.get("input") or row.get("context") or ""
     if not isinstance(instruction, str) or not isinstance(given, str):
         raise UserError("'instruction' or 'input' is not text")
     return {"role": "user", "content": instruction + (f"\n{given}" if given.strip() else "")}
@@ -71,9 +98,10 @@ def instruction_message(row: DatasetRow) -> Message:
 
 def filled_column(row: DatasetRow, column: str) -> Any:
     """Return the value in a column; UserError if it is missing or empty."""
-    if not (row[column].strip() if isinstance(row[column], str) else row[column]):
+    value = row.get(column)
+    if not (value.strip() if isinstance(value, str) else value):
         raise UserError(f"{column!r} is missing or empty")
-    return row[column]
+    return value
 
 
 def messages_in(row: DatasetRow, column: str, role: str) -> list[Message]:
@@ -81,9 +109,18 @@ def messages_in(row: DatasetRow, column: str, role: str) -> list[Message]:
     content = filled_column(row, column)
     if isinstance(content, str):
         return [{"role": role, "content": content}]
+    content = [content] if isinstance(content, dict) else content
     if not (isinstance(content, list) and all(isinstance(message, dict) for message in content)):
         raise UserError(f"{column!r} is neither text nor messages with role and content")
-    return content
+    return [_usual_message(message) for message in content]
+
+
+def _usual_message(message: Message) -> Message:
+    """Return a message with role and content; ShareGPT has `from` and `value`, and names of its own for the roles."""
+    if "from" not in message or "role" in message:
+        return message
+    role = str(message["from"])
+    return {"role": ROLES.get(role.lower(), role), "content": message.get("value")}
 
 
 def hash_fraction_of(row: DatasetRow, messages: Sequence[Message]) -> float:
@@ -96,37 +133,58 @@ def hash_fraction_of(row: DatasetRow, messages: Sequence[Message]) -> float:
 # Layouts
 
 
-def _layout(name: str, columns: Sequence[str]) -> Callable[[DatasetRow], list[Message]]:
-    """Return the function that turns a row with these columns into messages."""
-    for needed, messages_of in LAYOUTS.items():
-        if set(needed) <= set(columns):
-            return messages_of
+def _layouts(name: str, columns: Sequence[str]) -> list[Layout]:
+    """Return the layouts that rows with these columns may have."""
+    layouts = [needed for needed in LAYOUTS if set(needed) <= set(columns)]
+    if layouts:
+        return layouts
     raise UserError(
-        f"{name} has the columns {', '.join(columns)}; conversations are in a column messages, in prompt and "
-        "completion, or in instruction, input and output"
+        f"{name} has the columns {', '.join(columns)}; conversations are in a column messages or conversations, in "
+        "prompt and completion, in instruction, input and output, or in question and answer"
     )
 
 
-def _from_messages(row: DatasetRow) -> list[Message]:
+def _layout_of(row: DatasetRow, layouts: Sequence[Layout]) -> Layout:
+    """Return the first layout whose columns the row fills, or else the first of all."""
+    return next((needed for needed in layouts if all(row.get(column) for column in needed)), layouts[0])
+
+
+def _messages_of(row: DatasetRow, layouts: Sequence[Layout]) -> list[Message]:
+    """Return the messages of a row, after its system prompt if a column of its own holds that."""
+    needed = _layout_of(row, layouts)
+    messages = LAYOUTS[needed](row, *needed)
+    system = row.get("system") or row.get("system_prompt")
+    if isinstance(system, str) and system.strip() and messages and messages[0].get("role") != "system":
+        return [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def _from_messages(row: DatasetRow, column: str) -> list[Message]:
     """Return the messages, without a system message that is empty."""
-    messages = messages_in(row, "messages", "user") if row["messages"] else []
+    messages = messages_in(row, column, "user") if row[column] else []
     if messages and messages[0].get("role") == "system" and not messages[0].get("content"):
         return messages[1:]
     return messages
 
 
-def _from_completion(row: DatasetRow) -> list[Message]:
-    return [*messages_in(row, "prompt", "user"), *messages_in(row, "completion", "assistant")]
+def _from_completion(row: DatasetRow, prompt: str, completion: str) -> list[Message]:
+    return [*messages_in(row, prompt, "user"), *messages_in(row, completion, "assistant")]
 
 
-def _from_instruction(row: DatasetRow) -> list[Message]:
-    return [instruction_message(row), {"role": "assistant", "content": filled_column(row, "output")}]
+def _from_instruction(row: DatasetRow, _: str, output: str) -> list[Message]:
+    return [instruction_message(row), {"role": "assistant", "content": filled_column(row, output)}]
 
 
-LAYOUTS: Mapping[tuple[str, ...], Callable[[DatasetRow], list[Message]]] = {
+LAYOUTS: Mapping[Layout, Callable[..., list[Message]]] = {
     ("messages",): _from_messages,
+    ("conversations",): _from_messages,
+    ("conversation",): _from_messages,
     ("prompt", "completion"): _from_completion,
+    ("prompt", "response"): _from_completion,
     ("instruction", "output"): _from_instruction,
+    ("instruction", "response"): _from_instruction,
+    ("question", "answer"): _from_completion,
+    ("question", "response"): _from_completion,
 }
 
 

@@ -1,8 +1,9 @@
 """Open a corpus as shards of documents, each of which can be read from any position on.
 
-A shard is one data file of a data set on the Hub or on this machine. Nothing is downloaded beyond what is read: parquet
-files are read by row group, so any position in them is found within one group of documents; other formats are read up
-to the position. An embedded corpus is one shard in memory, in a random order that is always the same.
+A shard is one data file of a data set on the Hub, or some files on this machine (`local_text`). Nothing is downloaded
+beyond what is read: parquet files are read by row group, so any position in them is found within one group of
+documents; other formats are read up to the position. An embedded corpus is one shard in memory, in a random order that
+is always the same. Equal documents are left out on this machine only: a corpus on the Hub may be too large for that.
 """
 
 import hashlib
@@ -18,19 +19,18 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.data.columns import USUAL
+from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture
 from fgpt_hf.data.file_hashes import file_identities
+from fgpt_hf.data.local_files import is_local
+from fgpt_hf.data.local_text import open_local
+from fgpt_hf.data.positions import ShardPosition
+from fgpt_hf.data.readers import is_text
 from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
 DOCUMENTS_AT_ONCE = 1000
-
-
-class ShardPosition(NamedTuple):
-    """A position in a shard: one of its parts, and the number of documents in that part before it."""
-
-    part: int = 0
-    documents: int = 0
 
 
 Texts: TypeAlias = tuple[Sequence[str | None], ShardPosition]  # of one part of a shard, and the position after them
@@ -42,6 +42,7 @@ class Shard(Protocol):
     Attributes:
         name: its file, or the name of an embedded corpus.
         version: text that differs wherever the documents do: a hash of the content.
+        repeats: how often an epoch has each document that is trained on, on average.
     """
 
     @property
@@ -49,6 +50,9 @@ class Shard(Protocol):
 
     @property
     def version(self) -> str: ...
+
+    @property
+    def repeats(self) -> float: ...
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         """Yield the texts from a position on, at most a thousand at once.
@@ -64,18 +68,19 @@ class ParquetShard(NamedTuple):
     """A parquet file anywhere that fsspec reaches. Its parts are row groups, so every position is found quickly."""
 
     name: str
-    column: str
+    column: str | None
     version: str
+    repeats: float = 1.0
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         first, skipped = start
         with fsspec.open(self.name) as file, ParquetFile(file) as parquet:
-            _require_text(self, parquet.schema_arrow)
+            column = text_column(self, parquet.schema_arrow)
             if skipped and skipped >= parquet.metadata.row_group(first).num_rows:
                 first, skipped = first + 1, 0
             for part in range(first, parquet.num_row_groups):
                 stop = 0
-                for batch in parquet.iter_batches(DOCUMENTS_AT_ONCE, row_groups=[part], columns=[self.column]):
+                for batch in parquet.iter_batches(DOCUMENTS_AT_ONCE, row_groups=[part], columns=[column]):
                     texts = batch.column(0).to_pylist()[max(0, skipped - stop) :]
                     stop += len(batch)
                     if texts:
@@ -87,16 +92,16 @@ class StreamedShard(NamedTuple):
     """A file in another format that `datasets` reads. It has one part, and is read up to the position wanted."""
 
     name: str
-    column: str
+    column: str | None
     version: str
     stream: IterableDataset
+    repeats: float = 1.0
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         stop = 0
         with reading_with_datasets(self.name):
             for table in self.stream.with_format("arrow").iter(DOCUMENTS_AT_ONCE):
-                _require_text(self, table.schema)
-                texts = table.column(self.column).to_pylist()[max(0, start.documents - stop) :]
+                texts = table.column(text_column(self, table.schema)).to_pylist()[max(0, start.documents - stop) :]
                 stop += len(table)
                 if texts:
                     yield texts, ShardPosition(0, stop)
@@ -106,26 +111,27 @@ class DatasetShard(NamedTuple):
     """A data set on this machine, in a random order that is always the same. It has one part."""
 
     name: str
-    column: str
+    column: str | None
     dataset: Dataset
+    repeats: float = 1.0
 
     @property
     def version(self) -> str:
-        _require_text(self, self.dataset.features.arrow_schema)
+        column = text_column(self, self.dataset.features.arrow_schema)
         digest = hashlib.sha256()
-        for rows in self.dataset.select_columns([self.column]).iter(DOCUMENTS_AT_ONCE):
-            for text in rows[self.column]:
+        for rows in self.dataset.select_columns([column]).iter(DOCUMENTS_AT_ONCE):
+            for text in rows[column]:
                 encoded = (text or "").encode("utf-8", "surrogatepass")
                 digest.update(f"{len(encoded)} ".encode() + encoded)
         return digest.hexdigest()
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
-        _require_text(self, self.dataset.features.arrow_schema)
-        texts = self.dataset.select_columns([self.column]).shuffle(seed=0)
+        column = text_column(self, self.dataset.features.arrow_schema)
+        texts = self.dataset.select_columns([column]).shuffle(seed=0)
         begin = start.documents
         while begin < len(texts):
             stop = min(begin - begin % DOCUMENTS_AT_ONCE + DOCUMENTS_AT_ONCE, len(texts))
-            yield texts[begin:stop][self.column], ShardPosition(0, stop)
+            yield texts[begin:stop][column], ShardPosition(0, stop)
             begin = stop
 
 
@@ -133,32 +139,47 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
     """Return the shards of `source.dataset_name` in the order of their names, the same on every machine.
 
     Raises:
-        UserError: there is no such corpus or configuration, this user may not read it, it has no split `train`, or the
-            network is down.
+        UserError: there is no such corpus or configuration, this user may not read it, it has no split `train`, a file
+            holds no text, or the network is down.
 
     Example:
         >>> from tempfile import mkdtemp
         >>> from pathlib import Path
-        >>> path = Path(mkdtemp(), "poems.txt")
-        >>> _ = path.write_text("Roses are red\\n\\nViolets are blue")
+        >>> path = Path(mkdtemp(), "poems.jsonl")
+        >>> _ = path.write_text('{"text": "Roses are red"}\\n{"text": "Violets are blue"}\\n')
         >>> (shard,) = open_corpus(TextSource(dataset_name=str(path)))
         >>> list(shard.read(ShardPosition()))
         [(['Roses are red', 'Violets are blue'], ShardPosition(part=0, documents=2))]
     """
-    name, column = source.dataset_name, source.text_column_name
+    entries = parse_mixture(source.dataset_name)
+    local = [entry for entry in entries if entry.name not in CORPORA.names and is_local(entry.name)]
+    shards: list[Shard] = [*open_local(local, source)] if local else []
+    for entry in entries:
+        if entry not in local:
+            shards += _open_named(entry, source)
+    return in_order(shards)
+
+
+def _open_named(entry: MixtureEntry, source: TextSource) -> Sequence[Shard]:
+    """Return the shards of a known corpus, or of a data set on the Hub."""
+    name, max_rows, repeats = entry
+    column = source.text_column_name
     if name in CORPORA.embedded:
-        return [DatasetShard(name, column, CORPORA.embedded[name]())]
+        documents = CORPORA.embedded[name]()
+        return [DatasetShard(name, column, documents.select(chosen_rows(max_rows, len(documents))), repeats)]
+    if max_rows is not None:
+        raise UserError(f"{name}:{max_rows}: only embedded corpora and files on this machine can have a limit")
     builder = find_builder(CORPORA, name, source.dataset_config_name, source.dataset_revision)
     files = _train_files(builder, name)
     versions = file_identities(files)
     if isinstance(builder, Parquet):
-        return in_order(list(map(ParquetShard, files, repeat(column), versions)))
+        return list(map(ParquetShard, files, repeat(column), versions, repeat(repeats)))
     with reading(name), reading_with_datasets(name):
         stream = builder.as_streaming_dataset(split="train")
         streams = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
     if len(files) != len(streams):
         files, versions = ([", ".join(parts)] * len(streams) for parts in (files, versions))
-    return in_order(list(map(StreamedShard, files, repeat(column), versions, streams)))
+    return list(map(StreamedShard, files, repeat(column), versions, streams, repeat(repeats)))
 
 
 def in_order(shards: Sequence[Shard]) -> Sequence[Shard]:
@@ -173,11 +194,16 @@ def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
     return list(files["train"])
 
 
-def _require_text(shard: ParquetShard | StreamedShard | DatasetShard, schema: pyarrow.Schema) -> None:
-    if shard.column not in schema.names:
-        raise UserError(
-            f"{shard.name} has no column {shard.column!r}: text_column_name can be one of {', '.join(schema.names)}"
-        )
-    kind = schema.field(shard.column).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_null(kind)):
-        raise UserError(f"{shard.name} holds {kind} in its column {shard.column!r}, and documents are text")
+def text_column(shard: ParquetShard | StreamedShard | DatasetShard, schema: pyarrow.Schema) -> str:
+    """Return the column of a shard's documents: the one given, or else a usual one, or else the only one of text."""
+    texts = [field.name for field in schema if is_text(field.type)]
+    column = shard.column or next((name for name in USUAL if name in texts), None) or (texts or [USUAL[0]])[0]
+    there = f"text_column_name can be one of {', '.join(schema.names)}"
+    if column not in schema.names:
+        raise UserError(f"{shard.name} has no column {column!r}: {there}")
+    if shard.column is None and column not in USUAL and len(texts) > 1:
+        raise UserError(f"{shard.name} has several columns of text and none called {USUAL[0]}: {there}")
+    if column not in texts:
+        kind = schema.field(column).type
+        raise UserError(f"{shard.name} holds {kind} in its column {column!r}, and documents are text")
+    return column

@@ -9,19 +9,22 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 from datasets import Dataset
 
 from fgpt_hf.config.option_groups import BadRows, LongRows
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.sources import DatasetRegistry, load_rows, parse_mixture
+from fgpt_hf.data.dataset_names import chosen_rows, parse_mixture
+from fgpt_hf.data.local_rows import LocalRows
+from fgpt_hf.data.sources import DatasetRegistry, load_rows
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
 DatasetRow: TypeAlias = Mapping[str, Any]  # a row of a data set, by column
+Rows: TypeAlias = Dataset | LocalRows
 
 SHOWN = 5  # rows that are named for each issue
 
@@ -91,7 +94,7 @@ class RowIssues:
 def read_mixture(
     run: TuningRun,
     registry: DatasetRegistry,
-    open_reader: Callable[[str, Dataset], tuple[Dataset, RowReader[ReadRow]]],
+    open_reader: Callable[[str, Rows], tuple[Rows, RowReader[ReadRow]]],
     issues: RowIssues,
 ) -> list[ReadRow]:
     """Return the rows of all data sets in `run.dataset_name`; malformed ones are added to `issues`.
@@ -104,25 +107,34 @@ def read_mixture(
         UserError: a data set cannot be opened, or a malformed row is refused.
     """
     found = []
+    seen: set[bytes] = set()
+    options = (run.dataset_train_split, run.dataset_config_name, run.dataset_revision, run.encoding)
     for name, max_rows, repeats in parse_mixture(run.dataset_name):
-        source = load_rows(registry, name, run.dataset_train_split, run.dataset_config_name, run.dataset_revision)
-        rows, read = open_reader(name, source)
-        indices = _chosen(max_rows, len(rows))
+        rows, read = open_reader(name, load_rows(registry, name, *options))
+        indices = chosen_rows(max_rows, len(rows))
+        rows = rows.select(indices)
+        row_ids = rows.row_ids if isinstance(rows, LocalRows) else [f"row {index} of {name}" for index in indices]
         with reading(name):
-            for index, row in zip(indices, rows.select(indices), strict=True):
-                row_id = f"row {index} of {name}"
+            for row_id, row in zip(row_ids, rows, strict=True):
                 try:
-                    found.append(read(row, row_id, repeats))
+                    each = read(row, row_id, repeats)
                 except UserError as error:
                     issues.add(row_id, str(error), run.bad_rows)
+                    continue
+                if isinstance(rows, LocalRows) and _is_known(each, seen):
+                    issues.add(row_id, "the same as an earlier row", "skip")
+                else:
+                    found.append(each)
     return found
 
 
-def _chosen(max_rows: int | None, count: int) -> Sequence[int]:
-    """Return the indices of the rows that a mixture takes: all, or a random choice that is always the same."""
-    if max_rows is None or max_rows >= count:
-        return range(count)
-    return [int(index) for index in np.sort(np.random.default_rng(0).permutation(count)[:max_rows])]
+def _is_known(row: MixtureRow, seen: set[bytes]) -> bool:
+    """Return whether a row with this content was seen, and remember it."""
+    content = [value for name, value in vars(row).items() if name not in MixtureRow.__dataclass_fields__]
+    digest = blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    known = digest in seen
+    seen.add(digest)
+    return known
 
 
 def split_rows(

@@ -1,20 +1,20 @@
 """Read preference pairs: rows in any usual column layout become a prompt with a chosen and a rejected reply.
 
-`chosen` and `rejected` hold replies to `prompt` (TRL), to `instruction` and `input` (Raschka), or whole conversations
-that differ in the last message only (UltraFeedback). A pair is held out by a hash of its prompt: no prompt is in both
-splits.
+`chosen` and `rejected` hold replies to `prompt` (TRL), to `instruction` and `input` (Raschka), to `question` or to
+`conversations`, or whole conversations that differ in the last message only (UltraFeedback). A pair is held out by a
+hash of its prompt: no prompt is in both splits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets import Dataset, Value
-
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.conversations import Message, hash_fraction_of, instruction_message, messages_in
-from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, read_mixture
+from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, read_mixture
 from fgpt_hf.data.sources import PREFERENCES
 from fgpt_hf.errors import UserError
+
+PROMPTS = ("prompt", "instruction", "question", "conversations", "messages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,13 @@ def load_pairs(run: PreferenceRun, issues: RowIssues) -> list[Pair]:
     return read_mixture(run, PREFERENCES, _open_reader, issues)
 
 
-def _open_reader(name: str, rows: Dataset) -> tuple[Dataset, RowReader[Pair]]:
+def _open_reader(name: str, rows: Rows) -> tuple[Rows, RowReader[Pair]]:
     columns = set(rows.column_names)
-    as_text = "chosen" in columns and isinstance(rows.features["chosen"], Value)
-    if not {"chosen", "rejected"} <= columns or (as_text and not columns & {"prompt", "instruction"}):
+    as_text = any(isinstance(row.get("chosen"), str) for row in rows.select(range(min(1, len(rows)))))
+    if not {"chosen", "rejected"} <= columns or (as_text and not columns & set(PROMPTS)):
         raise UserError(
             f"{name} has the columns {', '.join(rows.column_names)}; pairs are in chosen and rejected, which are "
-            "replies to prompt, or to instruction and input, or whole conversations in messages"
+            "replies to prompt, to question, or to instruction and input, or whole conversations in messages"
         )
     return rows, _read_pair
 
@@ -89,4 +89,5 @@ def _conversation(row: DatasetRow, column: str) -> list[Message]:
 
 
 def _prompt(row: DatasetRow) -> list[Message]:
-    return messages_in(row, "prompt", "user") if "prompt" in row else [instruction_message(row)]
+    column = next((name for name in PROMPTS if row.get(name)), PROMPTS[0])
+    return [instruction_message(row)] if column == "instruction" else messages_in(row, column, "user")

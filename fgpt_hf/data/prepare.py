@@ -130,8 +130,12 @@ def recipe_of(source: TextSource, shards: Sequence[Shard]) -> Recipe:
         dataset_name=source.dataset_name,
         dataset_config_name=source.dataset_config_name,
         text_column_name=source.text_column_name,
-        shards=sha256_of("\n".join(shard.version for shard in shards).encode()),
+        shards=sha256_of("\n".join(map(_version_of, shards)).encode()),
     )
+
+
+def _version_of(shard: Shard) -> str:
+    return shard.version if shard.repeats == 1 else f"{shard.version}*{shard.repeats}"
 
 
 def packing_report(records: Sequence[ShardRecord], row_length: int) -> str:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition
 from fgpt_hf.data.corpora import Shard, open_corpus
+from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.prepare import prepared_once, recipe_of
 from fgpt_hf.data.shards import (
@@ -30,7 +31,7 @@ from fgpt_hf.data.shards import (
     require_fitting,
     require_rows,
 )
-from fgpt_hf.data.sources import CORPORA, DataProvenance, is_local, on_hub
+from fgpt_hf.data.sources import CORPORA, DataProvenance, on_hub
 from fgpt_hf.data.splits import TRAIN, VALIDATION
 from fgpt_hf.data.stream import TokenizerPool, training_buffers, validation_rows
 from fgpt_hf.errors import UserError

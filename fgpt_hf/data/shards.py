@@ -50,7 +50,7 @@ class Recipe:
     validation_fraction: float
     dataset_name: str
     dataset_config_name: str | None
-    text_column_name: str
+    text_column_name: str | None
     shards: str
 
     @property

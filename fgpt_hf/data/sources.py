@@ -1,35 +1,28 @@
-"""Open the data set of a name: one of this project's short names, a data set on the Hub, or a file.
+"""Open the data set of a name: one of this project's short names, or a data set on the Hub.
 
-A mixture is several names with limits, `pydocs-chat:2000,rasbt-instruct*3`: at most 2,000 rows of the first, and every
-row of the second three times an epoch. The rows of a data set opened here are downloaded to this machine; for a corpus
-that does not fit on its disk, `corpora.open_corpus` streams documents.
+The rows of a data set opened here are downloaded to this machine; for a corpus that does not fit on its disk,
+`corpora.open_corpus` streams documents. Files on this machine are read by `local_text` and `local_rows`.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
-import numpy as np
 from datasets import Dataset, DatasetBuilder, load_dataset_builder
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError
 
 from fgpt_hf.data.basic_qa import load_basic_qa
+from fgpt_hf.data.local_files import FORMATS, is_local
+from fgpt_hf.data.local_rows import LocalRows, load_local_rows
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import load_pydocs_chat, load_pydocs_preference
 from fgpt_hf.data.splits import Sizes
 from fgpt_hf.errors import UserError
-from fgpt_hf.parsing import parse_json
 from fgpt_hf.retries import READ_ERRORS, reading, retry
 
-FILE_FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-COMPRESSIONS = {".gz", ".xz", ".bz2", ".zst"}
-MAX_DEPTH = 200  # levels of lists and objects in a row
 RASCHKA = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07"
 
 
@@ -115,61 +108,20 @@ def on_hub(name: str) -> HubDataset | None:
     return None if is_local(name) else HubDataset(name)
 
 
-def is_local(name: str) -> bool:
-    """Return whether a name has the form of a file's or a folder's on this machine, or is that of one."""
-    path = Path(name)
-    return path.suffix in (*FILE_FORMATS, *COMPRESSIONS) or name[:1] in tuple("./~") or path.exists()
-
-
-class MixtureEntry(NamedTuple):
-    """One data set of a mixture: at most `max_rows` of its rows, each `repeats` times an epoch on average."""
-
-    name: str
-    max_rows: int | None = None
-    repeats: float = 1.0
-
-
-def parse_mixture(text: str) -> list[MixtureEntry]:
-    """Return the data sets of a mixture `NAME[:MAX_ROWS][*REPEATS],…`.
-
-    Raises:
-        UserError: a name is empty or occurs twice, or a number is not above zero.
-
-    Example:
-        >>> parse_mixture("pydocs-chat:2000,rasbt-instruct*3")[1]
-        MixtureEntry(name='rasbt-instruct', max_rows=None, repeats=3.0)
-    """
-    entries = [_parse_entry(entry.strip(), text) for entry in text.split(",")]
-    names = [entry.name for entry in entries]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"dataset_name={text}: {twice} is there twice; give it once, as {twice}*2 to have it twice")
-    return entries
-
-
-def _parse_entry(entry: str, text: str) -> MixtureEntry:
-    match = re.fullmatch(r"(?P<name>[^*]+?)(:(?P<rows>\d+))?(\*(?P<repeats>\d+(\.\d+)?))?", entry)
-    if match:
-        max_rows, repeats = int(match["rows"]) if match["rows"] else None, float(match["repeats"] or 1)
-        if max_rows != 0 and repeats != 0:
-            return MixtureEntry(match["name"], max_rows, repeats)
-    raise UserError(
-        f"dataset_name={text}: {entry!r} is not NAME, NAME:ROWS, NAME*TIMES or NAME:ROWS*TIMES with numbers above "
-        "zero, such as pydocs-chat:2000 or rasbt-instruct*3"
-    )
-
-
 def load_rows(
     registry: DatasetRegistry,
     name: str,
     split: str = "train",
     configuration: str | None = None,
     revision: str | None = None,
-) -> Dataset:
+    encoding: str | None = None,
+) -> Dataset | LocalRows:
     """Return the rows of one data set, downloaded if need be.
 
     Args:
-        split: the split of a data set that has no short name.
+        split: the split of a data set that has no short name; files on this machine have none.
         configuration, revision: those of a data set on the Hub.
+        encoding: that of files on this machine; None to recognize it.
 
     Raises:
         UserError: there is no data set of that name, configuration or split, this user may not read it, it is damaged,
@@ -177,6 +129,8 @@ def load_rows(
     """
     if name in registry.embedded:
         return registry.embedded[name]()
+    if name not in registry.names and is_local(name):
+        return load_local_rows(name, encoding)
     split = "train" if name in registry.names else split
     builder = find_builder(registry, name, configuration, revision)
     with reading(name), reading_with_datasets(name):
@@ -213,70 +167,12 @@ def find_builder(
     with reading(name):
         if name in registry.files:
             return _builder_of_url(name, registry.files[name])
-        if (file_format := _file_format(Path(name))) is not None:
-            return _builder_of_file(Path(name), file_format)
         return _builder_on_hub(registry, name, configuration, revision)
-
-
-def _file_format(path: Path) -> str | None:
-    """Return the format of a file by its name, or None if the name is not a file's."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
-    return None if path.is_dir() or not suffixes else FILE_FORMATS.get(suffixes[-1])
-
-
-def _builder_of_file(path: Path, file_format: str) -> DatasetBuilder:
-    if not path.is_file():
-        raise UserError(f"dataset_name={path}: there is no such file")
-    if not path.stat().st_size:
-        raise UserError(f"dataset_name={path}: the file is empty")
-    if file_format == "json":
-        _require_readable_json(path)
-    paragraphs = {"sample_by": "paragraph"} if file_format == "text" else {}
-    return load_dataset_builder(file_format, data_files=str(path.resolve()), **paragraphs)
-
-
-def _require_readable_json(path: Path) -> None:
-    """Refuse JSON at which pyarrow's parser ends the process: rows that are null, and nesting that no data has."""
-    with reading(str(path)), fsspec.open(str(path), "rb", compression="infer") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"dataset_name={path}: line {number}"
-            if line.lstrip().startswith(b"null"):
-                raise UserError(f"{where} is null, and not a row")
-            if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
-                raise UserError(f"{where} is nested more than {MAX_DEPTH} levels deep")
-            if number == 1 and line.lstrip().startswith(b"["):  # a list of all rows, which `datasets` reads at once too
-                file.seek(0)
-                content = file.read()
-                if _depth(content) > MAX_DEPTH or _holds_null(content):
-                    raise UserError(f"dataset_name={path} holds a row that is null, or nested without end")
-                return
-
-
-def _holds_null(content: bytes) -> bool:
-    """Return whether a JSON list has null among its items; other JSON is left to `datasets`."""
-    try:
-        rows = parse_json(content)
-    except UserError:
-        return False
-    return isinstance(rows, list) and None in rows
-
-
-def _depth(text: bytes) -> int:
-    r"""Return how many brackets are open at once in a JSON text, at most.
-
-    Example:
-        >>> _depth(b'{"a": [1, "[[["], "b": [[2]]}')
-        3
-    """
-    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"|[^"\[\]{}]+', b"", text)
-    codes = np.frombuffer(brackets, dtype=np.uint8)
-    steps = np.where(np.isin(codes, list(b"[{")), 1, -1)
-    return int(np.cumsum(steps).max(initial=0))
 
 
 def _builder_of_url(name: str, url: str) -> DatasetBuilder:
     try:
-        return retry(name, lambda: load_dataset_builder(FILE_FORMATS[Path(url).suffix], data_files=url))
+        return retry(name, lambda: load_dataset_builder("json", data_files=url))
     except FileNotFoundError as error:
         raise UserError(
             f"{name} is at {url}, which cannot be reached: give the path of a copy of that file as the name"
@@ -312,5 +208,5 @@ def _builder_on_hub(
 def _unknown_name(registry: DatasetRegistry, name: str) -> UserError:
     return UserError(
         f"no {registry.kind} {name!r}, or none that you may read: give one of {', '.join(registry.names)}, the id of a "
-        f"data set on the Hub, a folder of data files, or a file ending in {', '.join(FILE_FORMATS)}"
+        f"data set on the Hub, or a folder or a glob of files, or a file, that end in {', '.join(FORMATS)}"
     )

@@ -6,6 +6,7 @@ out 1 % of the documents on average, not exactly. This module imports neither to
 tokenizing process starts with it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -71,15 +72,25 @@ def document_hash(text: str) -> float:
 
 
 def encode_splits(
-    texts: Sequence[str], validation_fraction: float, splits: Sequence[str]
+    texts: Sequence[str], validation_fraction: float, splits: Sequence[str], repeats: float = 1.0
 ) -> dict[str, list[npt.NDArray[np.uint16]]]:
-    """Return the token ids of the documents in each of `splits`; other documents are not tokenized."""
+    """Return the token ids of the documents in each of `splits`; other documents are not tokenized.
+
+    Args:
+        repeats: how often each document to train on is there: of 2.5, three times for half of them and twice for the
+            others, which a hash decides.
+    """
     chosen: dict[str, list[str]] = {split: [] for split in splits}
     for text in texts:
         split = VALIDATION if is_validation(text, validation_fraction) else TRAIN
         if split in chosen:
-            chosen[split].append(text)
+            chosen[split] += [text] * (_times(text, repeats) if split == TRAIN else 1)
     return {split: encode_documents(members, threads=1) for split, members in chosen.items()}
+
+
+def _times(text: str, repeats: float) -> int:
+    whole = math.floor(repeats)
+    return whole + (repeats > whole and document_hash(f"{text} again") < repeats - whole)
 
 
 def empty_split_error(validation_fraction: float, split: str) -> UserError:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from fgpt_hf.config.option_groups import TextSource
-from fgpt_hf.data.corpora import Shard, ShardPosition, in_order
+from fgpt_hf.data.corpora import Shard, in_order
 from fgpt_hf.data.packing import Ids, PackedRows, pack_documents
+from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION, empty_split_error, encode_splits
 from fgpt_hf.retries import ONCE, READ_ERRORS, STREAM, Attempts, reading
 from fgpt_hf.workers import BackgroundIterator, process_pool
@@ -58,11 +59,12 @@ class EpochPosition:
 
 
 class DocumentBuffer(NamedTuple):
-    """Documents in blocks, and where in the epoch they begin and end."""
+    """Documents in blocks, where in the epoch they begin and end, and how often an epoch has each block's documents."""
 
     blocks: Sequence[Sequence[str]]
     begin: EpochPosition
     end: EpochPosition
+    repeats: Sequence[float]
 
 
 class PackedBuffer(NamedTuple):
@@ -133,9 +135,9 @@ class TokenizerPool:
         for buffer in buffers:
             tasks = [
                 self.executor.submit(
-                    encode_splits, block[start : start + TEXTS_PER_TASK], self.validation_fraction, splits
+                    encode_splits, block[start : start + TEXTS_PER_TASK], self.validation_fraction, splits, repeats
                 )
-                for block in buffer.blocks
+                for block, repeats in zip(buffer.blocks, buffer.repeats, strict=True)
                 for start in range(0, len(block), TEXTS_PER_TASK)
             ]
             yield buffer._replace(blocks=[]), tasks
@@ -194,6 +196,7 @@ def read_buffers(shards: Sequence[Shard], start: EpochPosition) -> Iterator[Docu
     position = start
     while True:
         blocks: list[list[str]] = []
+        repeats = []
         opened = position.opened
         while len(blocks) < BLOCKS_PER_BUFFER:
             while len(turns) < SHARDS_AT_ONCE and opened < len(shards):
@@ -204,19 +207,20 @@ def read_buffers(shards: Sequence[Shard], start: EpochPosition) -> Iterator[Docu
             reader = turns.popleft()
             if (block := next(reader, None)) is not None:
                 blocks.append(block)
+                repeats.append(reader.repeats)
                 turns.append(reader)
         if not blocks:
             return
         begin, open_shards = position, tuple(reader.shard for reader in turns)
         position = EpochPosition(begin.buffer + 1, opened, open_shards)
-        yield DocumentBuffer(blocks, begin, position)
+        yield DocumentBuffer(blocks, begin, position, repeats)
 
 
 class _ShardReader(Iterator[list[str]]):
     """The blocks of a shard, read one block ahead; `shard` says up to where they were taken."""
 
     def __init__(self, shards: Sequence[Shard], shard: OpenShard) -> None:
-        self.shard = shard
+        self.shard, self.repeats = shard, shards[shard.number].repeats
         blocks = _read_blocks(shards[shard.number], ShardPosition(shard.part, shard.documents))
         self._blocks = BackgroundIterator(blocks, ahead=1)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
-from fgpt_hf.data.sources import CONVERSATIONS, PREFERENCES, is_local, on_hub, parse_mixture
+from fgpt_hf.data.dataset_names import parse_mixture
+from fgpt_hf.data.local_files import is_local
+from fgpt_hf.data.sources import CONVERSATIONS, PREFERENCES, on_hub
 from fgpt_hf.parsing import as_type
 from fgpt_hf.training.provenance import Provenance
 
@@ -80,8 +82,7 @@ class Stage:
     def datasets(self) -> list[DatasetName]:
         """The data that the stage was trained on."""
         name = self._source("dataset_name")
-        names = [entry.name for entry in parse_mixture(name)] if self.is_tuning else [name]
-        return [self._dataset(name) for name in names]
+        return [self._dataset(entry.name) for entry in parse_mixture(name)]
 
     @property
     def base_model(self) -> str | None:

@@ -17,7 +17,8 @@ from filelock import Timeout
 
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import Run, TuningRun
-from fgpt_hf.data.sources import DataProvenance, parse_mixture
+from fgpt_hf.data.dataset_names import parse_mixture
+from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.evaluation.results import package_versions, results_record, write_results
@@ -334,7 +335,7 @@ def _named(run: Run) -> list[str]:
     """Return the names of the model and the data sets that a run starts from."""
     if isinstance(run, TuningRun):
         return [run.model_name_or_path, *(share.name for share in parse_mixture(run.dataset_name))]
-    return [run.dataset_name] if isinstance(run, TextSource) else []
+    return [entry.name for entry in parse_mixture(run.dataset_name)] if isinstance(run, TextSource) else []
 
 
 def _commit() -> str | None:

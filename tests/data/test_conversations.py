@@ -73,7 +73,8 @@ BAD: dict[str, Row] = {
 @pytest.mark.parametrize("reason", BAD)
 def test_a_row_that_is_no_conversation_is_counted_and_named_or_refused(tmp_path: Path, reason: str) -> None:
     good = {name: "fine" for name in BAD[reason]} if "messages" not in BAD[reason] else {"messages": turns("a", "b")}
-    path = write(tmp_path, [good, BAD[reason], good, BAD[reason]])
+    other = {name: "fine too" for name in good} if "messages" not in good else {"messages": turns("a", "c")}
+    path = write(tmp_path, [good, BAD[reason], other, BAD[reason]])
     found, issues = load(path)
     assert [conversation.row_id for conversation in found] == [f"row {n} of {path}" for n in (0, 2)]
     assert str(issues) == f"2 left out, {reason}: row 1 of {path}, row 3 of {path}"

@@ -1,17 +1,19 @@
 """A name becomes a data set, a mixture of names several, and what is wrong with either is one line."""
 
 import gzip
-import json
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-from fgpt_hf.data.sources import DatasetRegistry, MixtureEntry, load_rows, parse_mixture
+from fgpt_hf.data.dataset_names import MixtureEntry, parse_mixture
+from fgpt_hf.data.sources import DatasetRegistry, load_rows
 from fgpt_hf.errors import UserError
 
 NAMES = DatasetRegistry(
-    "corpus", embedded={"own": lambda: Dataset.from_dict({"n": [1, 2]})}, files={"far": "http://127.0.0.1:9/far.json"}
+    "corpus",
+    embedded={"own": lambda: Dataset.from_dict({"prompt": [1, 2]})},
+    files={"far": "http://127.0.0.1:9/far.json"},
 )
 
 
@@ -40,22 +42,20 @@ def test_a_name_that_is_there_twice_is_refused() -> None:
 
 
 def test_embedded_rows_and_files_are_opened_alike(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text('[{"n": 1}, {"n": 2}]')
-    (tmp_path / "rows.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    (tmp_path / "rows.json").write_text('[{"prompt": 1}, {"prompt": 2}]')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": 1}\n{"prompt": 2}\n')
     for name in ("own", str(tmp_path / "rows.json"), str(tmp_path / "rows.jsonl")):
-        assert load_rows(NAMES, name)["n"] == [1, 2]
+        assert list(load_rows(NAMES, name)) == [{"prompt": 1}, {"prompt": 2}]
 
 
 def test_what_cannot_be_opened_is_explained_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('[{"n": 1}, {"n": ')
-    (tmp_path / "rows.json").write_text('[{"n": 1}]')
     (tmp_path / "empty.jsonl").touch()
     answers = {
         (str(tmp_path / "empty.jsonl"), "train"): "empty.jsonl: the file is empty",
         ("", "train"): "no corpus '', or none that you may read",
         ("nowhere.json", "train"): "nowhere.json: there is no such file",
         (str(tmp_path / "torn.json"), "train"): "torn.json cannot be read, it may be damaged",
-        (str(tmp_path / "rows.json"), "test"): "rows.json has no split 'test', only train",
         ("no name", "train"): "no corpus 'no name', or none that you may read: give one of own, far",
     }
     for (name, split), answer in answers.items():
@@ -70,22 +70,16 @@ def test_what_cannot_be_opened_is_explained_in_one_line(tmp_path: Path) -> None:
     [
         ('null\n{"n": 1}\n', "line 1 is null, and not a row"),
         ('{"n": 1}\n null\n', "line 2 is null, and not a row"),
-        ('[null, {"n": 1}]', "a row that is null"),
-        ("[\n null]", "a row that is null"),
-        ("[" * 20_000, "nested"),
-        ('{"n": 1}\n' + '{"n":' * 20_000, "line 2 is nested more than 200 levels deep"),
+        ('[null, {"n": 1}]', "item 1 is null, and not a row"),
+        ("[\n null]", "item 1 is null, and not a row"),
+        ("[" * 20_000, "nested too deeply"),
+        ('{"n": 1}\n' + '{"n":' * 20_000, "line 2 is not JSON.* nested too deeply"),
     ],
     ids=range(6),
 )
-def test_json_that_ends_the_process_in_pyarrow_is_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
-    """Its parser follows a null pointer where the first row of a block is null (apache/arrow#47409)."""
+def test_json_that_holds_no_rows_is_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
     write = gzip.open if name.endswith(".gz") else open
     with write(tmp_path / name, "wb") as file:
         file.write(text.encode())
     with pytest.raises(UserError, match=said):
         load_rows(NAMES, str(tmp_path / name))
-
-
-def test_brackets_in_text_are_no_nesting(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"n": '[{"' * 1000}) + "\n")
-    assert load_rows(NAMES, str(tmp_path / "rows.jsonl"))["n"] == ['[{"' * 1000]

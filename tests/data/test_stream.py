@@ -9,7 +9,7 @@ import pytest
 
 from fgpt_hf import retries
 from fgpt_hf.data import stream
-from fgpt_hf.data.corpora import ShardPosition
+from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.stream import DocumentBuffer, EpochPosition, read_buffers, shard_order
 
 BATCH = 4
@@ -24,6 +24,7 @@ class ListedShard:
     breaks: set[tuple[int, int]] = field(default_factory=set)
     error: type[Exception] = ConnectionError
     slow: bool = False
+    repeats: float = 1.0
 
     @property
     def version(self) -> str:

@@ -27,11 +27,12 @@ from fgpt_hf.config.parser import parse_options, parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Preparation
 from fgpt_hf.data.conversations import load_conversations
-from fgpt_hf.data.corpora import ShardPosition, open_corpus
+from fgpt_hf.data.corpora import open_corpus
+from fgpt_hf.data.dataset_names import parse_mixture
 from fgpt_hf.data.mixtures import RowIssues
+from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.preference_pairs import load_pairs
 from fgpt_hf.data.shards import Manifest, Recipe, ShardRecord
-from fgpt_hf.data.sources import parse_mixture
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.tasks import TASKS, load_examples
 from fgpt_hf.files import SEAL, integrity_error, write_manifest, write_sealed_json

@@ -1,0 +1,418 @@
+"""Read the documents or the rows of a file on this machine.
+
+A file of text, HTML or PDF is one document, unless a separator divides it. Other formats hold rows, of which only the
+columns that are asked for are looked at: whatever the others hold does not matter.
+"""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, TextIO
+
+import orjson
+import pyarrow
+import pyarrow.ipc
+from pyarrow.parquet import ParquetFile
+
+from fgpt_hf.data.encodings import CHUNK, UTF_8, open_bytes, open_text
+from fgpt_hf.data.local_files import ARROW, CSV, HTML, JSON, PARQUET, PDF, LocalFile
+from fgpt_hf.errors import UserError
+
+Row = dict[str, Any]
+
+ROWS_AT_ONCE = 1000
+ENDOFTEXT = re.compile(r"(?m)^[ \t]*<\|endoftext\|>[ \t]*$")  # between stories, as TinyStories has it
+DOCUMENTS_EXTRA = "pip install 'fgpt-hf[documents]'"
+HTML_WITHOUT_TEXT = ["head", "script", "style", "noscript", "template", "nav"]
+HTML_BLOCKS = [
+    *(
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+    ),
+    *("h3", "h4", "h5", "h6", "header", "hr", "li", "main", "ol", "p", "pre", "section", "table", "tr", "ul"),
+]
+NO_TEXT = "a PDF without text: recognize its characters first, such as with ocrmypdf"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read.
+
+    Attributes:
+        encoding: that of its text; Parquet, Arrow and PDF have none.
+        column: the column of the documents, if it has rows.
+        separator: the text between documents; None stands for lines of `<|endoftext|>`.
+    """
+
+    encoding: str = "utf-8"
+    column: str | None = None
+    separator: str | None = None
+
+
+def read_documents(file: LocalFile, reading: Reading, start: int = 0) -> Iterator[str | None]:
+    """Yield the documents of a file from the one numbered `start` on, None where a row holds none.
+
+    Raises:
+        UserError: the file is damaged, its column holds something other than text, or a library is missing.
+    """
+    if reading.column is None:
+        yield from islice(_whole_texts(file, reading), start, None)
+        return
+    rows = read_rows(file, reading.encoding, [reading.column], start)
+    for number, row in enumerate(rows, start=start + 1):
+        text = row.get(reading.column) if row else None
+        if text is not None and not isinstance(text, str):
+            raise UserError(
+                f"{file.path} holds {_kind(text)} in its column {reading.column!r} (row {number:,}), and documents are "
+                "text"
+            )
+        yield text
+
+
+def read_rows(
+    file: LocalFile, encoding: str, columns: Sequence[str] | None = None, start: int = 0
+) -> Iterator[Row | None]:
+    """Yield the rows of a file from the one numbered `start` on; None for an empty line.
+
+    Args:
+        columns: those to read where a format can leave others out; the rest of a row does not matter.
+
+    Raises:
+        UserError: the file is damaged, or something in it is not a row.
+    """
+    with _damage_explained(file):
+        if file.format == PARQUET:
+            yield from _parquet_rows(file, columns, start)
+        elif file.format == ARROW:
+            yield from islice(_arrow_rows(file, columns), start, None)
+        elif file.format == CSV:
+            yield from islice(_csv_rows(file, encoding), start, None)
+        elif file.format == JSON:
+            yield from _json_rows(file, encoding, start)
+
+
+def text_columns(file: LocalFile, encoding: str) -> tuple[list[str], list[str]]:
+    """Return all columns of a file, and those that hold text, by their types or the first thousand rows."""
+    with _damage_explained(file):
+        if file.format in (PARQUET, ARROW):
+            schema = _schema(file)
+            return list(schema.names), [field.name for field in schema if is_text(field.type)]
+    columns: dict[str, list[str]] = {}
+    for row in islice(read_rows(file, encoding), ROWS_AT_ONCE):
+        for name, value in (row or {}).items():
+            columns.setdefault(name, []).extend([value] if isinstance(value, str) and value.strip() else [])
+    return list(columns), [name for name, values in columns.items() if values]
+
+
+def sample_of(file: LocalFile, encoding: str, column: str) -> list[str]:
+    """Return the texts in a column of the first thousand rows."""
+    rows = islice(read_rows(file, encoding, [column]), ROWS_AT_ONCE)
+    return [row[column] for row in rows if row and isinstance(row.get(column), str)]
+
+
+def is_text(kind: pyarrow.DataType) -> bool:
+    """Return whether an Arrow type is text: a string, a view of one, or a category of strings.
+
+    Example:
+        >>> is_text(pyarrow.dictionary(pyarrow.int8(), pyarrow.string())), is_text(pyarrow.int64())
+        (True, False)
+    """
+    if pyarrow.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    types = pyarrow.types
+    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    return any(test(kind) for test in tests)
+
+
+# Whole texts
+
+
+def _whole_texts(file: LocalFile, reading: Reading) -> Iterator[str]:
+    with _damage_explained(file):
+        if file.format == PDF:
+            yield _text_of_pdf(file)
+        elif file.format == HTML:
+            yield _text_of_html(file, reading.encoding)
+        else:
+            with open_text(file, reading.encoding) as text:
+                yield from split_text(text, reading.separator)
+
+
+def split_text(text: TextIO, separator: str | None) -> Iterator[str]:
+    r"""Yield the documents between separators, without line ends around them; without a separator, the text as it is.
+
+    Args:
+        separator: the text between documents; None stands for lines of `<|endoftext|>`.
+
+    Example:
+        >>> import io
+        >>> list(split_text(io.StringIO("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n"), None))
+        ['One.', 'Two.']
+        >>> list(split_text(io.StringIO("One.\n***\nTwo."), "***"))
+        ['One.', 'Two.']
+        >>> list(split_text(io.StringIO("One.\n"), None))
+        ['One.\n']
+    """
+    parts: list[str] = []
+    is_divided = False
+    for piece, ends in _pieces(text, separator):
+        parts.append(piece)
+        if ends:
+            is_divided = True
+            if document := "".join(parts).strip("\n"):
+                yield document
+            parts = []
+    last = "".join(parts)
+    if not is_divided:
+        yield last
+    elif last.strip():
+        yield last.strip("\n")
+
+
+def _pieces(text: TextIO, separator: str | None) -> Iterator[tuple[str, bool]]:
+    """Yield the text in pieces, each with whether a separator follows it."""
+    kept = ""
+    while chunk := text.read(CHUNK):
+        if separator is None:
+            *ended, rest = ENDOFTEXT.split(chunk + text.readline())
+        else:
+            *ended, rest = (kept + chunk).split(separator)
+            held = len(rest) - (len(separator) - 1)  # what follows may be the beginning of a separator
+            rest, kept = (rest[:held], rest[held:]) if held > 0 else ("", rest)
+        yield from ((piece, True) for piece in ended)
+        yield rest, False
+    yield kept, False
+
+
+def _text_of_html(file: LocalFile, encoding: str) -> str:
+    """Return the text of a page as a browser breaks it into lines, without scripts, styles and menus."""
+    try:
+        from bs4 import BeautifulSoup
+        from bs4.element import NavigableString
+    except ImportError as error:
+        raise UserError(f"{file.path} is HTML, whose text needs beautifulsoup4: {DOCUMENTS_EXTRA}") from error
+    with open_text(file, encoding) as text:
+        page = BeautifulSoup(text.read(), "html.parser")
+    for tag in page(HTML_WITHOUT_TEXT):
+        tag.decompose()
+    for node in page.find_all(string=True):
+        if type(node) is NavigableString and node.find_parent("pre") is None:  # comments have a type of their own
+            node.replace_with(re.sub(r"\s+", " ", node))
+    for tag in page("br"):
+        tag.replace_with("\n")
+    for tag in page(HTML_BLOCKS):
+        tag.insert_before("\n\n")
+        tag.insert_after("\n\n")
+    lines = "\n".join(line.rstrip() if "  " in line else line.strip() for line in page.get_text().split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
+
+
+def _text_of_pdf(file: LocalFile) -> str:
+    try:
+        from pypdf import PdfReader
+        from pypdf.errors import PyPdfError
+    except ImportError as error:
+        raise UserError(f"{file.path} is a PDF, whose text needs pypdf: {DOCUMENTS_EXTRA}") from error
+    try:
+        return "\n\n".join(filter(str.strip, (page.extract_text() for page in PdfReader(file.path).pages)))
+    except PyPdfError as error:
+        raise UserError(f"{file.path} cannot be read, it may be damaged or locked by a password: {error}") from error
+
+
+# Rows
+
+
+def _parquet_rows(file: LocalFile, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
+    with ParquetFile(file.path) as parquet:
+        for group in range(parquet.num_row_groups):
+            count = parquet.metadata.row_group(group).num_rows
+            if start >= count:
+                start -= count
+                continue
+            wanted = _existing(columns, parquet.schema_arrow)
+            for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted):
+                yield from islice(batch.to_pylist(), min(start, len(batch)), None)
+                start = max(0, start - len(batch))
+
+
+def _arrow_rows(file: LocalFile, columns: Sequence[str] | None) -> Iterator[Row]:
+    with pyarrow.memory_map(str(file.path)) as source, _open_arrow(source) as reader:
+        batches: Iterable[pyarrow.RecordBatch] = (
+            map(reader.get_batch, range(reader.num_record_batches)) if hasattr(reader, "get_batch") else reader
+        )
+        for batch in batches:
+            wanted = batch.select(_existing(columns, batch.schema))
+            for begin in range(0, len(wanted), ROWS_AT_ONCE):
+                yield from wanted.slice(begin, ROWS_AT_ONCE).to_pylist()
+
+
+def _open_arrow(source: pyarrow.NativeFile) -> Any:
+    """Return a reader of an Arrow file, or of an Arrow stream, as `datasets` writes it."""
+    try:
+        return pyarrow.ipc.open_file(source)
+    except pyarrow.ArrowInvalid:
+        source.seek(0)
+        return pyarrow.ipc.open_stream(source)
+
+
+def _existing(columns: Sequence[str] | None, schema: pyarrow.Schema) -> list[str]:
+    return [name for name in schema.names if columns is None or name in columns]
+
+
+def _schema(file: LocalFile) -> pyarrow.Schema:
+    if file.format == PARQUET:
+        with ParquetFile(file.path) as parquet:
+            return parquet.schema_arrow
+    with pyarrow.memory_map(str(file.path)) as source, _open_arrow(source) as reader:
+        return reader.schema
+
+
+def _csv_rows(file: LocalFile, encoding: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    with open_text(file, encoding, newline="") as text:
+        header = text.readline()
+        if not header.strip():
+            raise UserError(f"{file.path} has no header: its first line should name the columns, such as text")
+        delimiter = max("\t,;", key=header.count) if any(mark in header for mark in "\t,;") else ","
+        names = next(csv.reader([header], delimiter=delimiter))
+        yield from csv.DictReader(text, fieldnames=[name.strip() for name in names], delimiter=delimiter)
+
+
+def _json_rows(file: LocalFile, encoding: str, start: int) -> Iterator[Row | None]:
+    """Yield the rows of JSON lines, or those of a file that is one JSON value."""
+    with _json_lines(file, encoding) as lines:
+        first, second = next(lines, None), next(lines, None)
+        if first is not None and second is not None and _is_row(first):
+            for number, line in enumerate(chain([first, second], lines)):
+                if number >= start:
+                    yield (
+                        _row_of_line(line, f"{file.path} cannot be read: line {number + 1:,}") if line.strip() else None
+                    )
+            return
+    if first is not None:
+        yield from islice(_rows_of_value(file, encoding), start, None)
+
+
+@contextmanager
+def _json_lines(file: LocalFile, encoding: str) -> Iterator[Iterator[bytes] | Iterator[str]]:
+    if encoding in UTF_8:
+        with open_bytes(file) as content:
+            if encoding != "utf-8":
+                content.read(3)  # the byte order mark
+            yield content
+    else:
+        with open_text(file, encoding, newline="\n") as text:
+            yield text
+
+
+def _is_row(line: bytes | str) -> bool:
+    """Return whether the first of several lines is a row, and not the beginning of a value that fills the file."""
+    try:
+        value = parse_line(line)
+    except ValueError:
+        return line.strip()[:1] not in (b"[", b"{", "[", "{")
+    return not isinstance(value, list) or is_messages(value)
+
+
+def _row_of_line(line: bytes | str, where: str) -> Row:
+    try:
+        value = parse_line(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON, it may be cut short: {error}") from error
+    return _row_of(value, where)
+
+
+def _rows_of_value(file: LocalFile, encoding: str) -> Iterator[Row]:
+    with open_text(file, encoding) as text:
+        content = text.read()
+    try:
+        value = parse_line(content)
+    except ValueError as error:
+        raise UserError(f"{file.path} cannot be read, it may be damaged: {error}") from error
+    if isinstance(value, dict):
+        lists = [each for each in value.values() if isinstance(each, list)]
+        is_wrapped = len(lists) == 1 and all(isinstance(each, dict) for each in lists[0]) and not is_messages(lists[0])
+        value = lists[0] if is_wrapped else _rows_of_columns(value)
+    if is_messages(value) or not isinstance(value, list):
+        value = [value]
+    for number, each in enumerate(value, start=1):
+        yield _row_of(each, f"{file.path} cannot be read: item {number:,}")
+
+
+def _rows_of_columns(value: Row) -> list[Row]:
+    """Return the rows of an object of columns, as pandas writes them; any other object is a row."""
+    columns = list(value.values())
+    if columns and all(isinstance(column, dict) for column in columns):
+        keys = list(columns[0])
+        if all(list(column) == keys for column in columns):
+            return [{name: column[key] for name, column in value.items()} for key in keys]
+    if columns and all(isinstance(column, list) and not is_messages(column) for column in columns):
+        return [dict(zip(value, cells, strict=False)) for cells in zip(*columns, strict=False)]
+    return [value]
+
+
+def parse_line(line: bytes | str) -> Any:
+    """Return the value of a JSON text; ValueError if it is none, or is nested without end."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:  # it may still be what Python reads: NaN, or half of a surrogate pair
+        try:
+            return json.loads(line)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+def is_messages(value: object) -> bool:
+    """Return whether a value is a list of messages, in any usual form.
+
+    Example:
+        >>> is_messages([{"role": "user", "content": "Hi"}]), is_messages([{"text": "Hi"}])
+        (True, False)
+    """
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, dict) and ("role" in each or "from" in each) for each in value)
+    )
+
+
+def _row_of(value: object, where: str) -> Row:
+    """Return a row: an object as it is, text as a document, and a list of messages as a conversation."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str):
+        return {"text": value}
+    if is_messages(value):
+        return {"messages": value}
+    raise UserError(f"{where} is {_kind(value)}, and not a row")
+
+
+def _kind(value: object) -> str:
+    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+@contextmanager
+def _damage_explained(file: LocalFile) -> Iterator[None]:
+    """Convert what the readers raise about damaged content to a UserError."""
+    try:
+        yield
+    except (csv.Error, pyarrow.ArrowException) as error:
+        raise UserError(f"{file.path} cannot be read, it may be damaged: {str(error).splitlines()[0]}") from error
