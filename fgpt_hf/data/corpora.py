@@ -22,8 +22,8 @@ from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.columns import USUAL
 from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture
 from fgpt_hf.data.file_hashes import file_identities
-from fgpt_hf.data.local_files import is_local
-from fgpt_hf.data.local_text import open_local
+from fgpt_hf.data.local_files import PARQUET, is_local
+from fgpt_hf.data.local_text import LocalShard, ScannedFile, open_local
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.readers import is_text
 from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets
@@ -71,8 +71,23 @@ class ParquetShard(NamedTuple):
     column: str | None
     version: str
     repeats: float = 1.0
+    local: ScannedFile | None = None
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
+        if self.local is None:
+            yield from self._read(start)
+            return
+        scan = self.local.scan
+        left_out = {*scan.blank, *scan.equal, *scan.not_chosen}
+        with ParquetFile(self.local.file.path) as parquet:
+            sizes = [parquet.metadata.row_group(part).num_rows for part in range(parquet.num_row_groups)]
+        for texts, (part, stop) in self._read(start):
+            first = sum(sizes[:part]) + stop - len(texts)
+            kept = [None if number in left_out else text for number, text in enumerate(texts, start=first)]
+            yield kept, ShardPosition(part, stop)
+        self.local.file.require_unchanged(self.local.digest)
+
+    def _read(self, start: ShardPosition) -> Iterator[Texts]:
         first, skipped = start
         with fsspec.open(self.name) as file, ParquetFile(file) as parquet:
             column = text_column(self, parquet.schema_arrow)
@@ -153,11 +168,19 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
     """
     entries = parse_mixture(source.dataset_name)
     local = [entry for entry in entries if entry.name not in CORPORA.names and is_local(entry.name)]
-    shards: list[Shard] = [*open_local(local, source)] if local else []
+    shards: list[Shard] = list(map(_by_row_groups, open_local(local, source))) if local else []
     for entry in entries:
         if entry not in local:
             shards += _open_named(entry, source)
     return in_order(shards)
+
+
+def _by_row_groups(shard: LocalShard) -> Shard:
+    """Return a shard that is one parquet file as one whose parts are its row groups."""
+    (first, *others) = shard.files
+    if others or first.file.format != PARQUET:
+        return shard
+    return ParquetShard(shard.name, first.scan.reading.column, shard.version, shard.repeats, first)
 
 
 def _open_named(entry: MixtureEntry, source: TextSource) -> Sequence[Shard]:

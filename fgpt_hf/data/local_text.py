@@ -171,15 +171,19 @@ def _say(report: str) -> None:
 
 
 def _grouped(files: Iterable[ScannedFile]) -> Iterator[list[ScannedFile]]:
-    """Yield the files that hold documents in groups of about `SHARD_BYTES`."""
+    """Yield the files that hold documents in groups of about `SHARD_BYTES`; files that open at any row stay alone."""
     group: list[ScannedFile] = []
     for each in files:
         if not each.scan.kept:
             continue
-        if group and sum(other.file.size for other in group) + each.file.size > SHARD_BYTES:
+        alone = each.file.format in (PARQUET, ARROW)
+        if group and (alone or sum(other.file.size for other in group) + each.file.size > SHARD_BYTES):
             yield group
             group = []
         group.append(each)
+        if alone:
+            yield group
+            group = []
     if group:
         yield group
 

@@ -10,6 +10,7 @@ from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, Tuning
 from fgpt_hf.data.dataset_names import parse_mixture
 from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.sources import CONVERSATIONS, PREFERENCES, on_hub
+from fgpt_hf.errors import UserError
 from fgpt_hf.parsing import as_type
 from fgpt_hf.training.provenance import Provenance
 
@@ -82,7 +83,11 @@ class Stage:
     def datasets(self) -> list[DatasetName]:
         """The data that the stage was trained on."""
         name = self._source("dataset_name")
-        return [self._dataset(entry.name) for entry in parse_mixture(name)]
+        try:
+            names = [entry.name for entry in parse_mixture(name)]
+        except UserError:  # a name that was written by hand
+            names = [name]
+        return [self._dataset(name) for name in names]
 
     @property
     def base_model(self) -> str | None:

@@ -83,6 +83,7 @@ def test_a_known_corpus_comes_in_a_random_order_that_is_always_the_same(monkeypa
 @pytest.mark.parametrize("row_group_size", [7, 1000, 5000])
 def test_reading_goes_on_at_any_position(tmp_path: Path, row_group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "DOCUMENTS_AT_ONCE", 10)
+    monkeypatch.setattr("fgpt_hf.data.local_text.DOCUMENTS_AT_ONCE", 10)
     texts = documents(53, most_words=5)
     write_shard(tmp_path / "a.parquet", texts, row_group_size)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

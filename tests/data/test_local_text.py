@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_one_line_with_what_would_work(tmp_path: Path) ->
         "blank.txt": "\n",
         "plain.csv": "It was the best of times\nIt was the worst of times\n",
         "two.csv": "first,second\nSome words,Other words\n",
-        "chats.jsonl": '{"messages": []}\n',
+        "chats.jsonl": '{"messages": []}\n{"messages": []}\n',
         "locked.pdf": "%PDF-1.4 nothing",
     }
     for name, text in files.items():
@@ -285,7 +285,7 @@ def test_what_cannot_be_read_is_one_line_with_what_would_work(tmp_path: Path) ->
         "blank.txt": "no text in ",
         "plain.csv": "has no header: its first line should name the columns, such as text",
         "two.csv": "give the one of the documents as --text_column_name, one of first, second",
-        "chats.jsonl": "conversations are for train_instruct.py",
+        "chats.jsonl": "holds conversations, which are for train_instruct.py",
         "locked.pdf": "locked.pdf cannot be read, it may be damaged",
         "no/*.txt": "no file matches this glob",
         "none.txt": "there is no such file",

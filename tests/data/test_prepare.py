@@ -224,10 +224,10 @@ def test_a_record_of_another_version_is_named(source: TextSource, tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        ("a.jsonl", b'{"text": ""}\n{"text": null}\n', "holds no text"),
-        ("a.jsonl", b'{"other": ""}\n', "has no column 'text'"),
-        ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl cannot be read"),
-        ("a.txt", b"caf\xe9", "a.txt cannot be read"),
+        ("a.jsonl", b'{"text": ""}\n{"text": null}\n', "none of them holds text"),
+        ("a.jsonl", b'{"other": ""}\n', "has the columns other, and none of them holds text"),
+        ("a.jsonl", bytes(range(256)), "a.jsonl cannot be read"),
+        ("a.txt", bytes(range(256)), "a.txt cannot be read"),
         ("a.parquet", b"PAR1", "a.parquet cannot be read"),
     ],
 )

@@ -97,7 +97,7 @@ def test_documents_that_have_changed_are_prepared_anew_and_end_a_stream(run: Bas
 def test_the_content_of_the_documents_decides_whether_a_run_goes_on(tmp_path: Path, streaming: bool) -> None:
     texts = documents(90)
     file = tmp_path / "a.txt"
-    file.write_text("\n\n".join(texts))
+    file.write_text("\n<|endoftext|>\n".join(texts))
     run = BaseRun(
         dataset_name=str(file),
         validation_fraction=0.1,
@@ -109,13 +109,15 @@ def test_the_content_of_the_documents_decides_whether_a_run_goes_on(tmp_path: Pa
     batches.take(3)
     state, expected = batches.state_dict(), batches.take(5)["input_ids"]
 
-    file.write_text("\n\n".join(texts))
+    file.write_text("\n<|endoftext|>\n".join(texts))
     os.utime(file, (1, 1))
     resumed = load_pretraining_data(run).batches(0, 1)
     resumed.load_state_dict(state)
     assert torch.equal(resumed.take(5)["input_ids"], expected)
 
-    file.write_text("\n\n".join([*texts[:50], texts[50].upper(), *texts[51:]]))  # as many bytes and documents
+    file.write_text(
+        "\n<|endoftext|>\n".join([*texts[:50], texts[50].upper(), *texts[51:]])
+    )  # as many bytes and documents
     os.utime(file, (1, 1))
     resumed = load_pretraining_data(run).batches(0, 1)
     with pytest.raises(UserError, match="changed.*restore"):

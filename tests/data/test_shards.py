@@ -232,8 +232,8 @@ def test_rows_of_a_folder_have_the_fingerprint_of_their_content(
     prepare(source, tmp_path / "again")
     assert fingerprint(tmp_path / "again") == fingerprint(prepared)
     texts = documents(70)
-    (tmp_path / "a.txt").write_text("\n\n".join(texts))
-    (tmp_path / "b.txt").write_text("\n\n".join([*texts[:-1], texts[-1].upper()]))
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(texts))
+    (tmp_path / "b.txt").write_text("\n<|endoftext|>\n".join([*texts[:-1], texts[-1].upper()]))
     for name in ("a", "b"):
         prepare(replace(source, dataset_name=str(tmp_path / f"{name}.txt")), tmp_path / name)
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")

@@ -121,7 +121,12 @@ def test_rows_of_a_buffer_are_in_random_order(source: TextSource, pool: Tokenize
 
 def test_text_that_spells_a_control_token_stays_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join(f"say {token} now {n}" for n in range(9) for token in CONTROL_TOKENS))
-    source = TextSource(dataset_name=str(tmp_path / "a.txt"), max_position_embeddings=32, validation_fraction=0.1)
+    source = TextSource(
+        dataset_name=str(tmp_path / "a.txt"),
+        document_separator=r"\n\n",
+        max_position_embeddings=32,
+        validation_fraction=0.1,
+    )
     with closing(TokenizerPool(source, workers=1)) as pool:
         (buffer,) = pool.packed_buffers(open_corpus(source), EpochPosition())
     for split in SPLITS:
