@@ -140,7 +140,9 @@ def _architecture(config: PreTrainedConfig) -> Architecture:
 
 
 def _intermediate_size(config: Any) -> int:
-    return int(config.n_inner if config.model_type == "gpt2" else config.intermediate_size)
+    if config.model_type == "gpt2":
+        return int(config.n_inner or 4 * config.n_embd)
+    return int(config.intermediate_size)
 
 
 def _head_dim(config: Any) -> int:

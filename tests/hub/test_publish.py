@@ -209,8 +209,8 @@ def test_ollama_prompts_a_chat_model_as_its_own_template_does(tmp_path: Path) ->
 
 def test_an_exported_gpt2_is_published_as_it_is(run: Path, tmp_path: Path) -> None:
     main.run(["export", str(run), str(tmp_path / "gpt2"), "--format", "gpt2"])
-    with files_to_publish(tmp_path / "gpt2", HERE, CardOptions()) as files:
-        assert files["config.json"] == tmp_path / "gpt2" / "config.json"
+    with files_to_publish(tmp_path / "gpt2", HERE, CardOptions(gguf=("F16",))) as files:
+        assert files["config.json"] == tmp_path / "gpt2" / "config.json" and "tiny-F16.gguf" in files
         assert b"trust_remote_code" not in bytes(files["README.md"])
 
 
