@@ -196,8 +196,8 @@ def _compute_in_float32(model: PreTrainedModel) -> None:
     """Turn what is no linear layer to float32, but not the table of the tokens, which would be a large part of it."""
     table = model.get_input_embeddings()
     for parameter in model.parameters():
-        if parameter is not table.weight:
-            parameter.data = parameter.data.float()
+        # The table is copied, because it would keep the whole file of weights mapped into memory.
+        parameter.data = parameter.data.clone() if parameter is table.weight else parameter.data.float()
     model.set_input_embeddings(Float32Output(table))
 
 
