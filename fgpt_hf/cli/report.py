@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 from fgpt_hf.errors import UserError
 
-Runs = Annotated[list[Path], Argument(metavar="RUN...", help="Folders of one run, or of several to compare.")]
+Runs = Annotated[list[Path], Argument(metavar="RUN", help="Folders of one run, or of several to compare.")]
 Page = Annotated[Path | None, Option("--html", help="Also write the report to this file, with curves and samples.")]
 Watch = Annotated[bool, Option("--watch", help="Show a run while it trains, until it is finished or Ctrl-C.")]
 

@@ -73,7 +73,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["--vers"], "No such option: --vers. Did you mean --version? (fgpt --help explains)"),
         (["evaluate", "model", "--limt"], "No such option: --limt. Did you mean --limit? (fgpt evaluate --help"),
         (["export", "model", "out"], "Missing option '--format' (fgpt export --help explains)"),
-        (["report"], "Missing argument 'RUN...' (fgpt report --help explains)"),
+        (["report"], "Missing argument 'RUN' (fgpt report --help explains)"),
         (["evaluate", "model", "--limit", "many"], "'--limit': 'many' should be a valid integer"),
         (["publish", "model", "user/name", "--as", "llama"], "'--as': 'llama' is not one of 'fgpt', 'gpt2'"),
         (["prepare", "--max_train_tokenz=3"], "'--max_train_tokenz=3': did you mean --max_train_tokens?"),

@@ -107,7 +107,7 @@ def test_one_run_has_a_page_too(runs: list[Path]) -> None:
         (["{0}", "--html", "report.html", "--watch"], "--watch and --html exclude each other"),
         (["{0}", "{1}", "--watch"], "--watch shows one run, not 2"),
         (["{1}/nowhere", "--watch"], "nowhere is not a run"),
-        ([], "Missing argument 'RUN...'"),
+        ([], "Missing argument 'RUN'"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(
