@@ -13,11 +13,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: install
-	$(BIN)/python train_base.py --preset quickstart --output_dir runs/quickstart/base --overwrite_output_dir
+	$(BIN)/python train_base.py --preset quickstart-modern --output_dir runs/quickstart/base --overwrite_output_dir
 	$(BIN)/python train_instruct.py --preset quickstart --output_dir runs/quickstart/instruct --overwrite_output_dir
 	$(BIN)/python train_preference.py --preset quickstart --output_dir runs/quickstart/preference --overwrite_output_dir
-	$(BIN)/fgpt evaluate runs/quickstart/base/model runs/quickstart/preference/model --tasks pydocs-choice --limit 64
-	$(BIN)/fgpt chat runs/quickstart/preference --greedy 'What does `load(path)` do?'
+	$(BIN)/fgpt evaluate runs/quickstart/base/model runs/quickstart/preference/model --tasks basic-qa,capitals-unseen
+	$(BIN)/fgpt chat runs/quickstart/preference --greedy 'What is the capital of France?'
+	$(BIN)/fgpt chat runs/quickstart/preference --greedy 'What is 2 + 2?'
 
 # The newest stage that the quickstart has reached, beside the base model where it came from one.
 STAGE = $(firstword $(wildcard $(foreach stage,preference instruct base,runs/quickstart/$(stage)/model)))

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeAlias
 
 from datasets import Dataset
 
+from fgpt_hf.data.splits import document_hash
+
 # Countries whose capitals have one well-known English name, and have kept it.
 COUNTRIES = (
     *("Algeria", "Argentina", "Australia", "Austria", "Belgium", "Brazil", "Canada", "Chile", "China", "Cuba"),
@@ -74,18 +76,22 @@ Wordings: TypeAlias = Sequence[str]
 
 
 def load_basic_qa() -> Dataset:
-    """Return a conversation for each fact in each wording that is trained on: rows of `messages`.
+    """Return a conversation for each fact in each wording that is trained on: rows of `messages` and `document_hash`.
+
+    Validation may hold out some of them, but none of `first_questions` unless its fraction is above a half.
 
     Example:
         >>> [message["content"] for message in load_basic_qa()[0]["messages"]]
         ['What is the capital of Algeria?', 'The capital of Algeria is Algiers.']
     """
-    return Dataset.from_list(
-        [
-            {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-            for asked, answer in trained_questions()
-        ]
-    )
+    first = set(first_questions())
+    rows = []
+    for question in trained_questions():
+        asked, answer = question
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        fraction = document_hash(asked)
+        rows.append({"messages": messages, "document_hash": (1 + fraction) / 2 if question in first else fraction})
+    return Dataset.from_list(rows)
 
 
 def trained_questions() -> list[Question]:

@@ -12,7 +12,7 @@ import yaml
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.options import described_fields
 from fgpt_hf.config.parser import parse_run
-from fgpt_hf.config.presets import PREFERENCE_PRESETS, PRESETS
+from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun, InstructRun
 
 
@@ -169,15 +169,15 @@ def test_an_open_micro_batch_is_recorded_and_a_later_number_closes_it(tmp_path: 
 @pytest.mark.parametrize(
     ("flags", "tasks"),
     [
-        ([], "pydocs-choice"),
+        ([], "basic-qa,capitals-unseen"),
         (["--dataset_name=novels"], None),
-        (["--dataset_name=pydocs,novels"], None),
+        (["--dataset_name=pydocs-chat,novels"], None),
         (["--dataset_name=novels", "--eval_tasks=pydocs-choice"], "pydocs-choice"),
         (["--dataset_name=novels", "--eval-tasks", "hellaswag"], "hellaswag"),
     ],
 )
 def test_a_presets_benchmarks_come_with_the_presets_data_only(flags: list[str], tasks: str | None) -> None:
-    assert parse_run(BaseRun, PRESETS, ["--preset=quickstart", *flags]).eval_tasks == tasks
+    assert parse_run(InstructRun, INSTRUCT_PRESETS, ["--preset=quickstart", *flags]).eval_tasks == tasks
 
 
 def test_fewer_rows_of_the_presets_data_keep_its_benchmarks() -> None:

@@ -30,4 +30,6 @@ def test_a_question_has_one_answer_and_a_country_has_a_capital() -> None:
 def test_rows_are_conversations_of_one_turn() -> None:
     rows = load_basic_qa()
     assert len(rows) == 1092
+    first = {question.question for question in first_questions()}
+    assert min(row["document_hash"] for row in rows if row["messages"][0]["content"] in first) >= 0.5
     assert [message["role"] for message in rows[500]["messages"]] == ["user", "assistant"]
