@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from fgpt_hf.data.splits import SPLITS, encode_splits
+from fgpt_hf.data.splits import SPLITS, ValidationRule, encode_splits
 from fgpt_hf.workers import BackgroundIterator, process_pool
 
 POOL = """
@@ -71,7 +71,7 @@ def test_workers_outlive_signals_to_the_whole_group_and_write_no_traceback() -> 
 def test_a_worker_that_reads_sources_and_tokenizes_loads_no_torch() -> None:
     """It would take each worker seconds and hundreds of megabytes."""
     with process_pool(1) as pool:
-        encoded = pool.submit(encode_splits, ["Once upon a time"], 0.5, SPLITS).result()
+        encoded = pool.submit(encode_splits, ["Once upon a time"], ValidationRule(0.5), SPLITS).result()
         pool.submit(eval, "__import__('fgpt_hf.data.pydocs') and None").result()
         loaded = set(pool.submit(eval, "list(__import__('sys').modules)").result())
     assert sum(len(ids) for documents in encoded.values() for ids in documents) > 0

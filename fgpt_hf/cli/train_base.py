@@ -56,9 +56,9 @@ def main(arguments: Sequence[str]) -> None:
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
         loss = ValidationLoss(run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows)
         benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
-        prompts = [prompt, beginning_of(tokenizer, data.validation[0, 1:], context)]
+        held_out = [beginning_of(tokenizer, row[1:], context) for row in data.validation[:1]]
         write = stage.folder.append_sample
-        samples = Samples(run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed)
+        samples = Samples(run.sample_steps, accelerator, model, tokenizer, [prompt, *held_out], write, run.seed)
 
         # Train
         objective = LanguageModelObjective(model)

@@ -144,7 +144,11 @@ class TextSource:
         None, "Encoding of files on this machine, such as cp1252.", unset="recognized", fixed_on_resume=True
     )
     validation_fraction: float = option(
-        0.01, "Fraction of the documents held out for validation.", below=1, fixed_on_resume=True
+        0.01,
+        "Fraction of the documents held out for validation, chosen by a hash of each: at least one; 0 holds out none.",
+        minimum=0,
+        below=1,
+        fixed_on_resume=True,
     )
     max_position_embeddings: int = option(
         1024, "Context of the model and length of a training row, in tokens.", fixed_on_resume=True
@@ -178,7 +182,8 @@ class DatasetOptions:
     )
     validation_fraction: float = option(
         0.05,
-        "Fraction of the rows held out for validation, chosen by a hash of each row.",
+        "Fraction of the rows held out for validation, chosen by a hash of each row: at least one; 0 holds out none.",
+        minimum=0,
         below=1,
         fixed_on_resume=True,
     )

@@ -62,7 +62,10 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
         def read(row: DatasetRow, row_id: str, repeats: float) -> Conversation:
             messages = _checked(_messages_of(row, layouts))
             fraction = hash_fraction_of(row, messages)
-            return Conversation(messages=messages, row_id=row_id, hash_fraction=fraction, repeats=repeats)
+            derived = "document_hash" in row
+            return Conversation(
+                messages=messages, row_id=row_id, hash_fraction=fraction, repeats=repeats, is_derived=derived
+            )
 
         return rows, read
 

@@ -22,7 +22,7 @@ from fgpt_hf.data.conversations import Conversation, Message, load_conversations
 from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import Ids, assign_to_fewest_rows
 from fgpt_hf.data.sources import DataProvenance
-from fgpt_hf.data.splits import TRAIN, VALIDATION, SplitSize
+from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, SplitSize
 from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
 
@@ -96,11 +96,12 @@ def load_instruct_data(run: InstructRun, tokenizer: PreTrainedTokenizerBase, con
     train, validation = split_rows(encoded, run, "conversations", issues)
     rows = pack_chats([chat for conversation, chat in train for _ in range(conversation.times_an_epoch)], length)
     description = f"{run.dataset_name}: {len(train):,} conversations in {rows}; {len(validation):,} held out"
+    nothing_held_out = "" if validation else NOTHING_HELD_OUT
     return InstructData(
         rows,
         pack_chats([chat for _, chat in validation], length)[: run.max_eval_rows],
         [_prompt(conversation) for conversation, _ in validation[: run.validation_prompts]],
-        "\n".join(filter(None, [description, str(issues)])),
+        "\n".join(filter(None, [description, nothing_held_out, str(issues)])),
         DataProvenance({TRAIN: _size(train), VALIDATION: _size(validation)}),
     )
 

@@ -19,7 +19,7 @@ from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.dataset_names import chosen_rows, parse_mixture
 from fgpt_hf.data.local_rows import LocalRows
 from fgpt_hf.data.sources import DatasetRegistry, load_rows
-from fgpt_hf.data.splits import document_hash
+from fgpt_hf.data.splits import document_hash, validation_threshold
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
@@ -35,13 +35,15 @@ class MixtureRow:
 
     Attributes:
         row_id: its name in messages, "row 7 of smol-smoltalk".
-        hash_fraction: a hash in [0, 1); the row is held out if this is below `validation_fraction`.
+        hash_fraction: a hash in [0, 1); the rows of the smallest ones are held out.
         repeats: how often an epoch has it, on average.
+        is_derived: whether the hash is that of a document that other data sets are made of too.
     """
 
     row_id: str
     hash_fraction: float
     repeats: float = 1.0
+    is_derived: bool = False
 
     @property
     def times_an_epoch(self) -> int:
@@ -142,17 +144,36 @@ def split_rows(
 ) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
     """Return the rows to train on and those to hold out, each with what was made of it.
 
+    The rows of the smallest hashes are held out: `run.validation_fraction` of them, but at least one, and none with 0.
+    Rows that are derived from documents are held out with these: if their hash is below the fraction.
+
     Args:
         kind: what a row is in the message, "conversations".
 
     Raises:
-        UserError: one of the two would be empty.
+        UserError: one of the two would be empty, though some rows should be held out.
     """
-    train = [item for item in rows if item[0].hash_fraction >= run.validation_fraction]
-    validation = [item for item in rows if item[0].hash_fraction < run.validation_fraction]
-    if not train or not validation:
+    fraction = run.validation_fraction
+    own = validation_threshold((row.hash_fraction for row, _ in rows if not row.is_derived), fraction)
+    train, validation = _divide(rows, lambda row: fraction if row.is_derived else own)
+    if fraction and not (train and validation):
+        threshold = validation_threshold((row.hash_fraction for row, _ in rows), fraction)
+        train, validation = _divide(rows, lambda row: threshold)
+    if not train or (fraction and not validation):
         raise UserError(
-            f"{run.dataset_name} with validation_fraction={run.validation_fraction} gives {len(train)} {kind} to train "
-            f"on and {len(validation)} to hold out, and both are needed{f' ({issues})' if len(issues) else ''}"
+            f"{run.dataset_name} with validation_fraction={fraction} gives {len(train)} {kind} to train on and "
+            f"{len(validation)} to hold out, and both are needed; --validation_fraction 0 holds none out"
+            f"{f' ({issues})' if len(issues) else ''}"
         )
+    return train, validation
+
+
+def _divide(
+    rows: Sequence[tuple[ReadRow, Encoding]], threshold: Callable[[ReadRow], float]
+) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+    """Return the rows whose hash is at least the threshold for them, and the others."""
+    train: list[tuple[ReadRow, Encoding]] = []
+    validation: list[tuple[ReadRow, Encoding]] = []
+    for item in rows:
+        (validation if item[0].hash_fraction < threshold(item[0]) else train).append(item)
     return train, validation

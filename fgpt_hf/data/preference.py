@@ -23,7 +23,7 @@ from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.preference_pairs import Pair, load_pairs
 from fgpt_hf.data.sources import DataProvenance
-from fgpt_hf.data.splits import TRAIN, VALIDATION, SplitSize
+from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, SplitSize
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
 
@@ -138,12 +138,13 @@ def load_preference_data(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase,
     train, validation = split_rows(encoded, run, "pairs", issues)
     validation.sort(key=lambda item: item[0].hash_fraction)
     description = f"{run.dataset_name}: {len(train):,} pairs to train on, {len(validation):,} held out"
+    nothing_held_out = "" if validation else NOTHING_HELD_OUT
     return PreferenceData(
         PairRows.without_reference([tokenized for _, tokenized in train]),
         [pair.times_an_epoch for pair, _ in train],
         PairRows.without_reference([tokenized for _, tokenized in validation[: run.max_eval_rows]]),
         [list(pair.prompt) for pair, _ in validation[: run.validation_prompts]],
-        "\n".join(filter(None, [description, str(issues)])),
+        "\n".join(filter(None, [description, nothing_held_out, str(issues)])),
         DataProvenance({TRAIN: _size(train), VALIDATION: _size(validation)}),
     )
 

@@ -78,6 +78,7 @@ def _read_pair(row: DatasetRow, row_id: str, repeats: float) -> Pair:
         row_id=row_id,
         hash_fraction=hash_fraction_of(row, prompt),
         repeats=repeats,
+        is_derived="document_hash" in row,
     )
 
 

@@ -41,13 +41,14 @@ from fgpt_hf.data.shards import (
 )
 from fgpt_hf.data.splits import SPLITS, TRAIN, SplitSize, empty_split_error
 from fgpt_hf.data.stream import EpochPosition, PackedBuffer, TokenizerPool
+from fgpt_hf.data.validation_rule import validation_rule
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL, atomic_directory, locked, remove, sha256_of, write_sealed_json
 from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3  # to be raised whenever the same documents would give other rows, or the folder another form
+FORMAT_VERSION = 4  # to be raised whenever the same documents would give other rows, or the folder another form
 ANY_SHARD = "shard-*"
 SHARD_TOKENS = 1 << 27  # of training rows: a hundred billion tokens need fewer than a thousand files
 
@@ -90,7 +91,7 @@ def prepare(
             records = _Preparation(source, folder, shards, recipe, in_processes).run(max_train_tokens)
             sizes = total_size(records)
             for split in SPLITS:
-                if not sizes[split].rows:
+                if not sizes[split].rows and (split == TRAIN or source.validation_fraction):
                     _discard(folder)
                     raise empty_split_error(source.validation_fraction, split)
             write_sealed_json(folder / PREPARED, Manifest.of(recipe, records).as_json())
@@ -175,7 +176,8 @@ class _Preparation:
                     break
                 if pool is None:
                     write_sealed_json(self.folder / PREPARED, Manifest(self.recipe).as_json())
-                    pool = TokenizerPool(self.source, self.workers, self.in_processes)
+                    rule = validation_rule(self.source, self.shards)
+                    pool = TokenizerPool(self.source, self.workers, self.in_processes, rule)
                     resources.enter_context(closing(pool))
                     resources.callback(self._close_buffers)
                 self._write(pool, begin, enough)

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.constants import HF_HOME
@@ -32,8 +33,9 @@ from fgpt_hf.data.shards import (
     require_rows,
 )
 from fgpt_hf.data.sources import CORPORA, DataProvenance, on_hub
-from fgpt_hf.data.splits import TRAIN, VALIDATION
+from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, ValidationRule
 from fgpt_hf.data.stream import TokenizerPool, training_buffers, validation_rows
+from fgpt_hf.data.validation_rule import validation_rule
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import cached_array, locked, sha256_of
 from fgpt_hf.retries import reading, retry
@@ -97,6 +99,9 @@ def _load_from_hub(run: BaseRun) -> PreparedData:
         raise UserError(f"the preparation of {name} is not finished: push the rows again with `fgpt prepare`")
     rows = {}
     for split, size in manifest.sizes.items():
+        if not size.rows:
+            rows[split] = PreparedRows(Dataset.from_dict({}), str(manifest.content))
+            continue
         dataset = found.get(split, Dataset.from_dict({}))
         require_rows(f"the split {split} of {name}", dataset, size.rows, manifest.recipe.row_length)
         rows[split] = PreparedRows(dataset, str(manifest.content))
@@ -107,17 +112,19 @@ def _shuffled(run: BaseRun, data: PreparedData) -> PretrainingData:
     def batches(rank: int, processes: int) -> Batches:
         return ShuffledRows(data.rows[TRAIN], run.seed, rank, processes)
 
-    validation = data.rows[VALIDATION][list(range(min(run.max_eval_rows, len(data.rows[VALIDATION]))))]
-    recipe = data.manifest.recipe
+    recipe, held_out = data.manifest.recipe, data.rows[VALIDATION]
+    validation = np.empty((0, recipe.row_length), dtype=np.uint16)
+    if len(held_out):
+        validation = held_out[list(range(min(run.max_eval_rows, len(held_out))))]
     source = {name: getattr(recipe, name) for name in ("dataset_name", "dataset_config_name", "validation_fraction")}
     provenance = DataProvenance(data.manifest.sizes or {}, source)
-    return PretrainingData(batches, validation, str(data.manifest), provenance)
+    return PretrainingData(batches, validation, _describe(str(data.manifest), validation), provenance)
 
 
 def _streamed(run: BaseRun) -> PretrainingData:
     shards = open_corpus(run)
     recipe = recipe_of(run, shards)
-    version = recipe.shards
+    version, rule = recipe.shards, validation_rule(run, shards)
 
     def chunks_from(position: StreamPosition) -> Generator[RowChunk, None, None]:
         if position.corpus != version:
@@ -126,7 +133,7 @@ def _streamed(run: BaseRun) -> PretrainingData:
                 f"exactly: {_how_to_restore(run.dataset_name)}"
             )
         workers = run.preprocessing_num_workers or STREAMING_WORKERS
-        with closing(TokenizerPool(run, workers, in_processes=workers > 1)) as pool:
+        with closing(TokenizerPool(run, workers, workers > 1, rule)) as pool:
             for epoch, buffer in training_buffers(pool, shards, run.seed, position.epoch, position.start):
                 yield RowChunk(buffer.rows[TRAIN].ids, StreamPosition(version, epoch, buffer.begin))
 
@@ -138,8 +145,14 @@ def _streamed(run: BaseRun) -> PretrainingData:
             processes,
         )
 
+    validation = _validation_once(run, shards, recipe, rule)
     description = f"{run.dataset_name} in {len(shards)} shards, streamed"
-    return PretrainingData(batches, _validation_once(run, shards, recipe), description)
+    return PretrainingData(batches, validation, _describe(description, validation))
+
+
+def _describe(data: str, validation: Ids) -> str:
+    """Return a line on the data, and one more where nothing is held out."""
+    return data if len(validation) else f"{data}\n{NOTHING_HELD_OUT}"
 
 
 def _how_to_restore(name: str) -> str:
@@ -150,11 +163,11 @@ def _how_to_restore(name: str) -> str:
     return f"restore {cause}, or start a new run"
 
 
-def _validation_once(run: BaseRun, shards: Sequence[Shard], recipe: Recipe) -> Ids:
+def _validation_once(run: BaseRun, shards: Sequence[Shard], recipe: Recipe, rule: ValidationRule) -> Ids:
     """Return the held-out rows of a stream, found once and then kept in `fgpt/validation` in `HF_HOME`."""
 
     def find_rows() -> Ids:
-        with closing(TokenizerPool(run, workers=1)) as pool:
+        with closing(TokenizerPool(run, workers=1, rule=rule)) as pool:
             return validation_rows(pool, shards, run.max_eval_rows)
 
     key = sha256_of(repr((recipe, run.max_eval_rows)).encode())[:16]

@@ -248,7 +248,8 @@ def push_dataset(folder: Path, repo_id: str) -> None:
     """
     recipe = Manifest.read(folder / PREPARED).recipe
     records = complete_shards(folder, recipe)
-    rows = DatasetDict({split: _open_split(folder, records, split, recipe.row_length) for split in SPLITS})
+    splits = [split for split, size in total_size(records).items() if size.rows]  # the Hub has no empty ones
+    rows = DatasetDict({split: _open_split(folder, records, split, recipe.row_length) for split in splits})
     manifest = (folder / PREPARED).read_bytes()
 
     def upload_manifest() -> object:

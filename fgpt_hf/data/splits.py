@@ -1,13 +1,15 @@
 """Decide by a hash of each document whether it is trained on or held out for validation.
 
-The decision depends on the text alone: it is the same on every machine, in any order and process, and a larger fraction
-holds out all that a smaller one does. Equal documents are always in the same split. The price: a fraction of 1 % holds
-out 1 % of the documents on average, not exactly. This module imports neither torch nor datasets, because each
-tokenizing process starts with it.
+The hash depends on the text alone: the split is the same on every machine, in any order and process, and a larger
+fraction holds out all that a smaller one does. Equal documents are always in the same split. Where all documents are
+known, exactly the fraction of them is held out, those of the smallest hashes, and at least one. Of a stream, and of the
+embedded corpus and the sets that are made of it, those are held out whose hash is below the fraction, whatever else
+there is: 1 % on average. This module imports neither torch nor datasets, because each tokenizing process starts with
+it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -49,15 +51,61 @@ class SplitSize:
 
 Sizes = Mapping[str, SplitSize]  # by the name of the split
 
+NOTHING_HELD_OUT = (
+    "validation_fraction=0 holds nothing out: there will be no validation loss, and nothing will show overfitting"
+)
 
-def is_validation(text: str, validation_fraction: float) -> bool:
+
+@dataclass(frozen=True)
+class ValidationRule:
+    """Which documents are held out for validation.
+
+    Attributes:
+        threshold: those are whose hash is below this; with 0 none is.
+        lone_document_cut: where there is one document only, the number of its characters that are trained on; the
+            others are held out.
+    """
+
+    threshold: float
+    lone_document_cut: int | None = None
+
+    def divide(self, text: str) -> list[tuple[str, str]]:
+        """Return the parts of a document, each with its split.
+
+        Example:
+            >>> ValidationRule(0.01).divide("Once upon a time")
+            [('train', 'Once upon a time')]
+            >>> ValidationRule(0.01, lone_document_cut=10).divide("Once upon a time")
+            [('train', 'Once upon '), ('validation', 'a time')]
+        """
+        if (cut := self.lone_document_cut) is not None:
+            return [(TRAIN, text[:cut]), (VALIDATION, text[cut:])]
+        return [(VALIDATION if is_validation(text, self.threshold) else TRAIN, text)]
+
+
+def validation_threshold(hashes: Iterable[float], validation_fraction: float) -> float:
+    """Return the hash below which lie those of the documents to hold out: the fraction of them, but at least one.
+
+    Equal documents count once. One is left to train on. If there are fewer than two, this is the fraction.
+
+    Example:
+        >>> validation_threshold([0.9, 0.4, 0.7, 0.4], 0.01)
+        0.7
+    """
+    distinct = sorted(set(hashes))
+    if validation_fraction == 0 or len(distinct) < 2:
+        return validation_fraction
+    return distinct[min(max(1, round(len(distinct) * validation_fraction)), len(distinct) - 1)]
+
+
+def is_validation(text: str, threshold: float) -> bool:
     """Return whether a document is held out, so never trained on.
 
     Example:
         >>> is_validation("Once upon a time", 0.01), is_validation("Once upon a time", 0.2)
         (False, True)
     """
-    return document_hash(text) < validation_fraction
+    return document_hash(text) < threshold
 
 
 def document_hash(text: str) -> float:
@@ -72,7 +120,7 @@ def document_hash(text: str) -> float:
 
 
 def encode_splits(
-    texts: Sequence[str], validation_fraction: float, splits: Sequence[str], repeats: float = 1.0
+    texts: Sequence[str], rule: ValidationRule, splits: Sequence[str], repeats: float = 1.0
 ) -> dict[str, list[npt.NDArray[np.uint16]]]:
     """Return the token ids of the documents in each of `splits`; other documents are not tokenized.
 
@@ -82,9 +130,9 @@ def encode_splits(
     """
     chosen: dict[str, list[str]] = {split: [] for split in splits}
     for text in texts:
-        split = VALIDATION if is_validation(text, validation_fraction) else TRAIN
-        if split in chosen:
-            chosen[split] += [text] * (_times(text, repeats) if split == TRAIN else 1)
+        for split, part in rule.divide(text):
+            if split in chosen:
+                chosen[split] += [part] * (_times(text, repeats) if split == TRAIN else 1)
     return {split: encode_documents(members, threads=1) for split, members in chosen.items()}
 
 
@@ -98,5 +146,5 @@ def empty_split_error(validation_fraction: float, split: str) -> UserError:
     purpose = "train on" if split == TRAIN else "hold out"
     return UserError(
         f"no document to {purpose}: either validation_fraction={validation_fraction} leaves none, so choose another "
-        "fraction, or the corpus holds no text"
+        "fraction (0 trains on all documents), or the corpus holds no text"
     )

@@ -19,7 +19,7 @@ from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.corpora import Shard, in_order
 from fgpt_hf.data.packing import Ids, PackedRows, pack_documents
 from fgpt_hf.data.positions import ShardPosition
-from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION, empty_split_error, encode_splits
+from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION, ValidationRule, empty_split_error, encode_splits
 from fgpt_hf.retries import ONCE, READ_ERRORS, STREAM, Attempts, reading
 from fgpt_hf.workers import BackgroundIterator, process_pool
 
@@ -77,7 +77,9 @@ class PackedBuffer(NamedTuple):
 
 
 class TokenizerPool:
-    """Workers that turn documents into rows of `source.max_position_embeddings` tokens.
+    """Workers that turn documents into rows of `source.max_position_embeddings` tokens, held out by a rule.
+
+    Without a rule, documents are held out whose hash is below `source.validation_fraction`.
 
     Workers are threads: tiktoken works without Python's lock, and threads start at once. Hashing and handing over take
     the lock, so where there are many workers, or a training loop wants the lock, `in_processes` is faster.
@@ -95,8 +97,11 @@ class TokenizerPool:
         (1, 16)
     """
 
-    def __init__(self, source: TextSource, workers: int, in_processes: bool = False) -> None:
+    def __init__(
+        self, source: TextSource, workers: int, in_processes: bool = False, rule: ValidationRule | None = None
+    ) -> None:
         self.row_length, self.validation_fraction = source.max_position_embeddings, source.validation_fraction
+        self.rule = ValidationRule(source.validation_fraction) if rule is None else rule
         self.workers = workers
         self.executor: Executor = process_pool(workers) if in_processes else ThreadPoolExecutor(workers)
 
@@ -134,9 +139,7 @@ class TokenizerPool:
     ) -> Generator[tuple[DocumentBuffer, list["Future[dict[str, list[Ids]]]"]], None, None]:
         for buffer in buffers:
             tasks = [
-                self.executor.submit(
-                    encode_splits, block[start : start + TEXTS_PER_TASK], self.validation_fraction, splits, repeats
-                )
+                self.executor.submit(encode_splits, block[start : start + TEXTS_PER_TASK], self.rule, splits, repeats)
                 for block, repeats in zip(buffer.blocks, buffer.repeats, strict=True)
                 for start in range(0, len(block), TEXTS_PER_TASK)
             ]
@@ -167,8 +170,10 @@ def validation_rows(pool: TokenizerPool, shards: Sequence[Shard], count: int) ->
     """Return the first `count` held-out rows of the shards in the order of their names, or all if there are fewer.
 
     Raises:
-        UserError: no document is held out, or a shard cannot be read.
+        UserError: no document is held out though some should be, or a shard cannot be read.
     """
+    if pool.validation_fraction == 0:
+        return np.empty((0, pool.row_length), dtype=np.uint16)
     rows: list[Ids] = []
     for buffer in pool.packed_buffers(in_order(shards), EpochPosition(), (VALIDATION,)):
         rows.append(buffer.rows[VALIDATION].ids)

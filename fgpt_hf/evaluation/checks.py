@@ -63,7 +63,9 @@ class ValidationLoss:
 
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float]:
-        """Return `eval_loss` and `eval_bits_per_byte`."""
+        """Return `eval_loss` and `eval_bits_per_byte`, or nothing if no row is held out."""
+        if not len(self.rows):
+            return {}
         accelerator = self.accelerator
         totals = torch.zeros(4, dtype=torch.float64)  # nats, tokens, nats of text, bytes
         own = range(accelerator.process_index, len(self.rows), accelerator.num_processes)
@@ -106,7 +108,9 @@ class ValidationMeans:
 
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float]:
-        """Return `eval_loss`, and `eval_…` for each of the objective's metrics."""
+        """Return `eval_loss`, and `eval_…` for each of the objective's metrics; nothing if no pair is held out."""
+        if not self.batches:
+            return {}
         accelerator, objective = self.accelerator, self.objective
         totals = torch.zeros(2 + len(objective.metric_names), dtype=torch.float64)  # the number of items, then the sums
         for batch in self.batches[accelerator.process_index :: accelerator.num_processes]:

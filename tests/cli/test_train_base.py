@@ -81,6 +81,17 @@ def test_samples_hold_the_fixed_prompt_and_one_of_the_corpus_before_and_after(tr
     assert {"step", "prompt", "greedy", "sampled"} == samples[0].keys()
 
 
+def test_a_run_that_holds_nothing_out_says_what_that_costs_and_trains(documents: Path, tmp_path: Path) -> None:
+    done = train(f"--dataset_name={documents}", f"--output_dir={tmp_path / 'run'}", "--validation_fraction=0")
+    assert done.returncode == 0, done.stderr
+    assert "validation_fraction=0 holds nothing out: there will be no validation loss" in done.stdout + done.stderr
+    metrics = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert not any("eval_loss" in line for line in metrics)
+    assert {line["prompt"] for line in read_json_lines(tmp_path / "run" / "samples.jsonl")} == {"Once upon a time"}
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "No document was held out for validation" in card
+
+
 STRANGER = """
 import sys
 sys.modules["fgpt_hf"] = None  # cannot be imported
@@ -122,7 +133,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(documents: Path, tmp_pa
         "--dataset_name=nowhere.jsonl": "there is no such file",
         "--dataset_name=nowhere": "nowhere",
         "--text_column_name=body": "has no column 'body': text_column_name can be one of text",
-        "--validation_fraction=1": "must be above zero and below 1",
+        "--validation_fraction=1": "must be zero or more and below 1",
     }
     for flag, answer in answers.items():
         done = train(f"--dataset_name={documents}", f"--output_dir={tmp_path / 'run'}", flag)

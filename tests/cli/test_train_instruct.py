@@ -166,7 +166,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(place: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "answer"),
     [
-        ("--validation_fraction=1", "validation_fraction=1.0 must be above zero and below 1"),
+        ("--validation_fraction=1", "validation_fraction=1.0 must be zero or more and below 1"),
         ("--lora_rank=3", "unknown argument '--lora_rank=3': did you mean --lora_r?"),
         ("--long_rows=drop", "invalid choice: 'drop' (choose from"),
         ("--num_train_epochs=0", "num_train_epochs=0.0 must be above zero"),

@@ -155,7 +155,7 @@ def test_flawed_rows_are_told_or_refused(home: Path, caplog: pytest.LogCaptureFi
         ("--loss_type=hinge", "loss_type"),
         ("--beta=0", "beta=0.0 must be above zero"),
         ("--label_smoothing=0.5", "label_smoothing=0.5 must be zero or more and below 0.5"),
-        ("--validation_fraction=0.999999", "gives 0 pairs to train on"),
+        ("--validation_fraction=1", "validation_fraction=1.0 must be zero or more and below 1"),
         ("--max_length=65", "max_length=65 is longer than the model's context of 64 tokens"),
         ("--max_length=4", "its prompt alone is longer than 4 tokens"),
         ("--model_name_or_path=nowhere", "nowhere"),
@@ -168,6 +168,12 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     with pytest.raises(ValueError, match=said):
         main(flags(home, home / "bad", flag))
     assert not (home / "bad").exists()
+
+
+def test_a_run_that_holds_no_pair_out_trains_without_measuring(home: Path) -> None:
+    main(flags(home, home / "all", "--validation_fraction=0", "--max_steps=2"))
+    metrics = read_json_lines(home / "all" / "metrics.jsonl")
+    assert metrics and not any(name.startswith("eval_") for line in metrics for name in line)
 
 
 def test_the_folder_trains_in_trls_dpo_trainer_unchanged(home: Path, trained: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_flag_may_stand_alone_or_with_a_value() -> None:
         (["--learning_rate", "nan"], "learning_rate=nan must be a finite number"),
         (["--learning_rate", "inf"], "learning_rate=inf must be a finite number"),
         (["--dropout", "1"], "dropout=1.0 must be zero or more and below 1"),
-        (["--validation_fraction", "1"], "validation_fraction=1.0 must be above zero and below 1"),
+        (["--validation_fraction", "1"], "validation_fraction=1.0 must be zero or more and below 1"),
         (["--adam_beta2", "1.5"], "adam_beta2=1.5 must be above zero and below 1"),
         (["--min_lr_ratio", "2"], "min_lr_ratio=2.0 must be zero or more and at most 1"),
         (["--eval_steps", "0"], "eval_steps=0 must be above zero"),

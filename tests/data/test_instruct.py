@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data.batches import IGNORED
 from fgpt_hf.data.instruct import InstructData, chat_batch, load_instruct_data, pack_chats
+from fgpt_hf.data.mixtures import MixtureRow, RowIssues, split_rows
 from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.tokenizer.fast_encoding import EncodedConversation, encode_conversations
@@ -135,6 +137,42 @@ def test_validation_conversations_are_not_scored_and_their_prompts_are_asked(tmp
     for (message,) in data.prompts:
         assert message["role"] == "user" and message["content"] in validation
     assert data.provenance.sizes["validation"].documents == validation.count("ask")
+
+
+@pytest.mark.parametrize("form", ["messages", "prompt", "instruction"])
+def test_of_42_conversations_two_are_held_out_whatever_their_form(tmp_path: Path, form: str) -> None:
+    forms: dict[str, list[dict[str, Any]]] = {
+        "messages": [{"messages": turns(f"ask{n}", "fine")} for n in range(42)],
+        "prompt": [{"prompt": f"ask{n}", "completion": "fine"} for n in range(42)],
+        "instruction": [{"instruction": f"do{n}", "input": "this", "output": "done"} for n in range(42)],
+    }
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in forms[form]))
+    data = load_instruct_data(InstructRun(dataset_name=str(path)), tokenizer(), CONTEXT)
+    assert {split: size.documents for split, size in data.provenance.sizes.items()} == {"train": 40, "validation": 2}
+
+
+def test_a_fraction_of_zero_holds_no_conversation_out_and_says_so(tmp_path: Path) -> None:
+    data = opened(tmp_path, chats(20), validation_fraction=0)
+    assert (len(data.validation), data.prompts) == (0, [])
+    assert "holds nothing out" in data.description
+
+
+def test_conversations_of_documents_are_held_out_with_these_and_others_by_the_fraction() -> None:
+    def rows(count: int, is_derived: bool) -> list[tuple[MixtureRow, int]]:
+        return [
+            (MixtureRow(row_id=f"row {n}", hash_fraction=n / 1000 + is_derived / 2000, is_derived=is_derived), n)
+            for n in range(100, 100 + count)
+        ]
+
+    def held_out(rows: list[tuple[MixtureRow, int]]) -> list[int]:
+        return [n for _, n in split_rows(rows, InstructRun(validation_fraction=0.11), "rows", RowIssues())[1]]
+
+    assert held_out(rows(100, is_derived=True)) == list(range(100, 110))  # below 0.11
+    assert held_out(rows(100, is_derived=False)) == list(range(100, 111))
+    assert len(held_out(rows(100, is_derived=True) + rows(50, is_derived=False))) == 10 + round(50 * 0.11)
+    assert held_out(rows(3, is_derived=True)[1:]) == [101]  # at least one is trained on
+    assert held_out(rows(30, is_derived=True)[16:]) == [116, 117]  # at least one is held out
 
 
 def test_a_weight_says_how_often_an_epoch_has_a_conversation(tmp_path: Path) -> None:
