@@ -19,6 +19,7 @@ quickstart: install
 	$(BIN)/fgpt evaluate runs/quickstart/base/model runs/quickstart/preference/model --tasks basic-qa,capitals-unseen
 	$(BIN)/fgpt chat runs/quickstart/preference --greedy 'What is the capital of France?'
 	$(BIN)/fgpt chat runs/quickstart/preference --greedy 'What is 2 + 2?'
+	$(BIN)/python benchmarks/quickstart.py runs/quickstart
 
 # The newest stage that the quickstart has reached, beside the base model where it came from one.
 STAGE = $(firstword $(wildcard $(foreach stage,preference instruct base,runs/quickstart/$(stage)/model)))

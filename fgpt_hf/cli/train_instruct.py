@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
 
         # Train
         objective = LanguageModelObjective(model)
-        epoch = Epoch(len(data.rows), f"{len(data.rows):,} conversations")
+        epoch = Epoch(len(data.rows), f"{len(data.rows):,} rows of conversations")
         trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples], epoch)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)

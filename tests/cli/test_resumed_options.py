@@ -75,6 +75,10 @@ class Resumed:
         return next(group for group in self.state.optimizer.param_groups if "betas" in group)
 
     @property
+    def momentum(self) -> float:
+        return next(group["momentum"] for group in self.state.optimizer.param_groups if "momentum" in group)
+
+    @property
     def decays(self) -> set[float]:
         return {group["weight_decay"] for group in self.state.optimizer.param_groups}
 
@@ -99,6 +103,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[Resumed], Any], Any]] = {
     "warmup_steps": (4, lambda run: run.metrics("learning_rate")[3], pytest.approx(2e-3 * 3 / 4)),
     "lr_scheduler_type": ("linear", lambda run: run.metrics("learning_rate")[8], pytest.approx(2e-3 / 4)),
     "weight_decay": (0.25, lambda run: max(run.decays), 0.25),
+    "muon_momentum": (0.85, lambda run: run.momentum, 0.85),
     "adam_beta1": (0.8, lambda run: run.group["betas"][0], 0.8),
     "adam_beta2": (0.9, lambda run: run.group["betas"][1], 0.9),
     "dropout": (0.2, lambda run: run.dropouts(of_adapter=False), {0.2}),
@@ -138,11 +143,11 @@ READ_FROM_THE_RUN = {
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 }
 BY_CONTENT = {"dataset_revision"}  # data with another content is refused wherever it comes from: tests/data
-# The instruction run trains all weights, the preference run adapters, which do not decay.
+# The instruction run trains all weights, the preference run adapters, which do not decay, by AdamW.
 NO_EFFECT: dict[type[Run], set[str]] = {
     BaseRun: set(),
     InstructRun: {"lora_dropout", "merge_adapter"},
-    PreferenceRun: {"weight_decay"},
+    PreferenceRun: {"weight_decay", "muon_momentum"},
 }
 ONE_START = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
 # With max_steps, as which the first was recorded: tested below; and the second in tests/training/test_timing.py.

@@ -105,7 +105,8 @@ def train_and_push(server: LoopbackHub, tmp_path: Path, *flags: str) -> subproce
     text = "\n\n".join(f"Document {number} tells of {number * 7} tokens." for number in range(80))
     (tmp_path / "text.txt").write_text(text)
     shape = ["--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--max_position_embeddings=96"]
-    steps = ["--max_steps=4", "--per_device_train_batch_size=2", "--validation_fraction=0.1", "--dataset_name=text.txt"]
+    data = ["--dataset_name=text.txt", r"--document_separator=\n\n", "--validation_fraction=0.1"]
+    steps = ["--max_steps=4", "--per_device_train_batch_size=2", *data]
     push = ["--push_to_hub", "--hub_model_id=tester/tiny", "--hub_private_repo", "--output_dir=run"]
     command = [
         sys.executable,

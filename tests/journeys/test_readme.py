@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.quickstart import read_record
 from tests.support.forked import run_command
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,11 @@ def tree_paths(text: str) -> list[str]:
     return paths
 
 
+def test_the_figures_of_the_quickstart_are_those_of_a_recorded_one() -> None:
+    for line in read_record(ROOT / "docs" / "quickstart.json").lines:
+        assert line in README
+
+
 @pytest.mark.slow
 def test_every_command_runs(tmp_path: Path) -> None:
     write_data(tmp_path)
@@ -93,5 +99,8 @@ def write_data(folder: Path) -> None:
         "my_pairs.jsonl": [{"prompt": f"{n} + 1?", "chosen": str(n + 1), "rejected": str(n)} for n in numbers],
         "my_choices.jsonl": [{"context": f"Number {n} of", "endings": endings, "label": n % 4} for n in range(8)],
     }
+    (folder / "my_texts").mkdir()
+    for n in numbers:
+        (folder / "my_texts" / f"{n}.txt").write_text(f"Document {n} says that {n} and {n + 1} make {2 * n + 1}. " * 9)
     for name, lines in rows.items():
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")  # type: ignore[attr-defined]
