@@ -13,6 +13,7 @@ from model_summary import shown
 
 COLORS = ("#6366f1", "#f59e0b", "#10b981", "#ef4444", "#0ea5e9", "#a855f7", "#84cc16", "#ec4899")
 MOST_POINTS = 600  # per curve: more would not be visible, and slow the page
+FEW_POINTS = 4  # per curve: a table says as much as the curve
 
 
 class Curves(NamedTuple):
@@ -23,8 +24,31 @@ class Curves(NamedTuple):
     keys: Mapping[str, str]
 
 
+LOSS = Curves("Loss", "nats per token", {"loss": "training", "eval_loss": "validation"})
+PREFERENCE = (
+    LOSS._replace(title="Preference loss", unit="per pair of replies"),
+    Curves(
+        "Rewards",
+        "mean reward of a reply",
+        {
+            "rewards/chosen": "chosen, training",
+            "rewards/rejected": "rejected, training",
+            "eval_rewards/chosen": "chosen, validation",
+            "eval_rewards/rejected": "rejected, validation",
+        },
+    ),
+    Curves(
+        "Margin",
+        "chosen minus rejected reward",
+        {"rewards/margins": "training", "eval_rewards/margins": "validation"},
+    ),
+    Curves(
+        "Pairs ranked as people did",
+        "share of pairs",
+        {"rewards/accuracies": "training", "eval_rewards/accuracies": "validation"},
+    ),
+)
 PLOTS = (
-    Curves("Loss", "nats per token", {"loss": "training", "eval_loss": "validation"}),
     Curves("Learning rate", "", {"learning_rate": "learning rate"}),
     Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}),
     Curves("Speed", "tokens per second", {"tokens_per_second": "tokens per second"}),
@@ -43,7 +67,7 @@ def training_tab(models: Sequence[LanguageModel]) -> None:
 
 def _record(card: Card) -> None:
     if card.metrics:
-        plots = [plot for plot in (*PLOTS, *_other_plots(card.metrics)) if not table(card.metrics, plot).empty]
+        plots = plots_of(card.metrics)
         for first in range(0, len(plots), 2):
             with gr.Row():
                 for plot in plots[first : first + 2]:
@@ -59,13 +83,31 @@ def _record(card: Card) -> None:
             gr.Markdown(shown(card.text), elem_classes="prose")
 
 
-def _other_plots(metrics: Sequence[Mapping[str, Any]]) -> list[Curves]:
-    """Return one plot for each benchmark, whose keys are `task/measure`."""
-    keys = {key for line in metrics for key in line if "/" in key and not key.endswith("_stderr")}
-    return [
-        Curves(task, "", {key: key.partition("/")[2] for key in sorted(keys) if key.startswith(f"{task}/")})
-        for task in sorted({key.partition("/")[0] for key in keys})
-    ]
+def plots_of(metrics: Sequence[Mapping[str, Any]]) -> list[Curves]:
+    """Return the plots that have points: of the loss that was trained, of the run, and of each benchmark."""
+    keys = {key for line in metrics for key in line if line[key] is not None and not key.endswith("_stderr")}
+    objective = PREFERENCE if any("rewards/" in key for key in keys) else (LOSS,)
+    measured = sorted(key for key in keys if "/" in key and "rewards/" not in key)
+    tasks = [Curves(task, _unit(measures), measures) for task, measures in _tasks(measured)]
+    return [plot for plot in (*objective, *PLOTS, *tasks) if keys & plot.keys.keys()]
+
+
+def _tasks(keys: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Group the keys `task/measure` by task, and within it by what shares an axis: shares, or one measure."""
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for key in keys:
+        task, _, measure = key.partition("/")
+        groups.setdefault((task, "share" if _is_share(measure) else measure), {})[key] = measure
+    return [(task, measures) for (task, _), measures in groups.items()]
+
+
+def _is_share(measure: str) -> bool:
+    return measure.startswith("acc") or measure in ("exact_match", "f1")
+
+
+def _unit(measures: Mapping[str, str]) -> str:
+    first = next(iter(measures.values()))
+    return "share of answers" if _is_share(first) else first.replace("_", " ")
 
 
 def table(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> pd.DataFrame:
@@ -78,10 +120,25 @@ def table(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> pd.DataFrame:
     return pd.concat(frames)
 
 
+def few_points(points: pd.DataFrame) -> str:
+    """Return the points as a Markdown table with a row for each step and a column for each curve."""
+    curves = list(dict.fromkeys(points["curve"]))
+    rows = points.pivot_table(index="step", columns="curve", values="value", aggfunc="last")[curves]
+    lines = ["| step | " + " | ".join(curves) + " |", "|---:|" + "---:|" * len(curves)]
+    for step, *values in rows.itertuples():
+        lines.append(f"| {step:,} | " + " | ".join("–" if math.isnan(v) else f"{v:,.4g}" for v in values) + " |")
+    return "\n".join(lines)
+
+
 def _plot(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> None:
+    points = table(metrics, plot)
+    if points.groupby("curve").size().max() <= FEW_POINTS:
+        unit = f", {plot.unit}" if plot.unit else ""
+        gr.Markdown(f"**{plot.title}**{unit}\n\n{few_points(points)}", elem_classes="prose")
+        return
     names = list(plot.keys.values())
     gr.LinePlot(
-        table(metrics, plot),
+        points,
         x="step",
         y="value",
         color="curve" if len(names) > 1 else None,

@@ -36,7 +36,7 @@ from rate_limit import Visitors
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.run_folders import METRICS, write_run
 from tests.support.tiny import tokenizer
-from training_tab import PLOTS, table
+from training_tab import LOSS, few_points, plots_of, table
 
 ROOT = Path(__file__).parents[2]
 GREEDY = Settings(greedy=True, max_new_tokens=12)
@@ -306,11 +306,33 @@ def test_the_record_is_read_from_the_repo_or_from_the_run_above(tmp_path: Path, 
 
 
 def test_a_plot_has_every_measured_point_and_of_many_evenly_some() -> None:
-    loss = PLOTS[0]
+    loss = LOSS
     points = table(METRICS, loss)
     assert set(points["curve"]) == {"training", "validation"} and len(points) == 3
     many = table([{"step": step, "loss": 1.0} for step in range(5000)], loss)
     assert 500 <= len(many) <= 600 and many["step"].iloc[0] == 0
+
+
+def test_a_preference_loss_is_per_pair_and_rewards_margins_and_shares_have_axes_of_their_own() -> None:
+    lines = [{"step": 1, "loss": 0.69, "rewards/chosen": 0.1, "rewards/margins": 0.2, "rewards/accuracies": 0.5}]
+    plots = {plot.title: plot for plot in plots_of(lines)}
+    assert plots.keys() == {"Preference loss", "Rewards", "Margin", "Pairs ranked as people did"}
+    assert plots["Preference loss"].unit == "per pair of replies"
+    assert LOSS in plots_of(METRICS) and LOSS.unit == "nats per token"
+
+
+def test_measures_of_a_benchmark_share_an_axis_only_if_both_are_shares() -> None:
+    line = {"step": 1, "h/acc": 0.3, "h/acc_norm": 0.4, "h/acc_stderr": 0.1, "h/bits_per_byte": 1.2}
+    assert [set(plot.keys.values()) for plot in plots_of([line])] == [{"acc", "acc_norm"}, {"bits_per_byte"}]
+
+
+def test_few_points_are_a_table_with_a_row_for_each_step() -> None:
+    assert few_points(table(METRICS, LOSS)).split("\n") == [
+        "| step | training | validation |",
+        "|---:|---:|---:|",
+        "| 0 | – | 10.8 |",
+        "| 400 | 4.6 | 4.7 |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fgpt_hf.model.io import save_model
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID, build_tokenizer
 from tests.support.hub_here import hub_here
 from tests.support.loopback_hub import hub_environment
-from tests.support.run_folders import write_run
+from tests.support.run_folders import METRICS, write_run
 
 CONTEXT = 512  # enough for a reply that lasts some seconds
 LAUNCHER = Path(__file__).with_name("needed_only.py")  # app.py finds no package but what requirements.txt brings
@@ -41,6 +41,8 @@ def write_chat_run(folder: Path, seed: int, **fields: object) -> Path:
     ends = [END_OF_TEXT_ID, END_OF_TURN_ID]
     model.generation_config = GenerationConfig(bos_token_id=END_OF_TEXT_ID, eos_token_id=ends, pad_token_id=PAD_ID)
     save_model(model, build_tokenizer(CONTEXT), run / "model")
+    lines = [METRICS[0], *({**METRICS[1], "step": step} for step in range(80, 401, 80))]  # enough for a curve
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_card(run / "model")
     return run
 
