@@ -12,6 +12,8 @@ from fgpt_hf.files import read_json_lines
 from fgpt_hf.model.io import load_fgpt
 from tests.support.forked import run_command
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "--preset=quickstart",
     "--hidden_size=16",
@@ -112,7 +114,6 @@ assert isinstance(reply[1]["content"], str)
 """
 
 
-@pytest.mark.slow
 def test_a_process_without_this_package_loads_generates_and_chats(trained: tuple[Path, str], tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -125,7 +126,6 @@ def test_a_process_without_this_package_loads_generates_and_chats(trained: tuple
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing_behind(documents: Path, tmp_path: Path) -> None:
     answers = {
         "--hidden_size=17": "hidden_size=17 must divide evenly among num_attention_heads=2",
@@ -143,7 +143,6 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(documents: Path, tmp_pa
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_a_run_with_other_blocks_learns_goes_on_and_is_refused_as_another_network(
     documents: Path, tmp_path: Path
 ) -> None:

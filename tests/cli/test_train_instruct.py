@@ -20,6 +20,8 @@ from fgpt_hf.hub.published_files import publishable
 from tests.support.launched import Launched
 from tests.support.tiny import random_model, save
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "--preset=rasbt",
     "--max_steps=6",
@@ -129,7 +131,6 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(place: Path, trained
     assert_equal_runs(resumed(place, trained[0]), trained[0])
 
 
-@pytest.mark.slow
 def test_adapters_learn_resume_exactly_and_leave_a_whole_model(place: Path) -> None:
     output = train(place, "adapted", *LORA)
     assert "parameters are trained, in adapters of rank 4" in output
@@ -139,7 +140,6 @@ def test_adapters_learn_resume_exactly_and_leave_a_whole_model(place: Path) -> N
     assert_equal_runs(resumed(place, place / "adapted", *LORA), place / "adapted")
 
 
-@pytest.mark.slow
 def test_an_adapter_alone_is_a_folder_to_publish(place: Path) -> None:
     train(place, "adapter", *LORA, "--max_steps=2", "--merge_adapter=false")
     names = publishable(place / "adapter" / "model").keys()

@@ -80,6 +80,7 @@ def test_text_that_spells_a_control_token_ends_no_reply() -> None:
     assert (labels == END_OF_TURN_ID).sum() == 1
 
 
+@pytest.mark.slow
 def test_pairs_are_recognized_by_their_content() -> None:
     def fingerprint(*pairs: Pair) -> str:
         return encode(*pairs)[0].fingerprint

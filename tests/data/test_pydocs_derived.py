@@ -94,6 +94,7 @@ def test_a_reply_in_circles_does_not_get_past_the_middle_of_the_sentence() -> No
     assert looping_reply("One two three four five six seven eight.") == "One two three four" + " two three four" * 3
 
 
+@pytest.mark.slow
 def test_the_installed_packages_give_thousands_of_pairs_and_no_question_twice() -> None:
     pairs = load_pydocs_preference()
     assert len(pairs) > 1000

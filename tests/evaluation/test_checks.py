@@ -64,6 +64,7 @@ def test_an_unknown_benchmark_is_refused_before_another_one_is_loaded(monkeypatc
         load_benchmarks(["piqa", "hellaswagg"], tokenizer(), CONTEXT)
 
 
+@pytest.mark.slow
 def test_an_example_longer_than_the_context_is_refused_when_it_is_loaded(questions: Path) -> None:
     """As running the benchmark would refuse it, at its first example of that kind."""
     name = f"pydocs-choice={questions}"

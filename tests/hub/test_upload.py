@@ -126,6 +126,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"drop_after": 0}], ids=str)
 @pytest.mark.parametrize(("method", "path"), STEPS, ids=[path for _, path in STEPS])
 def test_a_passing_failure_at_any_step_is_tried_again(server: LoopbackHub, method: str, path: str, fault: dict) -> None:

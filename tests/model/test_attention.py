@@ -111,6 +111,7 @@ def test_hidden_states_and_attentions_can_be_recorded() -> None:
 # Compiling
 
 
+@pytest.mark.slow
 def test_it_compiles_as_one_graph() -> None:
     model = tiny_model()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

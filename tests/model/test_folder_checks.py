@@ -88,6 +88,7 @@ def test_a_file_that_is_no_object_of_usual_depth_is_one_line(folder: Path, name:
         load_model(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -19,6 +19,8 @@ from tests.support.tiny import random_model, save
 from tests.support.tiny_network import MODERN
 from tests.training.test_finetuning import logits, run_from, step_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

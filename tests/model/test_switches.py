@@ -157,6 +157,7 @@ def test_gradient_checkpointing_keeps_the_gradients(name: str) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_compiles_as_one_graph(name: str) -> None:
     model = tiny_model(**MODERN[name])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -62,6 +62,7 @@ def test_a_stage_without_the_one_before_says_what_comes_first(tmp_path: Path, mo
         require_start(run)
 
 
+@pytest.mark.slow
 def test_the_command_answers_in_one_line(tmp_path: Path) -> None:
     done = run_command("train_instruct.py", "--preset=quickstart", cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1

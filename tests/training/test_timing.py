@@ -17,6 +17,8 @@ from fgpt_hf.training.timing import step_seconds, time_first_step
 from tests.support.loop_run import TINY
 from tests.training.test_loop import assert_equal_runs, refusal, succeed
 
+pytestmark = pytest.mark.slow
+
 TIMED = ["--max_minutes=12s", "--dropout=0.1", "--warmup_steps=1000", "--eval_steps=100000", "--save_steps=50"]
 
 
@@ -90,7 +92,6 @@ def test_an_open_micro_batch_is_the_fastest_that_fits(
     assert {len(batch["labels"]) for batch in batches} == {rows}
 
 
-@pytest.mark.slow
 def test_two_processes_decide_alike(tmp_path: Path) -> None:
     succeed(tmp_path / "run", "--max_minutes=12s", "--per_device_train_batch_size=4", processes=2)
     assert read_record(tmp_path / "run" / "run.yaml")["max_steps"] >= 10
