@@ -80,6 +80,7 @@ def test_a_seed_repeats_a_reply_and_another_does_not(folder: Path, capsys: pytes
     assert replies[0] == replies[1] != replies[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [["--temperature=0.01"], ["--top_k=1"], ["--top_p=0.00001"], ["--top_k=1", "--temperature=9"]]
 )

@@ -94,6 +94,7 @@ def test_everything_is_learnt_on_request_but_no_first_token_from_its_neighbour(t
     assert (data.rows.positions[data.rows.loss_mask] > 0).all()
 
 
+@pytest.mark.slow
 def test_long_conversations_are_cut_left_out_or_refused_and_named(tmp_path: Path) -> None:
     rows = [turns(f"ask{n}", "fine") for n in range(40)]
     rows[3:3] = [turns("ask", "word " * CONTEXT)]
@@ -198,6 +199,7 @@ def test_a_position_leads_to_the_same_rows_again(tmp_path: Path) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_position_in_other_conversations_is_refused_however_many_there_are(tmp_path: Path) -> None:
     conversations = chats(30)
     state = opened(tmp_path, conversations).batches(1, 0, 1).state_dict()

@@ -301,6 +301,7 @@ def load_together(barrier: Any, answers: Any, tree: Path, cache: Path) -> None:
     answers.put((dataset._fingerprint, hashlib.sha256("".join(dataset["text"]).encode()).hexdigest(), len(dataset)))
 
 
+@pytest.mark.slow
 def test_processes_that_build_at_once_share_one_whole_data_set(tmp_path: Path, cache: Path) -> None:
     modules = 300
     tree = write_tree(tmp_path / "t", {f"m{index:03}.py": SHAPES + f'def f(): "{index}"' for index in range(modules)})

@@ -186,6 +186,7 @@ def test_the_stock_variant_goes_without_code(run: Path) -> None:
         assert "model.safetensors" in size_table(files)
 
 
+@pytest.mark.slow
 def test_gguf_files_go_beside_the_model_with_what_ollama_needs(run: Path) -> None:
     pytest.importorskip("gguf")
     options = CardOptions(architecture="auto", gguf=("q8_0", "BF16"))
@@ -208,6 +209,7 @@ def test_ollama_prompts_a_chat_model_as_its_own_template_does(tmp_path: Path) ->
     assert re.sub(r"\{\{.*?\}\}", "", go) == rendered
 
 
+@pytest.mark.slow
 def test_an_exported_gpt2_is_published_as_it_is(run: Path, tmp_path: Path) -> None:
     main.run(["export", str(run), str(tmp_path / "gpt2"), "--format", "gpt2"])
     with files_to_publish(tmp_path / "gpt2", HERE, CardOptions(gguf=("F16",))) as files:

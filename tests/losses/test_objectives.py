@@ -127,6 +127,7 @@ def test_the_sum_does_not_depend_on_how_pairs_are_divided() -> None:
     torch.testing.assert_close(torch.stack(parts).sum(dim=0), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_low_precision_pairs_of_any_length_need_few_shapes_and_keep_within_the_context() -> None:
     context = 62  # which no padded length equals
     model = random_model(max_position_embeddings=context)

@@ -48,6 +48,7 @@ def test_beam_search_and_prompt_lookup_run() -> None:
     assert model.generate(ids, max_new_tokens=12, num_beams=3, do_sample=False).shape == (1, 18)
 
 
+@pytest.mark.slow
 def test_continuous_batching_generates_what_each_prompt_generates_alone() -> None:
     model = tiny_model()
     prompts = [random_ids(1, length)[0].tolist() for length in (7, 3, 12)]

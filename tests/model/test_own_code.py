@@ -41,6 +41,7 @@ def test_equal_code_is_the_installed_class_and_nothing_is_said(
     assert type(model) is FGPTForCausalLM and not caplog.messages
 
 
+@pytest.mark.slow
 def test_other_code_is_run_where_it_is_trusted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = logits(folder, trust_remote_code=True)
     double_the_logits(folder)

@@ -48,6 +48,7 @@ def test_the_table_has_a_row_for_each_run_and_no_empty_column(runs: list[Path]) 
     assert "reward accuracy" not in header and "hellaswag/acc" not in header
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_draws_the_curves(
     runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ class Links(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_shows_samples_by_step(runs: list[Path], tmp_path: Path) -> None:
     evil = {"step": 20, "prompt": "<script>alert(1)</script>", "greedy": "{{ 7 * 7 }}", "sampled": "</td><b>bold"}
     with (runs[1] / "samples.jsonl").open("a") as file:

@@ -379,6 +379,7 @@ def parquet(path: Path, texts: list[str]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_datasets_loads_shards_by_configuration_streaming_or_not(client: Client) -> None:
     shards = {
         f"data/{i}.parquet": parquet(client.folder / f"{i}.parquet", [f"{i}.{n}" for n in range(3)]) for i in range(3)

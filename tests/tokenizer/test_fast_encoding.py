@@ -186,6 +186,7 @@ def changed_tokenizer(change: str) -> Any:
 CHANGES = ["none", "added token", "added token of the vocabulary", "added special token", "split special tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [*CHANGES, "normalizer", "prefix space"])
 def test_the_fast_way_gives_any_tokenizer_s_own_ids_or_is_not_taken(change: str) -> None:
     tokenizer = changed_tokenizer(change)

@@ -279,6 +279,7 @@ def test_bfloat16_learns_as_float32_does(whole: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path) -> None:
     """The limit on the size of a file is what a process can be given in place of a full disk."""
     folder = tmp_path / "run"
@@ -312,6 +313,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(whole: Path, tmp_path: Pa
     assert_equal_runs(folder, whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_back_leaves_the_other_branch_behind(tmp_path: Path) -> None:
     """Stopped before its next checkpoint, it goes on where it went back to; all later lines are of the new branch."""
     folder = tmp_path / "run"
@@ -430,6 +432,7 @@ def test_when_a_process_dies_torchrun_ends_the_others(tmp_path: Path) -> None:
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_a_step_too_large_for_the_memory_is_taken_in_smaller_micro_batches(tmp_path: Path) -> None:
     succeed(tmp_path / "expected", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4")
     output = succeed(tmp_path / "run", "--rows_that_fit=3")
