@@ -46,6 +46,10 @@ FORMS: dict[str, Row] = {
     },
     "the original's": {"instruction": "2 + 2?", "input": "Tell me.", "output": "4"},
     "the original's without input": {"instruction": "2 + 2?\nTell me.", "input": "", "output": "4"},
+    "ShareGPT's": {
+        "conversations": [{"from": "human", "value": "2 + 2?\nTell me."}, {"from": "gpt", "value": "4"}],
+    },
+    "a question and its answer": {"question": "2 + 2?\nTell me.", "answer": "4"},
 }
 
 
@@ -53,6 +57,12 @@ FORMS: dict[str, Row] = {
 def test_every_form_of_a_row_gives_the_same_messages(tmp_path: Path, form: str) -> None:
     (found,), issues = load(write(tmp_path, [FORMS[form]]))
     assert found.messages == turns("2 + 2?\nTell me.", "4") and not len(issues)
+
+
+def test_a_line_may_be_a_bare_list_of_messages(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(turns("2 + 2?", "4")) + "\n")
+    (found,), issues = load(tmp_path / "rows.jsonl")
+    assert found.messages == turns("2 + 2?", "4") and not len(issues)
 
 
 def test_an_empty_system_message_says_nothing_and_a_real_one_stays(tmp_path: Path) -> None:
