@@ -120,7 +120,7 @@ def write(model: PreTrainedModel, whose: str, tokens: int) -> float:
     length: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     began = time.perf_counter()
     cache = cache_options(model) if whose == "ours" else {}
-    model.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **length, **cache)  # type: ignore[operator]
+    model.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **length, **cache)  # type: ignore[operator]  # a Tensor or a Module, says torch
     return time.perf_counter() - began
 
 
@@ -174,7 +174,7 @@ def compare_texts(name: str) -> None:
 def greedy(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     """Return the ids of a reply."""
     ids = torch.tensor([prompt])
-    output = model.generate(  # type: ignore[operator]
+    output = model.generate(  # type: ignore[operator]  # a Tensor or a Module, says torch
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=REPLY, do_sample=False, pad_token_id=0
     )
     reply: list[int] = output[0, len(prompt) :].tolist()

@@ -26,7 +26,7 @@ TOKENS_PER_WORD = 1.33
 
 
 class PackingStats(NamedTuple):
-    """What a packing does with the documents; `kept`, `lost` and `padding` count tokens, `cut` counts documents."""
+    """The outcome of a packing: `kept`, `lost` and `padding` count tokens, `cut` counts documents."""
 
     kept: int
     lost: int

@@ -38,7 +38,7 @@ class Change:
 
 @dataclass(frozen=True)
 class QuickstartRecord:
-    """What one quickstart has measured.
+    """The measurements of one quickstart.
 
     Attributes:
         seconds: of training, by stage.

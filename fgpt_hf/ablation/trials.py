@@ -60,7 +60,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What one run has measured.
+    """The measurements of one run.
 
     Attributes:
         name: that of the trial.

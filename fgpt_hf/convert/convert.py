@@ -76,7 +76,7 @@ def convert(
     template = ORIGINAL_CHAT_TEMPLATE if layout.startswith("original") else CHAT_TEMPLATE
     tokenizer = found.tokenizer or build_tokenizer(config.max_position_embeddings, template)
     config.pad_token_id = tokenizer.pad_token_id
-    model: FGPTForCausalLM = network_with(FGPTForCausalLM, config, weights)  # type: ignore[assignment]
+    model: FGPTForCausalLM = network_with(FGPTForCausalLM, config, weights)  # type: ignore[assignment]  # returns the base class
     model.generation_config = _generation_config(config, found.generation_config)
     with atomic_directory(folder) as partial:
         save_model(model, tokenizer, partial)

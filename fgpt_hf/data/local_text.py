@@ -22,10 +22,11 @@ from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.columns import choose_column, require_column
 from fgpt_hf.data.dataset_names import MixtureEntry
 from fgpt_hf.data.encodings import encoding_of
+from fgpt_hf.data.extracted_text import NO_TEXT
 from fgpt_hf.data.file_hashes import SMALL_BYTES, file_hashes
 from fgpt_hf.data.local_files import ARROW, PARQUET, PDF, TABLES, TEXT, LocalFile, count_of, find_files, some_of
 from fgpt_hf.data.positions import ShardPosition
-from fgpt_hf.data.readers import NO_TEXT, Reading, read_documents
+from fgpt_hf.data.readers import Reading, read_documents
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_sealed_json, sha256_of, write_sealed_json
 from fgpt_hf.parsing import as_type

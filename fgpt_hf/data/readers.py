@@ -20,6 +20,7 @@ import pyarrow.ipc
 from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.data.encodings import CHUNK, UTF_8, open_bytes, open_text
+from fgpt_hf.data.extracted_text import text_of_html, text_of_pdf
 from fgpt_hf.data.local_files import ARROW, CSV, HTML, JSON, PARQUET, PDF, LocalFile
 from fgpt_hf.errors import UserError
 
@@ -27,28 +28,6 @@ Row = dict[str, Any]
 
 ROWS_AT_ONCE = 1000
 ENDOFTEXT = re.compile(r"(?m)^[ \t]*<\|endoftext\|>[ \t]*$")  # between stories, as TinyStories has it
-DOCUMENTS_EXTRA = "pip install 'fgpt-hf[documents]'"
-HTML_WITHOUT_TEXT = ["head", "script", "style", "noscript", "template", "nav"]
-HTML_BLOCKS = [
-    *(
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "dd",
-        "div",
-        "dl",
-        "dt",
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-    ),
-    *("h3", "h4", "h5", "h6", "header", "hr", "li", "main", "ol", "p", "pre", "section", "table", "tr", "ul"),
-]
-NO_TEXT = "a PDF without text: recognize its characters first, such as with ocrmypdf"
 
 
 @dataclass(frozen=True)
@@ -147,9 +126,9 @@ def is_text(kind: pyarrow.DataType) -> bool:
 def _whole_texts(file: LocalFile, reading: Reading) -> Iterator[str]:
     with _damage_explained(file):
         if file.format == PDF:
-            yield _text_of_pdf(file)
+            yield text_of_pdf(file)
         elif file.format == HTML:
-            yield _text_of_html(file, reading.encoding)
+            yield text_of_html(file, reading.encoding)
         else:
             with open_text(file, reading.encoding) as text:
                 yield from split_text(text, reading.separator)
@@ -199,41 +178,6 @@ def _pieces(text: TextIO, separator: str | None) -> Iterator[tuple[str, bool]]:
         yield from ((piece, True) for piece in ended)
         yield rest, False
     yield kept, False
-
-
-def _text_of_html(file: LocalFile, encoding: str) -> str:
-    """Return the text of a page as a browser breaks it into lines, without scripts, styles and menus."""
-    try:
-        from bs4 import BeautifulSoup
-        from bs4.element import NavigableString
-    except ImportError as error:
-        raise UserError(f"{file.path} is HTML, whose text needs beautifulsoup4: {DOCUMENTS_EXTRA}") from error
-    with open_text(file, encoding) as text:
-        page = BeautifulSoup(text.read(), "html.parser")
-    for tag in page(HTML_WITHOUT_TEXT):
-        tag.decompose()
-    for node in page.find_all(string=True):
-        if type(node) is NavigableString and node.find_parent("pre") is None:  # comments have a type of their own
-            node.replace_with(re.sub(r"\s+", " ", node))
-    for tag in page("br"):
-        tag.replace_with("\n")
-    for tag in page(HTML_BLOCKS):
-        tag.insert_before("\n\n")
-        tag.insert_after("\n\n")
-    lines = "\n".join(line.rstrip() if "  " in line else line.strip() for line in page.get_text().split("\n"))
-    return re.sub(r"\n{3,}", "\n\n", lines).strip()
-
-
-def _text_of_pdf(file: LocalFile) -> str:
-    try:
-        from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
-    except ImportError as error:
-        raise UserError(f"{file.path} is a PDF, whose text needs pypdf: {DOCUMENTS_EXTRA}") from error
-    try:
-        return "\n\n".join(filter(str.strip, (page.extract_text() for page in PdfReader(file.path).pages)))
-    except PyPdfError as error:
-        raise UserError(f"{file.path} cannot be read, it may be damaged or locked by a password: {error}") from error
 
 
 # Rows

@@ -311,7 +311,7 @@ def cache_options(model: PreTrainedModel) -> dict[str, Any]:
     are. A model that brings a cache of its own gets no argument.
     """
     wants_another = getattr(model.generation_config, "cache_implementation", None) is not None
-    if wants_another or not model._supports_default_dynamic_cache():  # type: ignore[operator]
+    if wants_another or not model._supports_default_dynamic_cache():  # type: ignore[operator]  # torch types it
         return {}
     cache: Any = DynamicCache(config=model.config)
     if cache.layer_class_to_replicate is DynamicLayer:

@@ -90,7 +90,7 @@ def eager_attention_forward(
     `query` is `(B, H, T, D)`; `key` and `value` are `(B, H / groups, S, D)`; `attention_mask`, `(B, 1, T, S)`, is added
     to the scores. Returns the attended values, `(B, T, H, D)`, and the weights, `(B, H, T, S)`.
     """
-    key, value = (repeat_kv(heads, module.num_key_value_groups) for heads in (key, value))  # type: ignore[arg-type]
+    key, value = (repeat_kv(heads, module.num_key_value_groups) for heads in (key, value))  # type: ignore[arg-type]  # a Module's attribute
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
