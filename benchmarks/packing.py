@@ -19,7 +19,7 @@ from trl import pack_dataset
 
 from fgpt_hf.data.packing import count_cut, plan_rows
 from fgpt_hf.data.pydocs import load_pydocs
-from fgpt_hf.tokenizer.fast_encoding import encode_documents
+from fgpt_hf.tokenizer.document_encoder import encode_documents
 
 BUFFER_OF_NANOCHAT = 1000  # documents that it chooses from
 TOKENS_PER_WORD = 1.33

@@ -30,7 +30,8 @@ from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.splits import SPLITS
 from fgpt_hf.data.stream import EpochPosition, TokenizerPool
-from fgpt_hf.tokenizer import fast_encoding
+from fgpt_hf.tokenizer.byte_bpe import ranks_of_vocabulary
+from fgpt_hf.tokenizer.tokenizer import read_vocabulary
 
 REPEATS = 3  # readings of the corpus per round, so that beginnings and ends weigh little
 WORKERS = os.cpu_count() or 1
@@ -108,7 +109,7 @@ def _write_rows(pool: TokenizerPool, source: TextSource, path: Path) -> int:
 def _start_peer() -> None:
     """Create tiktoken's `gpt2` encoding from the project's vocabulary; its own loader would need a network."""
     global encoding
-    ranks = fast_encoding._plain_encoding()._mergeable_ranks
+    ranks = ranks_of_vocabulary(read_vocabulary()[0])
     encoding = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
 
 

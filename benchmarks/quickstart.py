@@ -19,7 +19,7 @@ from fgpt_hf.cli.entry_point import command_line
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.evaluation.tasks import load_examples
 from fgpt_hf.files import write_json
-from fgpt_hf.tokenizer.fast_encoding import encode_documents
+from fgpt_hf.tokenizer.document_encoder import encode_documents
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from fgpt_hf.training.run_folder import read_metrics
 

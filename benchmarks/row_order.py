@@ -16,7 +16,7 @@ import numpy as np
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches, RowChunk, RowsInMemory, ShuffledRows, StreamedRows, StreamPosition
-from fgpt_hf.data.packing import Ids, pack_documents
+from fgpt_hf.data.packing import pack_documents
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.splits import is_validation
 from fgpt_hf.evaluation.checks import ValidationLoss, bytes_of_tokens
@@ -24,7 +24,8 @@ from fgpt_hf.files import read_json_lines
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import start_accelerator
 from fgpt_hf.runtime.plan import TrainingPlan
-from fgpt_hf.tokenizer.fast_encoding import encode_documents
+from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import encode_documents
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder

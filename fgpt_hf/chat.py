@@ -30,6 +30,7 @@ from fgpt_hf.tokenizer.tokenizer import has_control_tokens
 from fgpt_hf.training.finetuning import unseen_role_tokens
 from fgpt_hf.training.run_folder import RECORD, find_run, read_record
 
+TUNING_OPTIONS = ("assistant_only_loss", "loss_type")  # of runs on conversations or preferences alone
 MAX_REPLY_TOKENS = 512  # or half the context where that is less
 Message = dict[str, str]
 
@@ -95,7 +96,7 @@ def is_taught_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         return False
     name = model.name_or_path  # nothing for a model that was not loaded
     if name and Path(name).is_dir() and (run := find_run(Path(name))):
-        return "model_name_or_path" in read_record(run / RECORD)
+        return not read_record(run / RECORD).keys().isdisjoint(TUNING_OPTIONS)
     if has_adapter(model) or not has_control_tokens(tokenizer):
         return True
     return not {"<|user|>", "<|assistant|>"} <= set(unseen_role_tokens(model))

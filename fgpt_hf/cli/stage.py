@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fgpt_hf.config.runs import Run, TuningRun
+from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.evaluation.benchmark import TaskResult
@@ -60,7 +60,7 @@ class TrainingStage:
         checkpoint before, and whatever else is being written is deleted.
         """
         require_start(self.run)
-        if isinstance(self.run, TuningRun) and (before := find_run(Path(self.run.model_name_or_path))):
+        if self.run.start_model and (before := find_run(Path(self.run.start_model))):
             check_records(before)  # which are read again for the card, when the run has finished
         with exit_on_signals(), self.folder.opened():
             yield

@@ -22,8 +22,10 @@ from fgpt_hf.evaluation.checks import (
 )
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.model.run_tokenizer import run_tokenizer
 from fgpt_hf.runtime.estimate import network
-from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS, build_tokenizer
+from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
+from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from fgpt_hf.training.outlook import Epoch
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     with stage.opened():
         # Model
         plan = stage.plan(network(run))
-        tokenizer = build_tokenizer(run.max_position_embeddings)
+        tokenizer = run_tokenizer(run)
+        encoder = DocumentEncoder.of(tokenizer)
         model = new_model(run)
         context = model.config.max_position_embeddings
 
@@ -48,13 +51,15 @@ def main(arguments: Sequence[str]) -> None:
         prompt = require_room(tokenizer, run.sample_prompt, context)
 
         # Data
-        data = load_pretraining_data(run)
+        data = load_pretraining_data(run, encoder)
         logger.info("%s", data.description)
         batches = data.batches(stage.rank, stage.processes)
 
         # Checks
         bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
-        loss = ValidationLoss(run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows)
+        loss = ValidationLoss(
+            run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, data.collate
+        )
         benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         held_out = [beginning_of(tokenizer, row[1:], context) for row in data.validation[:1]]
         write = stage.folder.append_sample

@@ -112,6 +112,7 @@ class StartOptions:
         "Embeddings of role tokens that the model has never seen: the mean of all embeddings, or kept.",
         fixed_on_resume=True,
     )
+    trust_remote_code: bool = option(False, "Run the code that comes with the model, if transformers has none for it.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,12 @@ class TextSource:
     )
     max_position_embeddings: int = option(
         1024, "Context of the model and length of a training row, in tokens.", fixed_on_resume=True
+    )
+    tokenizer: str | None = option(
+        None,
+        "Tokenizer of the documents: its folder, or the id of a model on the Hub.",
+        unset="that of the model to start from, or else GPT-2's with tokens for conversations",
+        fixed_on_resume=True,
     )
     preprocessing_num_workers: int | None = option(
         None, "Number of processes that tokenize.", unset="one per core to prepare, two to stream"

@@ -53,6 +53,11 @@ class Run(
         """The folder of the run: `output_dir`, or the preset's name under `runs/`."""
         return Path(self.output_dir or f"runs/{self.preset}{self.output_dir_suffix}")
 
+    @property
+    def start_model(self) -> str | None:
+        """The model that the run starts from, or None for a new network."""
+        return getattr(self, "model_name_or_path", None)
+
     @classmethod
     def fixed_on_resume(cls) -> list[str]:
         """Return the names of the options that a resumed run must have as they were recorded."""
@@ -101,6 +106,17 @@ class BaseRun(Run, TextSource, NetworkOptions, RunOptions):
         ('runs/mine', 1024)
     """
 
+    model_name_or_path: str | None = option(
+        None,
+        "Model to go on training, whose network and tokenizer the run has: its folder, a run's folder, or an id on the "
+        "Hub.",
+        unset="a new network of the shape below",
+        fixed_on_resume=True,
+        group=StartOptions,
+    )
+    trust_remote_code: bool = option(
+        False, "Run the code that comes with the model, if transformers has none for it.", group=StartOptions
+    )
     streaming: bool = option(
         True,
         "Read documents while training, instead of preparing all of them first.",
@@ -115,6 +131,11 @@ class BaseRun(Run, TextSource, NetworkOptions, RunOptions):
         "Prompt that is continued at every sample, beside one from the validation set.",
         group=EvaluationOptions,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenizer and self.model_name_or_path:
+            raise UserError("tokenizer and model_name_or_path exclude each other: a model has its own tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)

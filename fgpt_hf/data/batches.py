@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.stream import EpochPosition
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
+from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 
 IGNORED = -100  # the label of a token that is not scored, as in torch and transformers
 
@@ -182,6 +182,7 @@ class StreamedRows:
     Args:
         chunks_from: returns the chunks from a position on, without end.
         start: the first position.
+        collate: makes rows a batch.
     """
 
     def __init__(
@@ -190,8 +191,10 @@ class StreamedRows:
         start: StreamPosition,
         rank: int = 0,
         processes: int = 1,
+        collate: Callable[[Ids], dict[str, Tensor]] | None = None,
     ) -> None:
         self.chunks_from, self.rank, self.processes = chunks_from, rank, processes
+        self.collate = collate or as_batch
         self._chunk, self._row, self._chunks = _before(start), 0, chunks_from(start)
 
     def take(self, count: int) -> dict[str, Tensor]:
@@ -204,7 +207,7 @@ class StreamedRows:
             taken.append(self._chunk.rows[self._row : self._row + missing])
             self._row += len(taken[-1])
             missing -= len(taken[-1])
-        return as_batch(np.concatenate(taken)[self.rank * count : (self.rank + 1) * count])
+        return self.collate(np.concatenate(taken)[self.rank * count : (self.rank + 1) * count])
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": asdict(self._chunk.position), "row": self._row}
@@ -232,22 +235,24 @@ def _before(position: StreamPosition) -> RowChunk:
     return RowChunk(np.empty((0, 0), dtype=np.uint16), position)
 
 
-def as_batch(ids: Ids) -> dict[str, Tensor]:
-    """Return packed rows, `(B, T)`, as `input_ids`, `position_ids` and `labels`, each `(B, T)`.
+def as_batch(ids: Ids, encoder: DocumentEncoder = PROJECT_ENCODER) -> dict[str, Tensor]:
+    """Return rows of documents, `(B, T)`, as `input_ids` and `labels`, each `(B, T)`, and `position_ids` if packed.
 
     Positions restart with each document, and padding has no label.
 
+    Args:
+        encoder: what made the rows.
+
     Example:
-        >>> batch = as_batch(np.array([[END_OF_TEXT_ID, 5, 6, END_OF_TEXT_ID, 7, PAD_ID]], dtype=np.uint16))
+        >>> batch = as_batch(np.array([[50256, 5, 6, 50256, 7, 50261]], dtype=np.uint16))
         >>> batch["position_ids"].tolist(), batch["labels"].tolist()
         ([[0, 1, 2, 0, 1, 0]], [[50256, 5, 6, 50256, 7, -100]])
     """
     input_ids = torch.from_numpy(ids.astype(np.int64))
-    is_start = (input_ids == END_OF_TEXT_ID) | (input_ids == PAD_ID)
-    offsets = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-    start_of_document = torch.where(is_start, offsets, 0).cummax(dim=1).values
-    return {
-        "input_ids": input_ids,
-        "position_ids": offsets - start_of_document,
-        "labels": input_ids.masked_fill(input_ids == PAD_ID, IGNORED),
-    }
+    is_padding = (input_ids == encoder.pad).flip(1).long().cumprod(dim=1).flip(1).bool()
+    batch = {"input_ids": input_ids, "labels": input_ids.masked_fill(is_padding, IGNORED)}
+    if encoder.packs:
+        offsets = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        starts = torch.where((input_ids == encoder.start) | is_padding, offsets, 0)
+        batch["position_ids"] = offsets - starts.cummax(dim=1).values
+    return batch

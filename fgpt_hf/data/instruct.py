@@ -20,9 +20,10 @@ from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows, arrays_fingerprint
 from fgpt_hf.data.conversations import Conversation, Message, load_conversations
 from fgpt_hf.data.mixtures import RowIssues, split_rows
-from fgpt_hf.data.packing import Ids, assign_to_fewest_rows
+from fgpt_hf.data.packing import assign_to_fewest_rows
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, SplitSize
+from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import PAD_ID
 

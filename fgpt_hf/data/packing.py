@@ -1,8 +1,8 @@
 """Pack documents into rows of equal length, losing no token and padding less than 1 %.
 
-Every document in a row begins with `<|endoftext|>`: the row alone says where attention must stop, and the last token
-of a document learns that the document ends. The rest of a row is `<|pad|>`. A document longer than a row is cut into
-pieces that are packed like documents, and each piece begins with `<|endoftext|>` too.
+Every document in a row begins with the same token, `<|endoftext|>` in the project's vocabulary: the row alone says
+where attention must stop, and the last token of a document learns that the document ends. The rest of a row is padding.
+A document longer than a row is cut into pieces that are packed like documents, and each piece begins with that token.
 
 Best fit needs no other cut where lengths vary: 8,000 documents of 1,500 tokens on average fill rows of 256 to 99.99 %.
 Where it would leave gaps, since two documents are too long for a row and one is too short, the rows are filled anew:
@@ -18,16 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
-
-Ids = npt.NDArray[np.uint16]
+from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 
 CANDIDATES = 48  # items that one row is filled from; more fill it hardly better
 MAX_PADDING = 0.0095  # of the documents' tokens; documents are cut where there would be more
 
 
 class Piece(NamedTuple):
-    """The tokens of a document from `start` to `stop`, which a row holds behind an `<|endoftext|>`."""
+    """The tokens of a document from `start` to `stop`, which a row holds behind the token that begins documents."""
 
     document: int
     start: int
@@ -35,7 +34,7 @@ class Piece(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The tokens of a row that it takes, `<|endoftext|>` included."""
+        """The tokens of a row that it takes, the first one included."""
         return self.stop - self.start + 1
 
 
@@ -45,7 +44,7 @@ class PackedRows(NamedTuple):
     Attributes:
         ids: the token ids, `(rows, row_length)`.
         tokens: the number of tokens of the documents, without separators.
-        padding: the number of `<|pad|>` in the rows.
+        padding: the number of padding tokens in the rows.
         cut: the number of documents in more pieces than their length makes necessary, so that rows are full.
     """
 
@@ -55,8 +54,10 @@ class PackedRows(NamedTuple):
     cut: int
 
 
-def pack_documents(documents: Iterable[Ids], row_length: int) -> PackedRows:
-    """Pack documents into rows, each document or piece of one behind an `<|endoftext|>`.
+def pack_documents(documents: Iterable[Ids], row_length: int, encoder: DocumentEncoder = PROJECT_ENCODER) -> PackedRows:
+    """Pack documents into rows, each document or piece of one behind the token that begins documents.
+
+    An encoder that does not pack gives each piece a row of its own.
 
     Raises:
         UserError: a row has no room for a token behind the `<|endoftext|>`.
@@ -68,12 +69,12 @@ def pack_documents(documents: Iterable[Ids], row_length: int) -> PackedRows:
     """
     documents = list(documents)
     lengths = [len(document) for document in documents]
-    plan = plan_rows(lengths, row_length)
-    ids = np.full((len(plan), row_length), PAD_ID, dtype=np.uint16)
+    plan = plan_rows(lengths, row_length) if encoder.packs else rows_of_their_own(lengths, row_length)
+    ids = np.full((len(plan), row_length), encoder.pad, dtype=encoder.dtype)
     for row, pieces in zip(ids, plan, strict=True):
         begin = 0
         for document, start, stop in pieces:
-            row[begin] = END_OF_TEXT_ID
+            row[begin] = encoder.start
             end = begin + 1 + stop - start
             row[begin + 1 : end] = documents[document][start:stop]
             begin = end
@@ -96,9 +97,7 @@ def plan_rows(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
         [[Piece(document=2, start=0, stop=6), Piece(document=0, start=0, stop=3)], \
 [Piece(document=0, start=3, stop=6), Piece(document=1, start=0, stop=6)]]
     """
-    if row_length < 2:
-        raise UserError(f"rows of {row_length} have no room for <|endoftext|> and a token: make them longer")
-    pieces = _pieces(np.array(lengths, dtype=np.int64), row_length - 1)
+    pieces = [piece for row in rows_of_their_own(lengths, row_length) for piece in row]
     sizes = [piece.length for piece in pieces]
     allowed = int(MAX_PADDING * sum(sizes))
     best_fit = best_fit_decreasing(sizes, row_length)
@@ -108,6 +107,23 @@ def plan_rows(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
     if len(refilled) >= len(others):
         return [[pieces[index] for index in row] for row in best_fit]
     return [[pieces[index] for index in row] for row, is_kept in zip(best_fit, kept, strict=True) if is_kept] + refilled
+
+
+def rows_of_their_own(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
+    """Return a row for each document, or for each of as few pieces of it as its length makes necessary.
+
+    Raises:
+        UserError: a row has no room for a token behind the one that begins documents.
+
+    Example:
+        >>> rows_of_their_own([6], row_length=5)
+        [[Piece(document=0, start=0, stop=4)], [Piece(document=0, start=4, stop=6)]]
+    """
+    if row_length < 2:
+        raise UserError(
+            f"rows of {row_length} have no room for the token that begins documents and another: make them longer"
+        )
+    return [[piece] for piece in _pieces(np.array(lengths, dtype=np.int64), row_length - 1)]
 
 
 def _pieces(lengths: npt.NDArray[np.int64], room: int) -> list[Piece]:

@@ -20,11 +20,11 @@ from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows, arrays_fingerprint
 from fgpt_hf.data.conversations import Message
 from fgpt_hf.data.mixtures import RowIssues, split_rows
-from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.preference_pairs import Pair, load_pairs
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, SplitSize
 from fgpt_hf.errors import UserError
+from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
 
 

@@ -2,8 +2,8 @@
 
 A shard holds 134 million tokens, 256 MiB. An interrupted preparation resumes at the next shard, and gives the same rows
 as one that was never interrupted, with any number of workers. Preparing again checks all that is there, and makes what
-is damaged anew. It takes 2 bytes of disk a token and a pass over the corpus before the first step; a run with
-`--streaming` needs neither.
+is damaged anew. It takes 2 bytes of disk a token, or 4 of a vocabulary of more than 65,536 tokens, and a pass over the
+corpus before the first step; a run with `--streaming` needs neither.
 """
 
 import logging
@@ -12,7 +12,9 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow
 from huggingface_hub.constants import HF_HOME
 
@@ -44,7 +46,8 @@ from fgpt_hf.data.stream import EpochPosition, PackedBuffer, TokenizerPool
 from fgpt_hf.data.validation_rule import validation_rule
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL, atomic_directory, locked, remove, sha256_of, write_sealed_json
-from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
+from fgpt_hf.model.run_tokenizer import run_tokenizer
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,8 @@ def prepare_documents(preparation: Preparation) -> str:
         UserError: as `prepare` does, or the Hub refuses the data set.
     """
     folder = Path(preparation.output_dir)
-    records = prepare(preparation, folder, preparation.max_train_tokens, in_processes=True)
+    encoder = DocumentEncoder.of(run_tokenizer(preparation))
+    records = prepare(preparation, folder, preparation.max_train_tokens, in_processes=True, encoder=encoder)
     lines = [packing_report(records, preparation.max_position_embeddings)]
     if preparation.hub_dataset_id:
         push_dataset(folder, preparation.hub_dataset_id)
@@ -69,7 +73,11 @@ def prepare_documents(preparation: Preparation) -> str:
 
 
 def prepare(
-    source: TextSource, folder: Path, max_train_tokens: int | None = None, in_processes: bool = False
+    source: TextSource,
+    folder: Path,
+    max_train_tokens: int | None = None,
+    in_processes: bool = False,
+    encoder: DocumentEncoder = PROJECT_ENCODER,
 ) -> list[ShardRecord]:
     """Make the rows of all documents, or continue to, until about `max_train_tokens` are there.
 
@@ -85,10 +93,10 @@ def prepare(
     """
     with locked(folder.with_name(f".{folder.name}.lock")):
         shards = open_corpus(source)
-        recipe = recipe_of(source, shards)
+        recipe = recipe_of(source, shards, encoder)
         _require_recipe(folder, recipe)
         with _discarding_nothing_made(folder):
-            records = _Preparation(source, folder, shards, recipe, in_processes).run(max_train_tokens)
+            records = _Preparation(source, folder, shards, recipe, in_processes, encoder).run(max_train_tokens)
             sizes = total_size(records)
             for split in SPLITS:
                 if not sizes[split].rows and (split == TRAIN or source.validation_fraction):
@@ -98,7 +106,7 @@ def prepare(
         return records
 
 
-def prepared_once(source: TextSource, verify: bool = True) -> PreparedData:
+def prepared_once(source: TextSource, verify: bool = True, encoder: DocumentEncoder = PROJECT_ENCODER) -> PreparedData:
     """Return the rows of these documents from the cache, where they are prepared if they are not there.
 
     The folder is below `fgpt/prepared` in `HF_HOME`; documents that have changed have another one. What is missing or
@@ -110,22 +118,22 @@ def prepared_once(source: TextSource, verify: bool = True) -> PreparedData:
     Raises:
         UserError: as `prepare` does.
     """
-    key = sha256_of(repr(recipe_of(source, open_corpus(source))).encode())[:16]
+    key = sha256_of(repr(recipe_of(source, open_corpus(source), encoder)).encode())[:16]
     folder = Path(HF_HOME, "fgpt", "prepared", key)
     if folder.is_dir():
         try:
-            return load_prepared(folder, source.max_position_embeddings, verify)
+            return load_prepared(folder, source.max_position_embeddings, verify, encoder)
         except UserError as error:
             logger.warning("%s (done now)", error)
-    prepare(source, folder)
-    return load_prepared(folder, source.max_position_embeddings, verify)
+    prepare(source, folder, encoder=encoder)
+    return load_prepared(folder, source.max_position_embeddings, verify, encoder)
 
 
-def recipe_of(source: TextSource, shards: Sequence[Shard]) -> Recipe:
+def recipe_of(source: TextSource, shards: Sequence[Shard], encoder: DocumentEncoder = PROJECT_ENCODER) -> Recipe:
     """Return all that the rows of a corpus follow from."""
     return Recipe(
         format=FORMAT_VERSION,
-        tokenizer=tokenizer_fingerprint(),
+        tokenizer=encoder.fingerprint,
         row_length=source.max_position_embeddings,
         validation_fraction=source.validation_fraction,
         dataset_name=source.dataset_name,
@@ -151,9 +159,15 @@ class _Preparation:
     """The making of one folder's shards: keeps those that are whole, and writes the others."""
 
     def __init__(
-        self, source: TextSource, folder: Path, shards: Sequence[Shard], recipe: Recipe, in_processes: bool
+        self,
+        source: TextSource,
+        folder: Path,
+        shards: Sequence[Shard],
+        recipe: Recipe,
+        in_processes: bool,
+        encoder: DocumentEncoder,
     ) -> None:
-        self.source, self.folder, self.shards, self.recipe = source, folder, shards, recipe
+        self.source, self.folder, self.shards, self.recipe, self.encoder = source, folder, shards, recipe, encoder
         self.workers = source.preprocessing_num_workers or os.cpu_count() or 1
         self.in_processes = in_processes and self.workers > 1
         self.records: list[ShardRecord] = []
@@ -177,7 +191,7 @@ class _Preparation:
                 if pool is None:
                     write_sealed_json(self.folder / PREPARED, Manifest(self.recipe).as_json())
                     rule = validation_rule(self.source, self.shards)
-                    pool = TokenizerPool(self.source, self.workers, self.in_processes, rule)
+                    pool = TokenizerPool(self.source, self.workers, self.in_processes, rule, self.encoder)
                     resources.enter_context(closing(pool))
                     resources.callback(self._close_buffers)
                 self._write(pool, begin, enough)
@@ -206,7 +220,9 @@ class _Preparation:
             self._buffers = pool.packed_buffers(self.shards, begin)
         try:
             with atomic_directory(self.folder / shard_name(len(self.records))) as partial:
-                self.records.append(_write_shard(partial, self._buffers, self.recipe, begin, enough))
+                self.records.append(
+                    _write_shard(partial, self._buffers, self.recipe, begin, enough, self.encoder.dtype)
+                )
         except OSError as error:
             raise UserError(_interrupted(self.folder, self.records, error)) from error
         tokens = total_size(self.records)[TRAIN].tokens
@@ -219,10 +235,15 @@ class _Preparation:
 
 
 def _write_shard(
-    folder: Path, buffers: Iterator[PackedBuffer], recipe: Recipe, begin: EpochPosition, enough: int
+    folder: Path,
+    buffers: Iterator[PackedBuffer],
+    recipe: Recipe,
+    begin: EpochPosition,
+    enough: int,
+    dtype: np.dtype[Any],
 ) -> ShardRecord:
     """Write buffers until the training split has `enough` tokens, or the corpus ends."""
-    schema = pyarrow.schema({COLUMN: pyarrow.list_(pyarrow.uint16(), recipe.row_length)})
+    schema = pyarrow.schema({COLUMN: pyarrow.list_(pyarrow.from_numpy_dtype(dtype), recipe.row_length)})
     sizes, end = dict.fromkeys(SPLITS, SplitSize()), None
     with ExitStack() as files:
         writers = {}

@@ -7,6 +7,7 @@ Either way the same documents are held out, and the same first rows of them are 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,12 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 
 from fgpt_hf.config.runs import BaseRun
-from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition
+from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition, as_batch
 from fgpt_hf.data.corpora import Shard, open_corpus
 from fgpt_hf.data.local_files import is_local
-from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.prepare import prepared_once, recipe_of
 from fgpt_hf.data.shards import (
     PREPARED,
@@ -39,6 +40,8 @@ from fgpt_hf.data.validation_rule import validation_rule
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import cached_array, locked, sha256_of
 from fgpt_hf.retries import reading, retry
+from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.workers import BackgroundIterator
 
 STREAMING_WORKERS = 2
@@ -52,29 +55,34 @@ class PretrainingData:
         batches: returns the batches of a process, given its rank and the number of processes.
         validation: the fixed held-out rows, `(N, T)`.
         description: a line on the data.
+        collate: makes rows a batch.
         provenance: what is known of the text, for a model card.
     """
 
     batches: Callable[[int, int], Batches]
     validation: Ids
     description: str
+    collate: Callable[[Ids], dict[str, Tensor]] = as_batch
     provenance: DataProvenance = field(default_factory=DataProvenance)
 
 
-def load_pretraining_data(run: BaseRun) -> PretrainingData:
+def load_pretraining_data(run: BaseRun, encoder: DocumentEncoder = PROJECT_ENCODER) -> PretrainingData:
     """Return the data of `run.dataset_name`, which may itself be prepared rows in a folder or on the Hub.
+
+    Args:
+        encoder: makes ids and rows of documents; prepared rows must be its.
 
     Raises:
         UserError: the data set cannot be read or does not fit the run, or one of its splits is empty.
     """
     name, row_length = run.dataset_name, run.max_position_embeddings
     if is_prepared(Path(name)):
-        return _shuffled(run, load_prepared(Path(name), row_length, run.verify_rows))
+        return _shuffled(run, load_prepared(Path(name), row_length, run.verify_rows, encoder), encoder)
     if name not in CORPORA.names and not is_local(name) and _is_prepared_on_hub(run):
-        return _shuffled(run, _load_from_hub(run))
+        return _shuffled(run, _load_from_hub(run, encoder), encoder)
     if run.streaming:
-        return _streamed(run)
-    return _shuffled(run, prepared_once(run, run.verify_rows))
+        return _streamed(run, encoder)
+    return _shuffled(run, prepared_once(run, run.verify_rows, encoder), encoder)
 
 
 def _is_prepared_on_hub(run: BaseRun) -> bool:
@@ -88,12 +96,12 @@ def _is_prepared_on_hub(run: BaseRun) -> bool:
         return False
 
 
-def _load_from_hub(run: BaseRun) -> PreparedData:
+def _load_from_hub(run: BaseRun, encoder: DocumentEncoder) -> PreparedData:
     name, revision = run.dataset_name, run.dataset_revision
     with reading(name):
         path = retry(name, lambda: hf_hub_download(name, PREPARED, repo_type="dataset", revision=revision))
         manifest = Manifest.read(Path(path))
-        require_fitting(name, manifest, run.max_position_embeddings)
+        require_fitting(name, manifest, run.max_position_embeddings, encoder)
         found = retry(name, lambda: load_dataset(name, revision=revision))
     if manifest.sizes is None:
         raise UserError(f"the preparation of {name} is not finished: push the rows again with `fgpt prepare`")
@@ -108,22 +116,24 @@ def _load_from_hub(run: BaseRun) -> PreparedData:
     return PreparedData(rows, manifest)
 
 
-def _shuffled(run: BaseRun, data: PreparedData) -> PretrainingData:
+def _shuffled(run: BaseRun, data: PreparedData, encoder: DocumentEncoder) -> PretrainingData:
+    collate = partial(as_batch, encoder=encoder)
+
     def batches(rank: int, processes: int) -> Batches:
-        return ShuffledRows(data.rows[TRAIN], run.seed, rank, processes)
+        return ShuffledRows(data.rows[TRAIN], run.seed, rank, processes, collate)
 
     recipe, held_out = data.manifest.recipe, data.rows[VALIDATION]
-    validation = np.empty((0, recipe.row_length), dtype=np.uint16)
+    validation: Ids = np.empty((0, recipe.row_length), dtype=encoder.dtype)
     if len(held_out):
         validation = held_out[list(range(min(run.max_eval_rows, len(held_out))))]
     source = {name: getattr(recipe, name) for name in ("dataset_name", "dataset_config_name", "validation_fraction")}
     provenance = DataProvenance(data.manifest.sizes or {}, source)
-    return PretrainingData(batches, validation, _describe(str(data.manifest), validation), provenance)
+    return PretrainingData(batches, validation, _describe(str(data.manifest), validation), collate, provenance)
 
 
-def _streamed(run: BaseRun) -> PretrainingData:
-    shards = open_corpus(run)
-    recipe = recipe_of(run, shards)
+def _streamed(run: BaseRun, encoder: DocumentEncoder) -> PretrainingData:
+    shards, collate = open_corpus(run), partial(as_batch, encoder=encoder)
+    recipe = recipe_of(run, shards, encoder)
     version, rule = recipe.shards, validation_rule(run, shards)
 
     def chunks_from(position: StreamPosition) -> Generator[RowChunk, None, None]:
@@ -133,7 +143,7 @@ def _streamed(run: BaseRun) -> PretrainingData:
                 f"exactly: {_how_to_restore(run.dataset_name)}"
             )
         workers = run.preprocessing_num_workers or STREAMING_WORKERS
-        with closing(TokenizerPool(run, workers, workers > 1, rule)) as pool:
+        with closing(TokenizerPool(run, workers, workers > 1, rule, encoder)) as pool:
             for epoch, buffer in training_buffers(pool, shards, run.seed, position.epoch, position.start):
                 yield RowChunk(buffer.rows[TRAIN].ids, StreamPosition(version, epoch, buffer.begin))
 
@@ -143,11 +153,12 @@ def _streamed(run: BaseRun) -> PretrainingData:
             StreamPosition(version),
             rank,
             processes,
+            collate,
         )
 
-    validation = _validation_once(run, shards, recipe, rule)
+    validation = _validation_once(run, shards, recipe, rule, encoder)
     description = f"{run.dataset_name} in {len(shards)} shards, streamed"
-    return PretrainingData(batches, validation, _describe(description, validation))
+    return PretrainingData(batches, validation, _describe(description, validation), collate)
 
 
 def _describe(data: str, validation: Ids) -> str:
@@ -163,11 +174,13 @@ def _how_to_restore(name: str) -> str:
     return f"restore {cause}, or start a new run"
 
 
-def _validation_once(run: BaseRun, shards: Sequence[Shard], recipe: Recipe, rule: ValidationRule) -> Ids:
+def _validation_once(
+    run: BaseRun, shards: Sequence[Shard], recipe: Recipe, rule: ValidationRule, encoder: DocumentEncoder
+) -> Ids:
     """Return the held-out rows of a stream, found once and then kept in `fgpt/validation` in `HF_HOME`."""
 
     def find_rows() -> Ids:
-        with closing(TokenizerPool(run, workers=1, rule=rule)) as pool:
+        with closing(TokenizerPool(run, workers=1, rule=rule, encoder=encoder)) as pool:
             return validation_rows(pool, shards, run.max_eval_rows)
 
     key = sha256_of(repr((recipe, run.max_eval_rows)).encode())[:16]

@@ -1,10 +1,10 @@
 """Prepared rows on a disk: a folder of shards that map into memory, and the data set on the Hub made of it.
 
 The folder holds `prepared.json`, which says what the rows were made of, and `shard-00000/` and so on, each with
-`train.arrow`, `validation.arrow` and `shard.json`. A token takes 2 bytes. A shard is complete or absent, and records
-where in the corpus it begins and ends, so that the next one can begin there, and the size and hash of its files.
-Whatever is damaged, missing or exchanged is named: records and sizes are checked when a folder is opened, and the
-content, a gigabyte a second, by a thread meanwhile.
+`train.arrow`, `validation.arrow` and `shard.json`. A token takes 2 bytes, or 4 where the vocabulary has more than
+65,536. A shard is complete or absent, and records where in the corpus it begins and ends, so that the next one can
+begin there, and the size and hash of its files. Whatever is damaged, missing or exchanged is named: records and sizes
+are checked when a folder is opened, and the content, a gigabyte a second, by a thread meanwhile.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.splits import SPLITS, TRAIN, Sizes, SplitSize
 from fgpt_hf.data.stream import EpochPosition, PackedBuffer
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_sealed_json, sha256_of
 from fgpt_hf.retries import retry
-from fgpt_hf.tokenizer.tokenizer import tokenizer_fingerprint
+from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.workers import BackgroundCheck
 
 PREPARED, RECORD = "prepared.json", "shard.json"
@@ -183,7 +183,9 @@ class PreparedRows:
     def __getitem__(self, indices: Sequence[int]) -> Ids:
         if self.check is not None:
             self.check.wait(seconds=0)
-        return np.asarray(self.dataset[indices][COLUMN], dtype=np.uint16)
+        stored = self.dataset.features[COLUMN].feature.dtype  # which datasets widens when it reads
+        ids: Ids = np.asarray(self.dataset[indices][COLUMN], dtype=stored)
+        return ids
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ def is_prepared(folder: Path) -> bool:
     return any(any(folder.glob(name)) for name in (PREPARED, f"shard-*/{RECORD}", f"shard-*/{TRAIN}.arrow"))
 
 
-def load_prepared(folder: Path, row_length: int, verify: bool = True) -> PreparedData:
+def load_prepared(
+    folder: Path, row_length: int, verify: bool = True, encoder: DocumentEncoder = PROJECT_ENCODER
+) -> PreparedData:
     """Return the rows of a prepared folder.
 
     Args:
@@ -210,7 +214,7 @@ def load_prepared(folder: Path, row_length: int, verify: bool = True) -> Prepare
             not finished.
     """
     manifest = Manifest.read(folder / PREPARED)
-    require_fitting(str(folder), manifest, row_length)
+    require_fitting(str(folder), manifest, row_length, encoder)
     records = complete_shards(folder, manifest.recipe)
     if not manifest.is_finished:
         tokens = total_size(records)[TRAIN].tokens
@@ -228,11 +232,14 @@ def load_prepared(folder: Path, row_length: int, verify: bool = True) -> Prepare
     return PreparedData(rows, manifest)
 
 
-def require_fitting(name: str, manifest: Manifest, row_length: int) -> None:
+def require_fitting(name: str, manifest: Manifest, row_length: int, encoder: DocumentEncoder = PROJECT_ENCODER) -> None:
     """Raise UserError if rows are of another tokenizer or length than a run, or were made by another version."""
     found = manifest.recipe
-    if found.tokenizer != tokenizer_fingerprint():
-        raise UserError(f"{name} was prepared with another tokenizer than GPT-2's with FGPT's control tokens")
+    if found.tokenizer != encoder.fingerprint:
+        own = "GPT-2's with FGPT's control tokens" if encoder == PROJECT_ENCODER else "that of the run's model"
+        raise UserError(
+            f"{name} was prepared with another tokenizer than {own}: prepare it with --tokenizer, by the model's name"
+        )
     if found.row_length != row_length:
         raise UserError(
             f"{name} holds rows of {found.row_length} tokens and max_position_embeddings={row_length}: give "
@@ -352,7 +359,8 @@ def split_path(shard: Path, split: str) -> Path:
 def require_rows(name: str, dataset: Dataset, count: int, row_length: int) -> None:
     """Raise UserError if a data set does not hold so many rows of so many token ids."""
     column = dataset.features.get(COLUMN)
-    is_ids = isinstance(column, List) and column.length == row_length and column.feature == Value("uint16")
+    is_row = isinstance(column, List) and column.length == row_length
+    is_ids = is_row and column.feature in (Value("uint16"), Value("uint32"))
     if not is_ids or len(dataset) != count:
         raise UserError(f"{name} is damaged: it does not hold {count:,} rows of {row_length} token ids")
 

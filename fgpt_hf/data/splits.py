@@ -13,11 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-import numpy as np
-import numpy.typing as npt
-
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.fast_encoding import encode_documents
+from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")  # as they are called on the Hub
 
@@ -120,8 +118,12 @@ def document_hash(text: str) -> float:
 
 
 def encode_splits(
-    texts: Sequence[str], rule: ValidationRule, splits: Sequence[str], repeats: float = 1.0
-) -> dict[str, list[npt.NDArray[np.uint16]]]:
+    texts: Sequence[str],
+    rule: ValidationRule,
+    splits: Sequence[str],
+    repeats: float = 1.0,
+    encoder: DocumentEncoder = PROJECT_ENCODER,
+) -> dict[str, list[Ids]]:
     """Return the token ids of the documents in each of `splits`; other documents are not tokenized.
 
     Args:
@@ -133,7 +135,7 @@ def encode_splits(
         for split, part in rule.divide(text):
             if split in chosen:
                 chosen[split] += [part] * (_times(text, repeats) if split == TRAIN else 1)
-    return {split: encode_documents(members, threads=1) for split, members in chosen.items()}
+    return {split: encoder.encode(members, threads=1) for split, members in chosen.items()}
 
 
 def _times(text: str, repeats: float) -> int:

@@ -4,23 +4,26 @@ Documents come in buffers of 8 blocks, from 8 shards at once where there are so 
 documents or 8 million characters. Each buffer is packed on its own, and no token is lost. The rows follow from the
 seed, not from the workers, the machine or the number of processes, and reading can be resumed at any buffer. Shards are
 shuffled within an epoch and rows within a buffer; documents of one shard that are far apart stay so. For a full shuffle
-prepare the rows first (`fgpt prepare`), at the price of disk space, 2 bytes a token.
+prepare the rows first (`fgpt prepare`), at the price of disk space, 2 bytes a token or 4.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.corpora import Shard, in_order
-from fgpt_hf.data.packing import Ids, PackedRows, pack_documents
+from fgpt_hf.data.packing import PackedRows, pack_documents
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION, ValidationRule, empty_split_error, encode_splits
 from fgpt_hf.retries import ONCE, READ_ERRORS, STREAM, Attempts, reading
+from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.workers import BackgroundIterator, process_pool
 
 SHARDS_AT_ONCE = 8  # each read by a thread of its own
@@ -81,7 +84,7 @@ class TokenizerPool:
 
     Without a rule, documents are held out whose hash is below `source.validation_fraction`.
 
-    Workers are threads: tiktoken works without Python's lock, and threads start at once. Hashing and handing over take
+    Workers are threads: tokenizers work without Python's lock, and threads start at once. Hashing and handing over take
     the lock, so where there are many workers, or a training loop wants the lock, `in_processes` is faster.
 
     Example:
@@ -98,12 +101,23 @@ class TokenizerPool:
     """
 
     def __init__(
-        self, source: TextSource, workers: int, in_processes: bool = False, rule: ValidationRule | None = None
+        self,
+        source: TextSource,
+        workers: int,
+        in_processes: bool = False,
+        rule: ValidationRule | None = None,
+        encoder: DocumentEncoder = PROJECT_ENCODER,
     ) -> None:
         self.row_length, self.validation_fraction = source.max_position_embeddings, source.validation_fraction
         self.rule = ValidationRule(source.validation_fraction) if rule is None else rule
-        self.workers = workers
-        self.executor: Executor = process_pool(workers) if in_processes else ThreadPoolExecutor(workers)
+        self.workers, self.encoder = workers, encoder
+        self.executor: Executor
+        if in_processes:  # each gets the encoder once, which may hold megabytes
+            self.executor = process_pool(workers, partial(_keep_encoder, encoder))
+            self._encode: Callable[..., dict[str, list[Ids]]] = _encode_with_kept_encoder
+        else:
+            self.executor = ThreadPoolExecutor(workers)
+            self._encode = partial(encode_splits, encoder=encoder)
 
     def close(self) -> None:
         """End the workers without waiting for them."""
@@ -126,7 +140,7 @@ class TokenizerPool:
             documents = {split: [ids for task in tasks for ids in task.result()[split]] for split in splits}
             rows = {
                 split: _shuffled(
-                    pack_documents(documents[split], self.row_length),
+                    pack_documents(documents[split], self.row_length, self.encoder),
                     [*seeds, buffer.begin.buffer, SPLITS.index(split)],
                 )
                 for split in splits
@@ -139,11 +153,24 @@ class TokenizerPool:
     ) -> Generator[tuple[DocumentBuffer, list["Future[dict[str, list[Ids]]]"]], None, None]:
         for buffer in buffers:
             tasks = [
-                self.executor.submit(encode_splits, block[start : start + TEXTS_PER_TASK], self.rule, splits, repeats)
+                self.executor.submit(self._encode, block[start : start + TEXTS_PER_TASK], self.rule, splits, repeats)
                 for block, repeats in zip(buffer.blocks, buffer.repeats, strict=True)
                 for start in range(0, len(block), TEXTS_PER_TASK)
             ]
             yield buffer._replace(blocks=[]), tasks
+
+
+_KEPT_ENCODERS: list[DocumentEncoder] = []  # of a process that tokenizes for another one
+
+
+def _keep_encoder(encoder: DocumentEncoder) -> None:
+    _KEPT_ENCODERS[:] = [encoder]
+
+
+def _encode_with_kept_encoder(
+    texts: Sequence[str], rule: ValidationRule, splits: Sequence[str], repeats: float
+) -> dict[str, list[Ids]]:
+    return encode_splits(texts, rule, splits, repeats, _KEPT_ENCODERS[0])
 
 
 def training_buffers(
@@ -173,7 +200,7 @@ def validation_rows(pool: TokenizerPool, shards: Sequence[Shard], count: int) ->
         UserError: no document is held out though some should be, or a shard cannot be read.
     """
     if pool.validation_fraction == 0:
-        return np.empty((0, pool.row_length), dtype=np.uint16)
+        return np.empty((0, pool.row_length), dtype=pool.encoder.dtype)
     rows: list[Ids] = []
     for buffer in pool.packed_buffers(in_order(shards), EpochPosition(), (VALIDATION,)):
         rows.append(buffer.rows[VALIDATION].ids)

@@ -7,7 +7,7 @@ from fgpt_hf.data.corpora import Shard
 from fgpt_hf.data.sources import CORPORA
 from fgpt_hf.data.splits import ValidationRule, document_hash, validation_threshold
 from fgpt_hf.data.stream import EpochPosition, read_buffers
-from fgpt_hf.tokenizer.fast_encoding import encode_documents
+from fgpt_hf.tokenizer.document_encoder import encode_documents
 
 MAX_DOCUMENTS = 100_000  # of more, the fraction below a threshold is near enough to the fraction of the documents
 BOUNDARIES = ("\n\n", "\n", " ")  # where a lone document is best cut: a paragraph's end, a line's, a word's

@@ -18,7 +18,7 @@ from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
 from fgpt_hf.parsing import parse_json
 from fgpt_hf.tokenizer.chat_template import rendering
-from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
+from fgpt_hf.tokenizer.surrogates import repair_surrogates
 
 Fields = Mapping[str, Any]
 

@@ -28,6 +28,7 @@ _SHOWN_ELSEWHERE = {  # options that the card's other tables say in words
     *("lr_decay_ratio", "weight_decay", "weight_decay_scheduler_type", "max_grad_norm", "bf16", "fp16"),
     *("per_device_train_batch_size", "auto_find_batch_size"),
     *("dataset_name", "dataset_config_name", "validation_fraction", "model_name_or_path", "assistant_only_loss"),
+    *("tokenizer", "trust_remote_code"),
     *("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("loss_type", "beta", "simpo_gamma", "label_smoothing"),
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"),

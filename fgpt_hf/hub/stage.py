@@ -92,7 +92,7 @@ class Stage:
     @property
     def base_model(self) -> str | None:
         """The model on the Hub that the stage began with; a folder of somebody's machine is not published."""
-        name = self.run.model_name_or_path if isinstance(self.run, TuningRun) else None
+        name = self.run.start_model
         return name if name and name.count("/") <= 1 and not self._is_local(name) else None
 
     def without_folders(self, value: str) -> str:

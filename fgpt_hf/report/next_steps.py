@@ -106,15 +106,19 @@ def folder_after(before: Path, stage: str) -> Path:
 
 def require_start(run: Run) -> None:
     """Raise UserError, with the command that comes first, if a tuning run is to start from a run that is not there."""
-    if not isinstance(run, TuningRun):
+    name = run.start_model
+    if name is None:
         return
-    name = run.model_name_or_path
     folder, stage = Path(name).expanduser(), "base" if isinstance(run, InstructRun) else "instruct"
     if (folder / RECORD).is_file() and not (folder / "model").is_dir():
         raise UserError(
             f"model_name_or_path={name} is a run that has no model yet: give its training command again, which goes on"
         )
-    if not folder.exists() and (name.startswith(("runs/", "./", "../", "/", "~")) or name.count("/") > 1):
+    if (
+        isinstance(run, TuningRun)
+        and not folder.exists()
+        and (name.startswith(("runs/", "./", "../", "/", "~")) or name.count("/") > 1)
+    ):
         presets = PRESETS if stage == "base" else INSTRUCT_PRESETS
         preset = run.preset if run.preset in presets else "quickstart"
         command = fgpt(f"train-{stage}", f"--preset {preset}", f"--output_dir {shlex.quote(name)}")

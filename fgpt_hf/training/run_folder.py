@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import Timeout
 
-from fgpt_hf.config.option_groups import TextSource
-from fgpt_hf.config.runs import Run, TuningRun
+from fgpt_hf.config.option_groups import DatasetOptions, TextSource
+from fgpt_hf.config.runs import Run
 from fgpt_hf.data.dataset_names import parse_mixture
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.errors import UserError
@@ -38,7 +38,7 @@ from fgpt_hf.parsing import Kind, as_type, parse_yaml
 from fgpt_hf.runtime.estimate import flops_per_token
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.runtime.plan import TrainingPlan
-from fgpt_hf.tokenizer.fast_encoding import repair_surrogates
+from fgpt_hf.tokenizer.surrogates import repair_surrogates
 from fgpt_hf.training.checkpoints import (
     checkpoint_name,
     checkpoint_to_resume,
@@ -320,7 +320,7 @@ def find_run(model: Path) -> Path | None:
 
 def _run_before(run: Run) -> RunBefore | None:
     """Return what is recorded of the run that trained the model which this one starts from."""
-    folder = find_run(Path(run.model_name_or_path)) if isinstance(run, TuningRun) else None
+    folder = find_run(Path(run.start_model)) if run.start_model else None
     if folder is None:
         return None
     provenance, metrics = folder / PROVENANCE, read_metrics(folder)
@@ -333,9 +333,12 @@ def _run_before(run: Run) -> RunBefore | None:
 
 def _named(run: Run) -> list[str]:
     """Return the names of the model and the data sets that a run starts from."""
-    if isinstance(run, TuningRun):
-        return [run.model_name_or_path, *(share.name for share in parse_mixture(run.dataset_name))]
-    return [entry.name for entry in parse_mixture(run.dataset_name)] if isinstance(run, TextSource) else []
+    started_from = [run.start_model] if run.start_model else []
+    if isinstance(run, TextSource):
+        started_from += [run.tokenizer] if run.tokenizer else []
+    if isinstance(run, (TextSource, DatasetOptions)):
+        return [*started_from, *(entry.name for entry in parse_mixture(run.dataset_name))]
+    return started_from
 
 
 def _commit() -> str | None:

@@ -13,7 +13,6 @@ import pytest
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data import stream
 from fgpt_hf.data.corpora import Shard, open_corpus
-from fgpt_hf.data.packing import Ids
 from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION
 from fgpt_hf.data.stream import (
     EpochPosition,
@@ -22,6 +21,7 @@ from fgpt_hf.data.stream import (
     training_buffers,
     validation_rows,
 )
+from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID, PAD_ID, build_tokenizer
 from tests.support.fineweb import write_shards
 

@@ -15,14 +15,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.fast_encoding import (
-    _CUT,
-    _END,
-    _is_project_tokenizer,
-    encode_conversation,
-    encode_conversations,
-    encode_documents,
-)
+from fgpt_hf.tokenizer.byte_bpe import _CUT, _END
+from fgpt_hf.tokenizer.document_encoder import encode_documents
+from fgpt_hf.tokenizer.fast_encoding import _is_project_tokenizer, encode_conversation, encode_conversations
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, build_tokenizer
 from tests.support.messages import parts
 
