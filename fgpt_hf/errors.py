@@ -1,7 +1,7 @@
 """Errors that the person at the command line can mend."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, which may be long, or what kind of error it is without one.
 
     Example:

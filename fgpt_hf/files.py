@@ -269,7 +269,12 @@ def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
         fgpt_hf.errors.UserError: ...shard.json is damaged: its content does not have the hash that it names
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _sealed(content))
+    write_atomically(path, sealed_json(content))
+
+
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file that ends with a hash of itself."""
+    return json.dumps({**content, SEAL: sha256_of(json.dumps(content).encode())}, indent=1)
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
@@ -280,7 +285,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     """
     content = read_json(path)
     content.pop(SEAL, None)
-    if path.read_bytes() != _sealed(content).encode():
+    if path.read_bytes() != sealed_json(content).encode():
         raise UserError(f"{path} is damaged: its content does not have the hash that it names")
     return content
 
@@ -322,10 +327,6 @@ def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
     """
     with path.open("a", encoding="utf-8") as file:
         file.write(_json_line(line))
-
-
-def _sealed(content: Mapping[str, Any]) -> str:
-    return json.dumps({**content, SEAL: sha256_of(json.dumps(content).encode())}, indent=1)
 
 
 def _json_line(line: Mapping[str, Any]) -> str:

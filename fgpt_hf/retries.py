@@ -109,6 +109,8 @@ def is_transient(error: Exception) -> bool:
         >>> is_transient(ConnectionResetError()), is_transient(FileNotFoundError())
         (True, False)
     """
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # of the upload of a large file
+        error = error.__cause__
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in TRANSIENT_STATUSES or status >= HTTPStatus.INTERNAL_SERVER_ERROR

@@ -11,8 +11,9 @@ from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.evaluation.benchmark import TaskResult
-from fgpt_hf.hub.publish import CheckpointUploader
+from fgpt_hf.hub.resume import HubResume, share_state
 from fgpt_hf.hub.run_record import check_records
+from fgpt_hf.hub.uploader import CheckpointUploader
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.report.figures import draw_figures
@@ -62,7 +63,10 @@ class TrainingStage:
         require_start(self.run)
         if self.run.start_model and (before := find_run(Path(self.run.start_model))):
             check_records(before)  # which are read again for the card, when the run has finished
-        with exit_on_signals(), self.folder.opened():
+        resume = HubResume(self.run, self.folder)
+        with exit_on_signals(), self.folder.opened(resume.fetch):
+            share_state(resume.found, self.folder, self.accelerator)
+            self._uploader.begin(resume.writer_before)
             yield
             if self._exit_code:  # with which a process exits after the others, since launchers end those that are left
                 self.accelerator.wait_for_everyone()

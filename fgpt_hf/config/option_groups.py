@@ -11,6 +11,7 @@ Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
 TokenInit = Literal["mean", "keep"]
 BadRows = Literal["skip", "refuse"]
 LongRows = Literal["cut", "skip", "refuse"]
+HubStrategy = Literal["end", "every_save", "checkpoint", "all_checkpoints"]
 Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
@@ -30,7 +31,9 @@ class RunOptions:
     resume_from_checkpoint: str | None = option(
         None,
         "Continue the run in output_dir exactly from this folder under checkpoints/, or from 'latest', which starts "
-        "the run where nothing was saved yet. Needed only where options change: the same command goes on by itself.",
+        "the run where nothing was saved yet; from 'hub', the state that --hub_strategy checkpoint keeps, where it is "
+        "newer than output_dir; or from user/name@branch. Needed only where options change: the same command goes on "
+        "by itself.",
         unset="start anew, or go on with the same unfinished run",
         one_time=True,
     )
@@ -305,9 +308,20 @@ class CheckpointOptions:
 class HubOptions:
     """Whether and where the model is published on the Hugging Face Hub."""
 
-    push_to_hub: bool = option(False, "Publish the finished model, and the checkpoints while the run trains.")
+    push_to_hub: bool = option(False, "Publish the finished model, and more while the run trains: see hub_strategy.")
     hub_model_id: str | None = option(None, "Repository to publish to: user/name.")
+    hub_strategy: HubStrategy = option(
+        "every_save",
+        "What to upload, in the background: end, the finished model; every_save, also the model of each checkpoint; "
+        "checkpoint, also the whole state to resume from, the newest on the branch last-checkpoint; all_checkpoints, "
+        "also each state on a branch of its own, step_….",
+    )
     hub_private_repo: bool = option(False, "Make a newly created repository private.")
+
+    @property
+    def keeps_state_on_hub(self) -> bool:
+        """Whether the run uploads the whole state to resume from."""
+        return self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)

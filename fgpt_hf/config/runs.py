@@ -47,6 +47,10 @@ class Run(
             raise UserError("overwrite_output_dir and resume_from_checkpoint exclude each other: give one of them")
         if self.push_to_hub and self.hub_model_id is None:
             raise UserError("push_to_hub=true needs hub_model_id=user/name")
+        if self.hub_strategy in ("checkpoint", "all_checkpoints") and not self.push_to_hub:
+            raise UserError(f"hub_strategy={self.hub_strategy} needs push_to_hub=true and hub_model_id=user/name")
+        if self.resume_from_checkpoint == "hub" and self.hub_model_id is None:
+            raise UserError("resume_from_checkpoint=hub needs hub_model_id=user/name; or give user/name@branch")
 
     @property
     def folder(self) -> Path:

@@ -2,22 +2,17 @@
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 from typing import Any, cast
 
-from fgpt_hf.config.runs import Run
 from fgpt_hf.convert.export import write_stock
 from fgpt_hf.convert.stock import AUTO, fitting_class, to_stock
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import PARTIAL
-from fgpt_hf.hub.card import figure_files, update_card, write_card
+from fgpt_hf.hub.card import figure_files, update_card
 from fgpt_hf.hub.card_merge import merge_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
@@ -25,18 +20,10 @@ from fgpt_hf.hub.front_matter import CARD, read_card
 from fgpt_hf.hub.gguf_files import gguf_files, types_of
 from fgpt_hf.hub.published_files import Content, Files, publishable, refuse_links
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
-from fgpt_hf.hub.upload import (
-    Destination,
-    PublishedFiles,
-    check_access,
-    check_destination,
-    check_hub_id,
-    push_files,
-    push_folder,
-)
+from fgpt_hf.hub.upload import Destination, PublishedFiles, check_destination, check_hub_id, push_files
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_fgpt, load_model, model_folder
-from fgpt_hf.training.run_folder import METRICS, PROVENANCE, RECORD, RESULTS, SAMPLES, RunFolder, find_run
+from fgpt_hf.training.run_folder import METRICS, PROVENANCE, RECORD, RESULTS, SAMPLES, find_run
 
 logger = logging.getLogger(__name__)
 
@@ -166,59 +153,5 @@ def commit_message(record: RunRecord) -> str:
     return f"Step {last['step']:,}: {last['tokens']:,} tokens{loss}"
 
 
-class CheckpointUploader:
-    """Uploads the models of a run that asks for it: its checkpoints in the background, then the finished model."""
-
-    def __init__(self, run: Run, folder: RunFolder) -> None:
-        """Check the access to the Hub before the run begins; raises as `check_access`."""
-        self.run, self.folder = run, folder
-        self.destination = Destination(repo_id=str(run.hub_model_id), private=run.hub_private_repo)
-        self._upload_thread = Thread()
-        if run.push_to_hub and folder.is_writer:
-            check_access(self.destination.repo_id)
-
-    def push_checkpoint(self, checkpoint: Path) -> None:
-        """Start to upload a checkpoint, which may be deleted as soon as this returns; the run never waits for it.
-
-        If an upload is still running, this checkpoint is skipped.
-        """
-        if self.run.push_to_hub and self.folder.is_writer and not self._upload_thread.is_alive():
-            scratch = TemporaryDirectory(dir=self.folder.path, suffix=PARTIAL)
-            copy = Path(shutil.copytree(checkpoint, Path(scratch.name, checkpoint.name), copy_function=_link_or_copy))
-            self._upload_thread = Thread(target=self._push, args=(copy, scratch), daemon=True)
-            self._upload_thread.start()
-
-    def finish(self, is_complete: bool) -> None:
-        """Wait for a running upload; write the card of a complete run's model, and publish it if asked.
-
-        A run that was stopped before its last step has no model yet, or an earlier one, which stays unchanged.
-
-        Raises:
-            UserError: as `publish`; the model is on the disk all the same.
-        """
-        if self._upload_thread.ident is not None:
-            self._upload_thread.join()
-        if not self.folder.is_writer or not is_complete:
-            return
-        write_card(self.folder.model)
-        if self.run.push_to_hub:
-            logger.info("published: %s", publish(self.folder.model, self.destination, CardOptions()))
-
-    def _push(self, checkpoint: Path, scratch: "TemporaryDirectory[str]") -> None:
-        step = int(checkpoint.name.removeprefix("step_"))
-        with scratch:
-            try:
-                push_folder(checkpoint, self.destination, f"Step {step:,}, during training")
-            except (ValueError, OSError) as error:
-                logger.warning("the checkpoint of step %d was not uploaded; training continues: %s", step, error)
-
-
 def _json_lines(lines: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)

@@ -133,7 +133,7 @@ def push_files(
     """
     api, repo_id, tag = HfApi(), destination.repo_id, destination.tag
     make_ready(destination)
-    with _plain_errors(repo_id):
+    with plain_errors(repo_id):
         taken = retry(repo_id, lambda: _tagged_commit(api, destination))
         url, commit = retry(repo_id, lambda: _commit(api, files, destination, message, amend))
         if tag and taken is None:
@@ -150,7 +150,7 @@ def make_ready(destination: Destination) -> None:
     """Find the repo to write to, or create it; raises as `push_files`."""
     check_destination(destination)
     check_access(destination.repo_id)
-    with _plain_errors(destination.repo_id):
+    with plain_errors(destination.repo_id):
         retry(destination.repo_id, lambda: _make_repo(HfApi(), destination))
 
 
@@ -160,7 +160,7 @@ def pin_model(repo_id: str, revision: str | None = None) -> PinnedModel:
     Raises:
         UserError: there is no such model, or none that this token may read; the Hub could not be reached.
     """
-    with _plain_errors(repo_id):
+    with plain_errors(repo_id):
         info = retry(repo_id, lambda: HfApi().model_info(repo_id, revision=revision))
     names = [sibling.rfilename for sibling in info.siblings or ()]
     return PinnedModel(repo_id, str(info.sha), tuple(name for name in names if name.endswith(".safetensors")))
@@ -176,10 +176,24 @@ def check_access(repo_id: str) -> None:
     check_name(repo_id)
     if get_token() is None:
         raise UserError("no token for the Hub: run `hf auth login`, or set HF_TOKEN to one that may write")
-    with _plain_errors(repo_id):
+    with plain_errors(repo_id):
         user = retry(repo_id, HfApi().whoami)
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"the token may only read, and {repo_id} is to be written: use one with the role 'write'")
+
+
+def require_write_access(destination: Destination) -> None:
+    """Find the repo to write to, or create it, and ask for an upload of a small file, which is not made.
+
+    The role of a token is not enough: a fine-grained one may write to some repos, and its role does not say to which.
+
+    Raises:
+        UserError: as `make_ready`; the token may not write to this repo.
+    """
+    make_ready(destination)
+    asked = [CommitOperationAdd(CARD, b"# A model")]
+    with plain_errors(destination.repo_id):
+        retry(destination.repo_id, lambda: HfApi().preupload_lfs_files(destination.repo_id, asked))
 
 
 def check_destination(destination: Destination) -> None:
@@ -280,25 +294,33 @@ def _commit(
 
 
 @contextmanager
-def _plain_errors(repo_id: str) -> Iterator[None]:
-    """Turn the Hub's errors into messages that say what they mean and what would help."""
+def plain_errors(repo_id: str, then: str = TRY_AGAIN) -> Iterator[None]:
+    """Turn the Hub's errors into a UserError that says what they mean and what would help.
+
+    Args:
+        then: what to do after an error that passes by itself.
+    """
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise UserError(f"{repo_id} cannot be published offline: unset HF_HUB_OFFLINE") from error
+        raise UserError(f"{repo_id} cannot be reached offline: unset HF_HUB_OFFLINE") from error
     except HfHubHTTPError as error:
         problem, status = error.server_message or _one_line(error), error.response.status_code
         if is_transient(error):
-            raise UserError(f"{repo_id}: the Hub answered {status} ({problem}); {TRY_AGAIN}") from error
+            raise UserError(f"{repo_id}: the Hub answered {status} ({problem}); {then}") from error
         meaning = REFUSALS.get(status, f"{repo_id}: the Hub refuses with {status}")
         raise UserError(f"{meaning} (the Hub says: {problem})") from error
     except ValueError as error:
         if not isinstance(error.__cause__, HfHubHTTPError):
             raise
         raise UserError(f"{repo_id}: the Hub refuses the card. {error}") from error
-    except (HTTPError, LocalEntryNotFoundError) as error:  # the second from a download, after its own attempts
-        raise UserError(f"{repo_id}: the Hub cannot be reached ({_one_line(error)}); {TRY_AGAIN}") from error
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:  # the last two from downloads
+        raise UserError(f"{repo_id}: the Hub cannot be reached ({_one_line(error)}); {then}") from error
+    except RuntimeError as error:
+        if error.__cause__ is None:  # huggingface_hub raises the error of a large file's upload so
+            raise
+        raise UserError(f"{repo_id}: {_one_line(error)} ({_one_line(error.__cause__)}); {then}") from error
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

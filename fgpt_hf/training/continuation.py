@@ -15,7 +15,7 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 LENGTH = ("max_steps", "warmup_steps")
 
 
-def require_resumable(run: Run, recorded: Record, folder: Path) -> None:
+def require_resumable(run: Run, recorded: Record, folder: Path | str) -> None:
     """Raise UserError if options differ on which weights, data or the optimizer's state depend."""
     for name in run.fixed_on_resume():
         if recorded.get(name) != getattr(run, name):

@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -79,10 +79,13 @@ class RunFolder:
         self.record = self.path / RECORD
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Reserve the folder for this run; nothing in it changes before `begin`.
+    def opened(self, fetch: Callable[[], Run] | None = None) -> Iterator[None]:
+        """Reserve the folder for this run; nothing in it changes before `begin`, but by `fetch`.
 
         The same run, unfinished, goes on from its last checkpoint.
+
+        Args:
+            fetch: writes a state from elsewhere into the folder, and returns the run with what to resume from.
 
         Raises:
             UserError: it holds a finished run or another one, and neither resuming nor overwriting was asked for; it
@@ -93,6 +96,8 @@ class RunFolder:
             return
         try:
             with locked(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
+                if fetch:
+                    self.run = fetch()
                 self._check()
                 yield
         except Timeout as error:
@@ -236,15 +241,20 @@ def _delete(path: Path) -> None:
 
 def read_record(path: Path) -> dict[str, Any]:
     """Return the values in a `run.yaml`; raise UserError if it is damaged."""
+    return parse_record(path.read_bytes().decode(errors="replace"), str(path))
+
+
+def parse_record(text: str, where: str) -> dict[str, Any]:
+    """Return the values in the text of a `run.yaml`; raise UserError, which says where it is from, if it is damaged."""
     try:
-        recorded = parse_yaml(path.read_text(encoding="utf-8"))
-    except (UserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        recorded = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{where} is damaged: {error}") from error
     plain = (str, int, float, type(None))
     if not isinstance(recorded, dict) or not all(
         isinstance(name, str) and isinstance(value, plain) for name, value in recorded.items()
     ):
-        raise UserError(f"{path} is damaged: it should hold the run's options, one per line")
+        raise UserError(f"{where} is damaged: it should hold the run's options, one per line")
     return recorded
 
 

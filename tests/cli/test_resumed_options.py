@@ -140,7 +140,7 @@ READ_FROM_THE_RUN = {
         "report_to",
     ),
     *("auto_find_batch_size", "preprocessing_num_workers", "verify_rows"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
 }
 BY_CONTENT = {"dataset_revision"}  # data with another content is refused wherever it comes from: tests/data
 # The instruction run trains all weights, the preference run adapters, which do not decay, by AdamW.

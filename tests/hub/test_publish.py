@@ -21,9 +21,10 @@ from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.gguf_files import CHAT_TURN
-from fgpt_hf.hub.publish import CheckpointUploader, commit_message, files_to_publish, size_table
+from fgpt_hf.hub.publish import commit_message, files_to_publish, size_table
 from fgpt_hf.hub.run_record import read_run_record
 from fgpt_hf.hub.upload import Destination
+from fgpt_hf.hub.uploader import CheckpointUploader
 from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from fgpt_hf.training.run_folder import RunFolder
@@ -323,8 +324,8 @@ def test_a_run_stopped_while_it_goes_on_publishes_no_earlier_model(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "fgpt_hf")
-    monkeypatch.setattr("fgpt_hf.hub.publish.check_access", lambda repo_id: None)
-    monkeypatch.setattr("fgpt_hf.hub.publish.publish", lambda *arguments: "its address")
+    monkeypatch.setattr("fgpt_hf.hub.uploader.check_access", lambda repo_id: None)
+    monkeypatch.setattr("fgpt_hf.hub.uploader.publish", lambda *arguments: "its address")
     continued = replace(
         PRESETS["quickstart"], output_dir=str(run), max_steps=9, push_to_hub=True, hub_model_id="tester/tiny"
     )

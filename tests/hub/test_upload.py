@@ -219,7 +219,7 @@ def test_a_card_that_the_hub_refuses_is_said_before_the_upload(server: LoopbackH
 
 def test_an_offline_machine_is_said_so(server: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="tester/tiny cannot be published offline: unset HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match="tester/tiny cannot be reached offline: unset HF_HUB_OFFLINE"):
         push_files(FILES, HERE, "whole")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

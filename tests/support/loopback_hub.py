@@ -80,6 +80,11 @@ class LoopbackHub:
         """The repository as it is now; KeyError if there is none."""
         return self.endpoints.repos[kind, repo_id]
 
+    def damage(self, repo_id: str, branch: str, files: Mapping[str, bytes | None]) -> None:
+        """Change or delete (None) files of a model's branch, as nobody should."""
+        changes = {path: None if content is None else Blob.of(path, content) for path, content in files.items()}
+        self.repo("model", repo_id).commit(changes, "Damage", branch=branch)
+
     def fail(self, method: str, path: str, **what: Any) -> None:
         """Let requests of this method, whose path matches this regular expression, go wrong as `Fault` describes."""
         self._faults.append(Fault(method, path, **what))
@@ -283,6 +288,8 @@ ROUTES = [
     ("POST", PAGE + r"\.git/lfs/verify", "lfs_verify"),
     ("POST", REPO + r"/commit" + REVISION, "commit"),
     ("POST", REPO + r"/branch/(?P<branch>[^/]+)", "create_branch"),
+    ("DELETE", REPO + r"/branch/(?P<branch>[^/]+)", "delete_branch"),
+    ("POST", REPO + r"/super-squash/(?P<branch>[^/]+)", "super_squash"),
     ("POST", REPO + r"/tag" + REVISION, "create_tag"),
     # reading, where HEAD is answered as GET
     ("GET", REPO + r"/refs", "refs"),
@@ -411,6 +418,23 @@ class Endpoints:
     def create_branch(self, request: Request, kind: str, repo_id: str, branch: str) -> Reply:
         repo = self.writable(request, kind, repo_id)
         return _point(repo.branches, branch, repo.at(request.json.get("startingPoint", "main")))
+
+    def delete_branch(self, request: Request, kind: str, repo_id: str, branch: str) -> Reply:
+        repo = self.writable(request, kind, repo_id)
+        if branch == "main" or branch not in repo.branches:
+            raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+        del repo.branches[branch]
+        return Reply.of({})
+
+    def super_squash(self, request: Request, kind: str, repo_id: str, branch: str) -> Reply:
+        """Makes the branch's files the only commit of its history."""
+        repo = self.writable(request, kind, repo_id)
+        if branch not in repo.branches:
+            raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+        files = repo.at(branch).files
+        del repo.branches[branch]
+        repo.commit(dict(files), request.json["message"], branch=branch)
+        return Reply.of({})
 
     def create_tag(self, request: Request, kind: str, repo_id: str, revision: str) -> Reply:
         repo = self.writable(request, kind, repo_id)
