@@ -154,6 +154,13 @@ class TextSource:
         below=1,
         fixed_on_resume=True,
     )
+    validation_dataset: str | None = option(
+        None,
+        "Documents to hold out in place of validation_fraction, named as dataset_name names them. Those that are in "
+        "dataset_name too are not trained on.",
+        unset="a fraction of dataset_name",
+        fixed_on_resume=True,
+    )
     max_position_embeddings: int = option(
         1024, "Context of the model and length of a training row, in tokens.", fixed_on_resume=True
     )
@@ -166,6 +173,11 @@ class TextSource:
     preprocessing_num_workers: int | None = option(
         None, "Number of processes that tokenize.", unset="one per core to prepare, two to stream"
     )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some documents are for validation."""
+        return self.validation_dataset is not None or self.validation_fraction > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +207,13 @@ class DatasetOptions:
         "Fraction of the rows held out for validation, chosen by a hash of each row: at least one; 0 holds out none.",
         minimum=0,
         below=1,
+        fixed_on_resume=True,
+    )
+    validation_dataset: str | None = option(
+        None,
+        "Rows to hold out in place of validation_fraction, named as dataset_name names them. Those that are in "
+        "dataset_name too are not trained on.",
+        unset="a fraction of dataset_name",
         fixed_on_resume=True,
     )
     max_length: int | None = option(

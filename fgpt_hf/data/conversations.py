@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset
 
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.dataset_names import parse_mixture
+from fgpt_hf.data.dataset_names import parse_mixture, parse_validation_names
 from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.local_rows import sample_local_rows
 from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, read_mixture
@@ -79,7 +79,7 @@ def describe_layouts(run: TuningRun) -> str:
         UserError: there are no such files, or their columns hold no conversations.
     """
     lines = []
-    for entry in parse_mixture(run.dataset_name):
+    for entry in parse_mixture(run.dataset_name) + parse_validation_names(run.validation_dataset):
         if entry.name not in CONVERSATIONS.names and is_local(entry.name):
             rows = sample_local_rows(entry.name, run.encoding)
             layouts = _layouts(entry.name, rows.column_names)

@@ -7,8 +7,7 @@ is always the same. Equal documents are left out on this machine only: a corpus 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import fsspec
@@ -20,13 +19,14 @@ from pyarrow.parquet import ParquetFile
 
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.columns import USUAL
-from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture
+from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture, parse_validation_names
 from fgpt_hf.data.file_hashes import file_identities
 from fgpt_hf.data.local_files import PARQUET, is_local
 from fgpt_hf.data.local_text import LocalShard, ScannedFile, open_local
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.readers import is_text
-from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets
+from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets, validation_split
+from fgpt_hf.data.splits import TRAIN
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
@@ -43,6 +43,7 @@ class Shard(Protocol):
         name: its file, or the name of an embedded corpus.
         version: text that differs wherever the documents do: a hash of the content.
         repeats: how often an epoch has each document that is trained on, on average.
+        is_validation: whether all its documents are held out.
     """
 
     @property
@@ -53,6 +54,9 @@ class Shard(Protocol):
 
     @property
     def repeats(self) -> float: ...
+
+    @property
+    def is_validation(self) -> bool: ...
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         """Yield the texts from a position on, at most a thousand at once.
@@ -71,6 +75,7 @@ class ParquetShard(NamedTuple):
     column: str | None
     version: str
     repeats: float = 1.0
+    is_validation: bool = False
     local: ScannedFile | None = None
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
@@ -111,6 +116,7 @@ class StreamedShard(NamedTuple):
     version: str
     stream: IterableDataset
     repeats: float = 1.0
+    is_validation: bool = False
 
     def read(self, start: ShardPosition) -> Iterator[Texts]:
         stop = 0
@@ -129,6 +135,7 @@ class DatasetShard(NamedTuple):
     column: str | None
     dataset: Dataset
     repeats: float = 1.0
+    is_validation: bool = False
 
     @property
     def version(self) -> str:
@@ -153,6 +160,9 @@ class DatasetShard(NamedTuple):
 def open_corpus(source: TextSource) -> Sequence[Shard]:
     """Return the shards of `source.dataset_name` in the order of their names, the same on every machine.
 
+    Those of `source.validation_dataset` come before them. What both name, and on this machine documents that are in
+    both, is for validation only.
+
     Raises:
         UserError: there is no such corpus or configuration, this user may not read it, it has no split `train`, a file
             holds no text, or the network is down.
@@ -166,13 +176,24 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
         >>> list(shard.read(ShardPosition()))
         [(['Roses are red', 'Violets are blue'], ShardPosition(part=0, documents=2))]
     """
-    entries = parse_mixture(source.dataset_name)
-    local = [entry for entry in entries if entry.name not in CORPORA.names and is_local(entry.name)]
+    entries = [(entry, False) for entry in parse_mixture(source.dataset_name)]
+    entries += [(entry, True) for entry in parse_validation_names(source.validation_dataset)]
+    local = [(entry, held_out) for entry, held_out in entries if is_file_name(entry.name)]
     shards: list[Shard] = list(map(_by_row_groups, open_local(local, source))) if local else []
-    for entry in entries:
-        if entry not in local:
-            shards += _open_named(entry, source)
+    for entry, held_out in entries:
+        if (entry, held_out) not in local:
+            shards += _open_named(entry, source, held_out)
     return in_order(shards)
+
+
+def in_order(shards: Sequence[Shard]) -> Sequence[Shard]:
+    """Return the shards in the order of their names, those for validation first."""
+    return sorted(shards, key=lambda shard: (not shard.is_validation, shard.name))
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name stands for files on this machine, and for no known corpus."""
+    return name not in CORPORA.names and is_local(name)
 
 
 def _by_row_groups(shard: LocalShard) -> Shard:
@@ -180,41 +201,53 @@ def _by_row_groups(shard: LocalShard) -> Shard:
     (first, *others) = shard.files
     if others or first.file.format != PARQUET:
         return shard
-    return ParquetShard(shard.name, first.scan.reading.column, shard.version, shard.repeats, first)
+    column = first.scan.reading.column
+    return ParquetShard(shard.name, column, shard.version, shard.repeats, shard.is_validation, first)
 
 
-def _open_named(entry: MixtureEntry, source: TextSource) -> Sequence[Shard]:
+def _open_named(entry: MixtureEntry, source: TextSource, is_validation: bool) -> Sequence[Shard]:
     """Return the shards of a known corpus, or of a data set on the Hub."""
     name, max_rows, repeats = entry
     column = source.text_column_name
     if name in CORPORA.embedded:
         documents = CORPORA.embedded[name]()
-        return [DatasetShard(name, column, documents.select(chosen_rows(max_rows, len(documents))), repeats)]
+        chosen = documents.select(chosen_rows(max_rows, len(documents)))
+        return [DatasetShard(name, column, chosen, repeats, is_validation)]
     if max_rows is not None:
         raise UserError(f"{name}:{max_rows}: only embedded corpora and files on this machine can have a limit")
     builder = find_builder(CORPORA, name, source.dataset_config_name, source.dataset_revision)
-    files = _train_files(builder, name)
+    split = _split_of(builder, name, is_validation)
+    files = list(_files_by_split(builder)[split])
     versions = file_identities(files)
     if isinstance(builder, Parquet):
-        return list(map(ParquetShard, files, repeat(column), versions, repeat(repeats)))
+        return [
+            ParquetShard(file, column, version, repeats, is_validation)
+            for file, version in zip(files, versions, strict=True)
+        ]
     with reading(name), reading_with_datasets(name):
-        stream = builder.as_streaming_dataset(split="train")
+        stream = builder.as_streaming_dataset(split=split)
         streams = [stream.shard(stream.num_shards, index) for index in range(stream.num_shards)]
     if len(files) != len(streams):
         files, versions = ([", ".join(parts)] * len(streams) for parts in (files, versions))
-    return list(map(StreamedShard, files, repeat(column), versions, streams, repeat(repeats)))
+    return [
+        StreamedShard(file, column, version, part, repeats, is_validation)
+        for file, version, part in zip(files, versions, streams, strict=True)
+    ]
 
 
-def in_order(shards: Sequence[Shard]) -> Sequence[Shard]:
-    """Return the shards in the order of their names."""
-    return sorted(shards, key=lambda shard: shard.name)
+def _split_of(builder: DatasetBuilder, name: str, is_validation: bool) -> str:
+    """Return the split of a data set on the Hub that is read: `train`, or to validate one that is not trained on."""
+    found = list(_files_by_split(builder))
+    if not is_validation:
+        if TRAIN not in found:
+            raise UserError(f"{name!r} has no split 'train', only {', '.join(found) or 'none at all'}")
+        return TRAIN
+    return validation_split(name, found)
 
 
-def _train_files(builder: DatasetBuilder, name: str) -> Sequence[str]:
+def _files_by_split(builder: DatasetBuilder) -> Mapping[str, Sequence[str]]:
     files = builder.config.data_files
-    if not isinstance(files, DataFilesDict) or "train" not in files:
-        raise UserError(f"{name!r} has no split 'train', only {', '.join(map(str, files or ())) or 'none at all'}")
-    return list(files["train"])
+    return {str(split): list(names) for split, names in files.items()} if isinstance(files, DataFilesDict) else {}
 
 
 def text_column(shard: ParquetShard | StreamedShard | DatasetShard, schema: pyarrow.Schema) -> str:

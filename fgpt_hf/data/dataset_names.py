@@ -47,6 +47,25 @@ def parse_mixture(text: str, option: str = "dataset_name") -> list[MixtureEntry]
     return entries
 
 
+def parse_validation_names(text: str | None) -> list[MixtureEntry]:
+    """Return the data sets of `--validation_dataset`, none without it: names as in a mixture, without repeats.
+
+    Raises:
+        UserError: as `parse_mixture`, or a data set has repeats.
+
+    Example:
+        >>> parse_validation_names("held_out/,pydocs:100")[1]
+        MixtureEntry(name='pydocs', max_rows=100, repeats=1.0)
+    """
+    entries = [] if text is None else parse_mixture(text, "validation_dataset")
+    if repeated := next((entry for entry in entries if entry.repeats != 1), None):
+        raise UserError(
+            f"validation_dataset={text}: what is held out is read once, so leave out *{repeated.repeats:g} "
+            f"behind {repeated.name}"
+        )
+    return entries
+
+
 def chosen_rows(max_rows: int | None, count: int) -> Sequence[int]:
     """Return the indices of the rows that a mixture takes: all, or a random choice that is always the same."""
     if max_rows is None or max_rows >= count:

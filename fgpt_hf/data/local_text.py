@@ -7,7 +7,7 @@ resumed run starts at once.
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from hashlib import blake2b
@@ -24,7 +24,18 @@ from fgpt_hf.data.dataset_names import MixtureEntry
 from fgpt_hf.data.encodings import encoding_of
 from fgpt_hf.data.extracted_text import NO_TEXT
 from fgpt_hf.data.file_hashes import SMALL_BYTES, file_hashes
-from fgpt_hf.data.local_files import ARROW, PARQUET, PDF, TABLES, TEXT, LocalFile, count_of, find_files, some_of
+from fgpt_hf.data.local_files import (
+    ARROW,
+    PARQUET,
+    PDF,
+    TABLES,
+    TEXT,
+    FoundFiles,
+    LocalFile,
+    count_of,
+    find_files,
+    some_of,
+)
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.readers import Reading, read_documents
 from fgpt_hf.errors import UserError
@@ -39,6 +50,7 @@ SHARD_BYTES = 1 << 26  # files are read together until they have this size
 DOCUMENTS_AT_ONCE = 1000
 CHARACTERS_AT_ONCE = 8_000_000
 NO_ENCODING = {PARQUET, ARROW, PDF}
+HELD_OUT = "held out by validation_dataset"  # why a file is left out
 
 
 @dataclass(frozen=True)
@@ -82,10 +94,12 @@ class LocalShard:
     Attributes:
         files: what is read.
         repeats: how often an epoch has each document, on average.
+        is_validation: whether all documents are held out.
     """
 
     files: Sequence[ScannedFile]
     repeats: float = 1.0
+    is_validation: bool = False
 
     @property
     def name(self) -> str:
@@ -128,8 +142,11 @@ class LocalShard:
             start = 0
 
 
-def open_local(entries: Sequence[MixtureEntry], source: TextSource) -> list[LocalShard]:
+def open_local(entries: Sequence[tuple[MixtureEntry, bool]], source: TextSource) -> list[LocalShard]:
     """Return the shards of the files that names on this machine stand for, and say what they hold.
+
+    Args:
+        entries: names, each with whether its documents are held out; a file or a document that is in both kinds is.
 
     Raises:
         UserError: there are no such files, one of them cannot be read, or none of them holds text.
@@ -139,26 +156,42 @@ def open_local(entries: Sequence[MixtureEntry], source: TextSource) -> list[Loca
         >>> folder = Path(mkdtemp())
         >>> for name in ("a.txt", "b.txt"):
         ...     _ = (folder / name).write_text(f"A poem called {name}")
-        >>> (shard,) = open_local([MixtureEntry(str(folder))], TextSource())
+        >>> (shard,) = open_local([(MixtureEntry(str(folder)), False)], TextSource())
         >>> list(shard.read(ShardPosition()))
         [(['A poem called a.txt', 'A poem called b.txt'], ShardPosition(part=0, documents=2))]
     """
-    found = [find_files(entry.name) for entry in entries]
-    files = {file.path: file for each in found for file in each.files}
+    validation, training = ([entry for entry, is_held_out in entries if is_held_out == kind] for kind in (True, False))
+    found = {entry: find_files(entry.name) for entry in (*validation, *training)}  # of equal documents, the first stays
+    files = {file.path: file for each in found.values() for file in each.files}
     scans = _scan_once(list(files.values()), source)
+    held_out = {file.path for entry in validation for file in found[entry].files}
+    shards = _open_entries(validation, found, scans, held_out, is_validation=True) if validation else []
+    return shards + (_open_entries(training, found, scans, held_out, is_validation=False) if training else [])
+
+
+def _open_entries(
+    entries: Sequence[MixtureEntry],
+    found: Mapping[MixtureEntry, FoundFiles],
+    scans: Mapping[Path, ScannedFile],
+    held_out: Collection[Path],
+    is_validation: bool,
+) -> list[LocalShard]:
+    """Return the shards of the files that are held out, or of those that are not, and say what they hold."""
     left_out: defaultdict[str, list[str]] = defaultdict(list)
-    for each in found:
-        for reason, names in each.left_out.items():
-            left_out[reason].extend(names)
-    taken: set[Path] = set()
     shards, chosen = [], []
-    for entry, each in zip(entries, found, strict=True):
-        scanned = [scans[file.path] for file in each.files if file.path not in taken]
-        taken |= {file.path for file in each.files}
-        scanned = _limited(scanned, entry.max_rows)
+    taken: set[Path] = set() if is_validation else set(held_out)
+    for entry in entries:
+        for reason, names in found[entry].left_out.items():
+            left_out[reason].extend(names)
+        paths = [file.path for file in found[entry].files]
+        if not is_validation and (both := [str(path) for path in paths if path in held_out]):
+            left_out[HELD_OUT].extend(both)
+        scanned = _limited([scans[path] for path in paths if path not in taken], entry.max_rows)
+        taken.update(paths)
         chosen += scanned
-        shards += [LocalShard(group, entry.repeats) for group in _grouped(scanned)]
-    report = _report(", ".join(entry.name for entry in entries), chosen, left_out)
+        shards += [LocalShard(group, entry.repeats, is_validation) for group in _grouped(scanned)]
+    names = ", ".join(entry.name for entry in entries)
+    report = _report(f"validation_dataset={names}" if is_validation else names, chosen, left_out)
     if not any(scan.kept for _, _, scan in chosen):
         raise UserError(f"no text in {report}")
     _say(report)

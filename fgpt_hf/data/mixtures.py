@@ -8,7 +8,7 @@ rows are in memory at once, some kilobytes each; millions of conversations need 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from fgpt_hf.config.option_groups import BadRows, LongRows
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.dataset_names import chosen_rows, parse_mixture
+from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture, parse_validation_names
 from fgpt_hf.data.local_rows import LocalRows
 from fgpt_hf.data.sources import DatasetRegistry, load_rows
 from fgpt_hf.data.splits import document_hash, validation_threshold
@@ -38,12 +38,14 @@ class MixtureRow:
         hash_fraction: a hash in [0, 1); the rows of the smallest ones are held out.
         repeats: how often an epoch has it, on average.
         is_derived: whether the hash is that of a document that other data sets are made of too.
+        is_validation: whether it is of a data set that is for validation.
     """
 
     row_id: str
     hash_fraction: float
     repeats: float = 1.0
     is_derived: bool = False
+    is_validation: bool = False
 
     @property
     def times_an_epoch(self) -> int:
@@ -99,7 +101,9 @@ def read_mixture(
     open_reader: Callable[[str, Rows], tuple[Rows, RowReader[ReadRow]]],
     issues: RowIssues,
 ) -> list[ReadRow]:
-    """Return the rows of all data sets in `run.dataset_name`; malformed ones are added to `issues`.
+    """Return the rows of all data sets in `run.dataset_name`, and then those of `run.validation_dataset`.
+
+    Malformed ones are added to `issues`.
 
     Args:
         open_reader: given the name and the rows of a data set, returns the rows to read and their reader; UserError if
@@ -108,11 +112,27 @@ def read_mixture(
     Raises:
         UserError: a data set cannot be opened, or a malformed row is refused.
     """
+    names = [(entry, run.dataset_train_split) for entry in parse_mixture(run.dataset_name)]
+    held_out = [(entry, None) for entry in parse_validation_names(run.validation_dataset)]
+    return [
+        *_read_entries(run, names, registry, open_reader, issues),
+        *(replace(row, is_validation=True) for row in _read_entries(run, held_out, registry, open_reader, issues)),
+    ]
+
+
+def _read_entries(
+    run: TuningRun,
+    entries: Sequence[tuple[MixtureEntry, str | None]],
+    registry: DatasetRegistry,
+    open_reader: Callable[[str, Rows], tuple[Rows, RowReader[ReadRow]]],
+    issues: RowIssues,
+) -> list[ReadRow]:
+    """Return the rows of data sets, of which each is given with the split that `load_rows` takes."""
     found = []
     seen: set[bytes] = set()
-    options = (run.dataset_train_split, run.dataset_config_name, run.dataset_revision, run.encoding)
-    for name, max_rows, repeats in parse_mixture(run.dataset_name):
-        rows, read = open_reader(name, load_rows(registry, name, *options))
+    for (name, max_rows, repeats), split in entries:
+        loaded = load_rows(registry, name, split, run.dataset_config_name, run.dataset_revision, run.encoding)
+        rows, read = open_reader(name, loaded)
         indices = chosen_rows(max_rows, len(rows))
         rows = rows.select(indices)
         row_ids = rows.row_ids if isinstance(rows, LocalRows) else [f"row {index} of {name}" for index in indices]
@@ -145,7 +165,8 @@ def split_rows(
     """Return the rows to train on and those to hold out, each with what was made of it.
 
     The rows of the smallest hashes are held out: `run.validation_fraction` of them, but at least one, and none with 0.
-    Rows that are derived from documents are held out with these: if their hash is below the fraction.
+    Rows that are derived from documents are held out with these: if their hash is below the fraction. With a
+    `run.validation_dataset`, its rows are held out, and the others with the hash of one of them are left out.
 
     Args:
         kind: what a row is in the message, "conversations".
@@ -153,18 +174,43 @@ def split_rows(
     Raises:
         UserError: one of the two would be empty, though some rows should be held out.
     """
-    fraction = run.validation_fraction
+    given, fraction = run.validation_dataset, run.validation_fraction
+    train, validation = _by_dataset(rows, issues) if given else _by_hash(rows, fraction)
+    if not train or ((given or fraction) and not validation):
+        raise UserError(
+            f"{run.dataset_name} with {f'validation_dataset={given}' if given else f'validation_fraction={fraction}'} "
+            f"gives {len(train)} {kind} to train on and {len(validation)} to hold out, and both are needed; "
+            f"--validation_fraction 0 holds none out{f' ({issues})' if len(issues) else ''}"
+        )
+    return train, validation
+
+
+def _by_dataset(
+    rows: Sequence[tuple[ReadRow, Encoding]], issues: RowIssues
+) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+    """Return the rows to train on and those of the validation set, without any of the former that is in the latter."""
+    validation = [item for item in rows if item[0].is_validation]
+    hashes = {row.hash_fraction for row, _ in validation}
+    train = []
+    for item in rows:
+        if item[0].is_validation:
+            continue
+        if item[0].hash_fraction in hashes:
+            issues.add(item[0].row_id, "held out by validation_dataset", "skip")
+        else:
+            train.append(item)
+    return train, validation
+
+
+def _by_hash(
+    rows: Sequence[tuple[ReadRow, Encoding]], fraction: float
+) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+    """Return the rows to train on, and those of the smallest hashes."""
     own = validation_threshold((row.hash_fraction for row, _ in rows if not row.is_derived), fraction)
     train, validation = _divide(rows, lambda row: fraction if row.is_derived else own)
     if fraction and not (train and validation):
         threshold = validation_threshold((row.hash_fraction for row, _ in rows), fraction)
         train, validation = _divide(rows, lambda row: threshold)
-    if not train or (fraction and not validation):
-        raise UserError(
-            f"{run.dataset_name} with validation_fraction={fraction} gives {len(train)} {kind} to train on and "
-            f"{len(validation)} to hold out, and both are needed; --validation_fraction 0 holds none out"
-            f"{f' ({issues})' if len(issues) else ''}"
-        )
     return train, validation
 
 

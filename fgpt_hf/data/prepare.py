@@ -51,7 +51,7 @@ from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4  # to be raised whenever the same documents would give other rows, or the folder another form
+FORMAT_VERSION = 5  # to be raised whenever the same documents would give other rows, or the folder another form
 ANY_SHARD = "shard-*"
 SHARD_TOKENS = 1 << 27  # of training rows: a hundred billion tokens need fewer than a thousand files
 
@@ -99,7 +99,7 @@ def prepare(
             records = _Preparation(source, folder, shards, recipe, in_processes, encoder).run(max_train_tokens)
             sizes = total_size(records)
             for split in SPLITS:
-                if not sizes[split].rows and (split == TRAIN or source.validation_fraction):
+                if not sizes[split].rows and (split == TRAIN or source.holds_out):
                     _discard(folder)
                     raise empty_split_error(source.validation_fraction, split)
             write_sealed_json(folder / PREPARED, Manifest.of(recipe, records).as_json())
@@ -135,7 +135,8 @@ def recipe_of(source: TextSource, shards: Sequence[Shard], encoder: DocumentEnco
         format=FORMAT_VERSION,
         tokenizer=encoder.fingerprint,
         row_length=source.max_position_embeddings,
-        validation_fraction=source.validation_fraction,
+        validation_fraction=0.0 if source.validation_dataset else source.validation_fraction,
+        validation_dataset=source.validation_dataset,
         dataset_name=source.dataset_name,
         dataset_config_name=source.dataset_config_name,
         text_column_name=source.text_column_name,
@@ -144,7 +145,8 @@ def recipe_of(source: TextSource, shards: Sequence[Shard], encoder: DocumentEnco
 
 
 def _version_of(shard: Shard) -> str:
-    return shard.version if shard.repeats == 1 else f"{shard.version}*{shard.repeats}"
+    repeats = "" if shard.repeats == 1 else f"*{shard.repeats}"
+    return f"{shard.version}{repeats}{' held out' if shard.is_validation else ''}"
 
 
 def packing_report(records: Sequence[ShardRecord], row_length: int) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition, as_batch
 from fgpt_hf.data.corpora import Shard, open_corpus
-from fgpt_hf.data.local_files import is_local
+from fgpt_hf.data.local_files import count_of, is_local
 from fgpt_hf.data.prepare import prepared_once, recipe_of
 from fgpt_hf.data.shards import (
     PREPARED,
@@ -45,6 +45,7 @@ from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.workers import BackgroundIterator
 
 STREAMING_WORKERS = 2
+RECORDED = ("dataset_name", "dataset_config_name", "validation_fraction", "validation_dataset")  # of the recipe
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,23 @@ def load_pretraining_data(run: BaseRun, encoder: DocumentEncoder = PROJECT_ENCOD
     """
     name, row_length = run.dataset_name, run.max_position_embeddings
     if is_prepared(Path(name)):
+        _require_no_other_validation(run)
         return _shuffled(run, load_prepared(Path(name), row_length, run.verify_rows, encoder), encoder)
     if name not in CORPORA.names and not is_local(name) and _is_prepared_on_hub(run):
+        _require_no_other_validation(run)
         return _shuffled(run, _load_from_hub(run, encoder), encoder)
     if run.streaming:
         return _streamed(run, encoder)
     return _shuffled(run, prepared_once(run, run.verify_rows, encoder), encoder)
+
+
+def _require_no_other_validation(run: BaseRun) -> None:
+    """Raise UserError if prepared rows are given another validation set than their own."""
+    if run.validation_dataset:
+        raise UserError(
+            f"{run.dataset_name} holds prepared rows with a validation set of their own: leave validation_dataset out, "
+            "or give it to `fgpt prepare`"
+        )
 
 
 def _is_prepared_on_hub(run: BaseRun) -> bool:
@@ -126,7 +138,7 @@ def _shuffled(run: BaseRun, data: PreparedData, encoder: DocumentEncoder) -> Pre
     validation: Ids = np.empty((0, recipe.row_length), dtype=encoder.dtype)
     if len(held_out):
         validation = held_out[list(range(min(run.max_eval_rows, len(held_out))))]
-    source = {name: getattr(recipe, name) for name in ("dataset_name", "dataset_config_name", "validation_fraction")}
+    source = {name: getattr(recipe, name) for name in RECORDED}
     provenance = DataProvenance(data.manifest.sizes or {}, source)
     return PretrainingData(batches, validation, _describe(str(data.manifest), validation), collate, provenance)
 
@@ -135,6 +147,7 @@ def _streamed(run: BaseRun, encoder: DocumentEncoder) -> PretrainingData:
     shards, collate = open_corpus(run), partial(as_batch, encoder=encoder)
     recipe = recipe_of(run, shards, encoder)
     version, rule = recipe.shards, validation_rule(run, shards)
+    training = [shard for shard in shards if not shard.is_validation]
 
     def chunks_from(position: StreamPosition) -> Generator[RowChunk, None, None]:
         if position.corpus != version:
@@ -144,7 +157,7 @@ def _streamed(run: BaseRun, encoder: DocumentEncoder) -> PretrainingData:
             )
         workers = run.preprocessing_num_workers or STREAMING_WORKERS
         with closing(TokenizerPool(run, workers, workers > 1, rule, encoder)) as pool:
-            for epoch, buffer in training_buffers(pool, shards, run.seed, position.epoch, position.start):
+            for epoch, buffer in training_buffers(pool, training, run.seed, position.epoch, position.start):
                 yield RowChunk(buffer.rows[TRAIN].ids, StreamPosition(version, epoch, buffer.begin))
 
     def batches(rank: int, processes: int) -> Batches:
@@ -156,8 +169,9 @@ def _streamed(run: BaseRun, encoder: DocumentEncoder) -> PretrainingData:
             collate,
         )
 
-    validation = _validation_once(run, shards, recipe, rule, encoder)
-    description = f"{run.dataset_name} in {len(shards)} shards, streamed"
+    held_out = [shard for shard in shards if shard.is_validation or not run.validation_dataset]
+    validation = _validation_once(run, held_out, recipe, rule, encoder)
+    description = f"{run.dataset_name} in {count_of(len(training), 'shard')}, streamed"
     return PretrainingData(batches, validation, _describe(description, validation), collate)
 
 

@@ -48,6 +48,7 @@ class Recipe:
     tokenizer: str
     row_length: int
     validation_fraction: float
+    validation_dataset: str | None
     dataset_name: str
     dataset_config_name: str | None
     text_column_name: str | None
@@ -56,7 +57,7 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         """A hash of all but the names, since `shards` stands for the documents wherever they lie."""
-        names = ("dataset_name", "dataset_config_name")
+        names = ("dataset_name", "dataset_config_name", "validation_dataset")
         return sha256_of(repr([item for item in asdict(self).items() if item[0] not in names]).encode())
 
 

@@ -4,7 +4,7 @@ The rows of a data set opened here are downloaded to this machine; for a corpus 
 `corpora.open_corpus` streams documents. Files on this machine are read by `local_text` and `local_rows`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from fgpt_hf.data.splits import Sizes
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import READ_ERRORS, reading, retry
 
+HELD_OUT_SPLITS = ("validation", "test")
 RASCHKA = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07"
 
 
@@ -111,7 +112,7 @@ def on_hub(name: str) -> HubDataset | None:
 def load_rows(
     registry: DatasetRegistry,
     name: str,
-    split: str = "train",
+    split: str | None = "train",
     configuration: str | None = None,
     revision: str | None = None,
     encoding: str | None = None,
@@ -119,7 +120,8 @@ def load_rows(
     """Return the rows of one data set, downloaded if need be.
 
     Args:
-        split: the split of a data set that has no short name; files on this machine have none.
+        split: the split of a data set that has no short name, or None for the one to hold out; files on this machine
+            have none.
         configuration, revision: those of a data set on the Hub.
         encoding: that of files on this machine; None to recognize it.
 
@@ -131,14 +133,35 @@ def load_rows(
         return registry.embedded[name]()
     if name not in registry.names and is_local(name):
         return load_local_rows(name, encoding)
-    split = "train" if name in registry.names else split
     builder = find_builder(registry, name, configuration, revision)
     with reading(name), reading_with_datasets(name):
         retry(name, builder.download_and_prepare)
     splits = list(builder.info.splits or ())
+    if split is None:
+        split = validation_split(name, splits)
+    elif name in registry.names:
+        split = "train"
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(splits)}: give one as dataset_train_split")
     return builder.as_dataset(split=split)
+
+
+def validation_split(name: str, splits: Sequence[str]) -> str:
+    """Return the split of a data set on the Hub that is held out: `validation`, or `test`, or the only one.
+
+    Raises:
+        UserError: there is none of these, so which one to take cannot be known.
+
+    Example:
+        >>> validation_split("somebody/lines", ["train", "test"])
+        'test'
+    """
+    usual = next((split for split in HELD_OUT_SPLITS if split in splits), None)
+    if usual is None and len(splits) != 1:
+        raise UserError(
+            f"validation_dataset={name} has no split {' or '.join(HELD_OUT_SPLITS)}, only {', '.join(splits)}"
+        )
+    return usual or splits[0]
 
 
 @contextmanager

@@ -81,6 +81,9 @@ class ValidationRule:
         return [(VALIDATION if is_validation(text, self.threshold) else TRAIN, text)]
 
 
+NONE_HELD_OUT, ALL_HELD_OUT = ValidationRule(0.0), ValidationRule(1.0)
+
+
 def validation_threshold(hashes: Iterable[float], validation_fraction: float) -> float:
     """Return the hash below which lie those of the documents to hold out: the fraction of them, but at least one.
 

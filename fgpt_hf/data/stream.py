@@ -1,8 +1,9 @@
 """Turn a stream of documents into packed rows: read several shards at once, tokenize on all cores, pack, shuffle.
 
 Documents come in buffers of 8 blocks, from 8 shards at once where there are so many; a block has at most 1,000
-documents or 8 million characters. Each buffer is packed on its own, and no token is lost. The rows follow from the
-seed, not from the workers, the machine or the number of processes, and reading can be resumed at any buffer. Shards are
+documents or 8 million characters. A buffer of short blocks has more of them, because each buffer is packed on its own,
+and few documents fill rows badly. No token is lost. The rows follow from the seed, not from the workers, the machine or
+the number of processes, and reading can be resumed at any buffer. Shards are
 shuffled within an epoch and rows within a buffer; documents of one shard that are far apart stay so. For a full shuffle
 prepare the rows first (`fgpt prepare`), at the price of disk space, 2 bytes a token or 4.
 """
@@ -20,14 +21,23 @@ from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.corpora import Shard, in_order
 from fgpt_hf.data.packing import PackedRows, pack_documents
 from fgpt_hf.data.positions import ShardPosition
-from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION, ValidationRule, empty_split_error, encode_splits
+from fgpt_hf.data.splits import (
+    ALL_HELD_OUT,
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    ValidationRule,
+    empty_split_error,
+    encode_splits,
+)
 from fgpt_hf.retries import ONCE, READ_ERRORS, STREAM, Attempts, reading
 from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.workers import BackgroundIterator, process_pool
 
 SHARDS_AT_ONCE = 8  # each read by a thread of its own
-BLOCKS_PER_BUFFER = 8
+BLOCKS_PER_BUFFER = 8  # at least, so that several shards are mixed
+BUFFER_CHARACTERS = 2_000_000  # at least: some hundreds of rows, which pad less than 1 %
 BLOCK_CHARACTERS = 8_000_000  # a block ends here, or after the documents that a shard gives at once
 TEXTS_PER_TASK = 128  # fewer cost more in handing over than they gain in sharing out
 
@@ -61,13 +71,20 @@ class EpochPosition:
         return cls(fields["buffer"], fields["opened"], shards)
 
 
-class DocumentBuffer(NamedTuple):
-    """Documents in blocks, where in the epoch they begin and end, and how often an epoch has each block's documents."""
+class Block(NamedTuple):
+    """Documents of one shard, how often an epoch has each on average, and whether all of them are held out."""
 
-    blocks: Sequence[Sequence[str]]
+    texts: Sequence[str]
+    repeats: float
+    is_validation: bool
+
+
+class DocumentBuffer(NamedTuple):
+    """Documents in blocks, and where in the epoch they begin and end."""
+
+    blocks: Sequence[Block]
     begin: EpochPosition
     end: EpochPosition
-    repeats: Sequence[float]
 
 
 class PackedBuffer(NamedTuple):
@@ -82,7 +99,8 @@ class PackedBuffer(NamedTuple):
 class TokenizerPool:
     """Workers that turn documents into rows of `source.max_position_embeddings` tokens, held out by a rule.
 
-    Without a rule, documents are held out whose hash is below `source.validation_fraction`.
+    Without a rule, documents are held out whose hash is below `source.validation_fraction`. All documents of a shard
+    that is for validation are held out, whatever the rule.
 
     Workers are threads: tokenizers work without Python's lock, and threads start at once. Hashing and handing over take
     the lock, so where there are many workers, or a training loop wants the lock, `in_processes` is faster.
@@ -109,6 +127,7 @@ class TokenizerPool:
         encoder: DocumentEncoder = PROJECT_ENCODER,
     ) -> None:
         self.row_length, self.validation_fraction = source.max_position_embeddings, source.validation_fraction
+        self.holds_out = source.holds_out
         self.rule = ValidationRule(source.validation_fraction) if rule is None else rule
         self.workers, self.encoder = workers, encoder
         self.executor: Executor
@@ -153,9 +172,15 @@ class TokenizerPool:
     ) -> Generator[tuple[DocumentBuffer, list["Future[dict[str, list[Ids]]]"]], None, None]:
         for buffer in buffers:
             tasks = [
-                self.executor.submit(self._encode, block[start : start + TEXTS_PER_TASK], self.rule, splits, repeats)
-                for block, repeats in zip(buffer.blocks, buffer.repeats, strict=True)
-                for start in range(0, len(block), TEXTS_PER_TASK)
+                self.executor.submit(
+                    self._encode,
+                    block.texts[start : start + TEXTS_PER_TASK],
+                    ALL_HELD_OUT if block.is_validation else self.rule,
+                    splits,
+                    block.repeats,
+                )
+                for block in buffer.blocks
+                for start in range(0, len(block.texts), TEXTS_PER_TASK)
             ]
             yield buffer._replace(blocks=[]), tasks
 
@@ -199,7 +224,7 @@ def validation_rows(pool: TokenizerPool, shards: Sequence[Shard], count: int) ->
     Raises:
         UserError: no document is held out though some should be, or a shard cannot be read.
     """
-    if pool.validation_fraction == 0:
+    if not pool.holds_out:
         return np.empty((0, pool.row_length), dtype=pool.encoder.dtype)
     rows: list[Ids] = []
     for buffer in pool.packed_buffers(in_order(shards), EpochPosition(), (VALIDATION,)):
@@ -219,7 +244,8 @@ def shard_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
 def read_buffers(shards: Sequence[Shard], start: EpochPosition) -> Iterator[DocumentBuffer]:
     """Yield the documents of an epoch from `start` on, taking turns between the open shards, a block from each.
 
-    The next block of every open shard is read meanwhile. The order does not depend on which is read first.
+    The next block of every open shard is read meanwhile. The order does not depend on which is read first. Shards for
+    validation and others are not open at the same time, so that the former give the same buffers alone.
 
     Raises:
         UserError: a shard cannot be read, even after waiting, or holds no text in that column.
@@ -227,11 +253,13 @@ def read_buffers(shards: Sequence[Shard], start: EpochPosition) -> Iterator[Docu
     turns = deque(_ShardReader(shards, shard) for shard in start.shards)
     position = start
     while True:
-        blocks: list[list[str]] = []
-        repeats = []
+        blocks: list[Block] = []
+        characters = 0
         opened = position.opened
-        while len(blocks) < BLOCKS_PER_BUFFER:
+        while len(blocks) < BLOCKS_PER_BUFFER or characters < BUFFER_CHARACTERS:
             while len(turns) < SHARDS_AT_ONCE and opened < len(shards):
+                if turns and turns[0].is_validation != shards[opened].is_validation:
+                    break
                 turns.append(_ShardReader(shards, OpenShard(opened)))
                 opened += 1
             if not turns:
@@ -239,33 +267,33 @@ def read_buffers(shards: Sequence[Shard], start: EpochPosition) -> Iterator[Docu
             reader = turns.popleft()
             if (block := next(reader, None)) is not None:
                 blocks.append(block)
-                repeats.append(reader.repeats)
+                characters += sum(map(len, block.texts))
                 turns.append(reader)
         if not blocks:
             return
         begin, open_shards = position, tuple(reader.shard for reader in turns)
         position = EpochPosition(begin.buffer + 1, opened, open_shards)
-        yield DocumentBuffer(blocks, begin, position, repeats)
+        yield DocumentBuffer(blocks, begin, position)
 
 
-class _ShardReader(Iterator[list[str]]):
+class _ShardReader(Iterator[Block]):
     """The blocks of a shard, read one block ahead; `shard` says up to where they were taken."""
 
     def __init__(self, shards: Sequence[Shard], shard: OpenShard) -> None:
-        self.shard, self.repeats = shard, shards[shard.number].repeats
-        blocks = _read_blocks(shards[shard.number], ShardPosition(shard.part, shard.documents))
-        self._blocks = BackgroundIterator(blocks, ahead=1)
+        opened = shards[shard.number]
+        self.shard, self.repeats, self.is_validation = shard, opened.repeats, opened.is_validation
+        self._texts = BackgroundIterator(_read_texts(opened, ShardPosition(shard.part, shard.documents)), ahead=1)
 
-    def __next__(self) -> list[str]:
-        texts, position = next(self._blocks)
+    def __next__(self) -> Block:
+        texts, position = next(self._texts)
         self.shard = OpenShard(self.shard.number, *position)
-        return texts
+        return Block(texts, self.repeats, self.is_validation)
 
 
-_Block: TypeAlias = tuple[list[str], ShardPosition]  # and the position after it
+_Texts: TypeAlias = tuple[list[str], ShardPosition]  # of one block, and the position after it
 
 
-def _read_blocks(shard: Shard, position: ShardPosition) -> Generator[_Block, None, None]:
+def _read_texts(shard: Shard, position: ShardPosition) -> Generator[_Texts, None, None]:
     """Yield a shard's texts from a position on, without empty ones; resume where the reading failed."""
     attempts = Attempts(shard.name, STREAM if "://" in shard.name else ONCE)
     with reading(shard.name):

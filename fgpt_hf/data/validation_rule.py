@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 
+from fsspec.core import url_to_fs
+
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.corpora import Shard
 from fgpt_hf.data.sources import CORPORA
-from fgpt_hf.data.splits import ValidationRule, document_hash, validation_threshold
+from fgpt_hf.data.splits import NONE_HELD_OUT, ValidationRule, document_hash, validation_threshold
 from fgpt_hf.data.stream import EpochPosition, read_buffers
+from fgpt_hf.retries import reading, retry
 from fgpt_hf.tokenizer.document_encoder import encode_documents
 
 MAX_DOCUMENTS = 100_000  # of more, the fraction below a threshold is near enough to the fraction of the documents
+MAX_REMOTE_FILES, MAX_REMOTE_BYTES = 32, 64_000_000  # seconds to read, and in more there are documents enough
 BOUNDARIES = ("\n\n", "\n", " ")  # where a lone document is best cut: a paragraph's end, a line's, a word's
 MAX_LONE_FRACTION = 5  # of so many tokens of a short lone document, one is held out to fill a row
 
@@ -17,9 +21,10 @@ MAX_LONE_FRACTION = 5  # of so many tokens of a short lone document, one is held
 def validation_rule(source: TextSource, shards: Sequence[Shard]) -> ValidationRule:
     """Return the rule by which the documents of `shards`, which `source` names, are held out.
 
-    Documents on this machine are read and counted, up to `MAX_DOCUMENTS`. For a stream and for an embedded corpus, the
-    threshold is the fraction as it is: the former is not read for it, and a document of the latter has the same split
-    in all data sets that are made of it.
+    Documents on this machine, and those of a small data set on the Hub, are read and counted, up to `MAX_DOCUMENTS`.
+    For a larger stream and for an embedded corpus, the threshold is the fraction as it is: the former is not read for
+    it, and a document of the latter has the same split in all data sets that are made of it. With a validation set of
+    the user's own, no other document is held out.
 
     Raises:
         UserError: a shard cannot be read, or holds no text in that column.
@@ -35,13 +40,15 @@ def validation_rule(source: TextSource, shards: Sequence[Shard]) -> ValidationRu
         ['train', 'validation']
     """
     fraction = source.validation_fraction
-    is_remote = any("://" in shard.name for shard in shards)
-    if fraction == 0 or is_remote or source.dataset_name in CORPORA.embedded:
+    if source.validation_dataset or fraction == 0:
+        return NONE_HELD_OUT
+    remote = [file for shard in shards for file in shard.name.split(", ") if "://" in file]
+    if source.dataset_name in CORPORA.embedded or not _is_small(remote):
         return ValidationRule(fraction)
     hashes: dict[float, None] = {}
     first: str | None = None
     for buffer in read_buffers(shards, EpochPosition()):
-        for text in (text for block in buffer.blocks for text in block):
+        for text in (text for block in buffer.blocks for text in block.texts):
             first = text if first is None else first
             hashes[document_hash(text)] = None
         if len(hashes) > MAX_DOCUMENTS:
@@ -49,6 +56,20 @@ def validation_rule(source: TextSource, shards: Sequence[Shard]) -> ValidationRu
     if len(hashes) == 1 and first is not None and len(first) > 1:
         return ValidationRule(fraction, lone_document_cut(first, fraction, source.max_position_embeddings))
     return ValidationRule(validation_threshold(hashes, fraction))
+
+
+def _is_small(urls: Sequence[str]) -> bool:
+    """Return whether remote files are few and small enough to be read for the rule alone."""
+    if len(urls) > MAX_REMOTE_FILES:
+        return False
+    return sum(map(_remote_size, urls)) <= MAX_REMOTE_BYTES
+
+
+def _remote_size(url: str) -> int:
+    """Return the bytes of a remote file, or of a small one too many if its server does not say."""
+    with reading(url):
+        system, path = url_to_fs(url)
+        return int(retry(url, lambda: system.size(path)) or MAX_REMOTE_BYTES + 1)
 
 
 def lone_document_cut(text: str, validation_fraction: float, row_length: int) -> int:

@@ -146,13 +146,12 @@ def _task_name(record: RunRecord, task: str) -> str:
 
 def _entries(record: RunRecord) -> list[EvalResult]:
     """Return the results that the run's own files hold."""
-    datasets = record.stage.datasets if record.stage else []
+    chosen = record.stage.validation_datasets if record.stage else []
+    datasets = chosen or (record.stage.datasets if record.stage else [])
     names = ", ".join(dataset.name for dataset in datasets) or "validation split"
     only_id = datasets[0].hub_id if len(datasets) == 1 else None
-    own = [
-        _entry(measured, only_id or names, names, "validation (by a hash of each example)")
-        for measured in validation_measurements(record)
-    ]
+    split = "validation" if chosen else "validation (by a hash of each example)"
+    own = [_entry(measured, only_id or names, names, split) for measured in validation_measurements(record)]
     datasets_by_name = {_task_name(record, task): dataset for task, dataset in record.results.datasets.items()}
     for measured in benchmark_measurements(record):
         if source := datasets_by_name.get(measured.task):

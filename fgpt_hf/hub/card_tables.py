@@ -1,7 +1,7 @@
 """The rows of a card's tables; each function yields nothing of what is not known."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -27,8 +27,8 @@ _SHOWN_ELSEWHERE = {  # options that the card's other tables say in words
     *("seed", "optim", "adam_beta1", "adam_beta2", "learning_rate", "lr_scheduler_type", "min_lr_ratio"),
     *("lr_decay_ratio", "weight_decay", "weight_decay_scheduler_type", "max_grad_norm", "bf16", "fp16"),
     *("per_device_train_batch_size", "auto_find_batch_size"),
-    *("dataset_name", "dataset_config_name", "validation_fraction", "model_name_or_path", "assistant_only_loss"),
-    *("tokenizer", "trust_remote_code"),
+    *("dataset_name", "dataset_config_name", "validation_fraction", "validation_dataset"),
+    *("model_name_or_path", "assistant_only_loss", "tokenizer", "trust_remote_code"),
     *("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("loss_type", "beta", "simpo_gamma", "label_smoothing"),
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"),
@@ -65,13 +65,18 @@ def architecture_rows(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 def data_rows(stage: Stage) -> Iterator[tuple[Any, ...]]:
     """Yield the stage, its data, and how many examples and tokens each split has."""
-    names = Markdown(" + ".join(map(_dataset, stage.datasets)))
+    names = dataset_names(stage.datasets)
     sizes = stage.provenance.splits
     for index, (split, size) in enumerate(sizes.items()):
         said_once = (stage.name, names) if index == 0 else ("", "")
         yield *said_once, split, f"{size.documents:,} {stage.examples}", f"{size.tokens:,}"
     if not sizes:
         yield stage.name, names, "", "", ""
+
+
+def dataset_names(datasets: Sequence[DatasetName]) -> Markdown:
+    """Return the names of data sets, with links and notes on them."""
+    return Markdown(" + ".join(map(_dataset, datasets)))
 
 
 def _dataset(dataset: DatasetName) -> str:

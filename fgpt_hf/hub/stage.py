@@ -82,11 +82,21 @@ class Stage:
     @property
     def datasets(self) -> list[DatasetName]:
         """The data that the stage was trained on."""
-        name = self._source("dataset_name")
+        return self._datasets("dataset_name")
+
+    @property
+    def validation_datasets(self) -> list[DatasetName]:
+        """The data that it was measured on, where that is not a fraction of what it was trained on."""
+        return self._datasets("validation_dataset")
+
+    def _datasets(self, option: str) -> list[DatasetName]:
+        given = self._source(option)
+        if given is None:
+            return []
         try:
-            names = [entry.name for entry in parse_mixture(name)]
+            names = [entry.name for entry in parse_mixture(given)]
         except UserError:  # a name that was written by hand
-            names = [name]
+            names = [given]
         return [self._dataset(name) for name in names]
 
     @property

@@ -17,7 +17,7 @@ from filelock import Timeout
 
 from fgpt_hf.config.option_groups import DatasetOptions, TextSource
 from fgpt_hf.config.runs import Run
-from fgpt_hf.data.dataset_names import parse_mixture
+from fgpt_hf.data.dataset_names import parse_mixture, parse_validation_names
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
@@ -347,7 +347,8 @@ def _named(run: Run) -> list[str]:
     if isinstance(run, TextSource):
         started_from += [run.tokenizer] if run.tokenizer else []
     if isinstance(run, (TextSource, DatasetOptions)):
-        return [*started_from, *(entry.name for entry in parse_mixture(run.dataset_name))]
+        entries = parse_mixture(run.dataset_name) + parse_validation_names(run.validation_dataset)
+        return [*started_from, *(entry.name for entry in entries)]
     return started_from
 
 

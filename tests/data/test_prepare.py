@@ -41,6 +41,7 @@ def source(tmp_path: Path) -> TextSource:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "SHARD_TOKENS", 2000)
     monkeypatch.setattr("fgpt_hf.data.stream.BLOCKS_PER_BUFFER", 2)
+    monkeypatch.setattr("fgpt_hf.data.stream.BUFFER_CHARACTERS", 0)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -145,6 +146,7 @@ def test_a_finished_preparation_is_not_done_again(
     assert prepare(source, tmp_path / "rows") == first
 
 
+@pytest.mark.usefixtures("small_shards")
 def test_the_report_says_how_many_documents_each_split_has_and_how_they_fill_their_rows(
     source: TextSource, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ FINEWEB_EDU = "HuggingFaceFW/fineweb-edu"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pretraining, prepare):
         monkeypatch.setattr(module, "HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setattr("fgpt_hf.data.stream.BUFFER_CHARACTERS", 0)
 
 
 @pytest.fixture

@@ -3,14 +3,18 @@
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 
 from fgpt_hf import retries
+from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data import stream
 from fgpt_hf.data.positions import ShardPosition
-from fgpt_hf.data.stream import DocumentBuffer, EpochPosition, read_buffers, shard_order
+from fgpt_hf.data.splits import NONE_HELD_OUT
+from fgpt_hf.data.stream import DocumentBuffer, EpochPosition, PackedBuffer, TokenizerPool, read_buffers, shard_order
 
 BATCH = 4
 
@@ -25,6 +29,7 @@ class ListedShard:
     error: type[Exception] = ConnectionError
     slow: bool = False
     repeats: float = 1.0
+    is_validation: bool = False
 
     @property
     def version(self) -> str:
@@ -60,7 +65,7 @@ def all_texts(shards: Sequence[ListedShard]) -> list[str]:
 
 
 def texts_of(found: Sequence[DocumentBuffer]) -> list[str]:
-    return [text for buffer in found for block in buffer.blocks for text in block]
+    return [text for buffer in found for block in buffer.blocks for text in block.texts]
 
 
 def read(shards: Sequence[ListedShard], seed: int = 0, epoch: int = 0) -> list[DocumentBuffer]:
@@ -70,6 +75,11 @@ def read(shards: Sequence[ListedShard], seed: int = 0, epoch: int = 0) -> list[D
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0)
+
+
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BUFFER_CHARACTERS", 0)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
@@ -136,6 +146,32 @@ def test_long_texts_make_smaller_blocks_that_can_be_continued_too(monkeypatch: p
     monkeypatch.setattr(stream, "BLOCKS_PER_BUFFER", 1)
     order = [ListedShard("shard", [["x" * length for length in (1, 30, 9, 9, 9, 50, 1)]])]
     found = list(read_buffers(order, EpochPosition()))
-    assert [list(map(len, buffer.blocks[0])) for buffer in found] == [[1, 30], [9, 9], [9, 50], [1]]
+    assert [list(map(len, buffer.blocks[0].texts)) for buffer in found] == [[1, 30], [9, 9], [9, 50], [1]]
     for number, buffer in enumerate(found):
         assert list(read_buffers(order, buffer.end)) == found[number + 1 :]
+
+
+def test_tiny_shards_are_read_together_until_their_documents_fill_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(0)
+    shards = [ListedShard(f"shard {n}", [["word " * chance.randint(1, 400)]]) for n in range(3000)]
+    source = TextSource(max_position_embeddings=256)
+    monkeypatch.setattr(stream, "BUFFER_CHARACTERS", 500_000)
+    with closing(TokenizerPool(source, workers=1, rule=NONE_HELD_OUT)) as pool:
+        found = list(pool.packed_buffers(shards, EpochPosition()))
+    assert len(found) > 3
+    rows = [buffer.rows["train"] for buffer in found]
+    assert sum(packed.padding for packed in rows) < 0.01 * sum(packed.ids.size for packed in rows)
+    again = list(pool_buffers_from(shards, source, found[1].end))
+    assert all(np.array_equal(a.rows["train"].ids, b.rows["train"].ids) for a, b in zip(again, found[2:], strict=True))
+
+
+def pool_buffers_from(shards: Sequence[ListedShard], source: TextSource, start: EpochPosition) -> list[PackedBuffer]:
+    with closing(TokenizerPool(source, workers=1, rule=NONE_HELD_OUT)) as pool:
+        return list(pool.packed_buffers(shards, start))
+
+
+def test_shards_for_validation_give_the_same_buffers_alone() -> None:
+    held_out = make_shards(11, seed=1, is_validation=True)
+    alone, together = (list(read_buffers(each, EpochPosition())) for each in (held_out, held_out + make_shards(11)))
+    blocks = [[block for block in buffer.blocks if block.is_validation] for buffer in together]
+    assert [buffer.blocks for buffer in alone] == [each for each in blocks if each]

@@ -26,6 +26,11 @@ from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID, PAD_ID, 
 from tests.support.fineweb import write_shards
 
 
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BUFFER_CHARACTERS", 0)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> TextSource:
     write_shards(tmp_path, shards=12, texts=60, row_group_size=10)

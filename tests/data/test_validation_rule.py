@@ -5,7 +5,10 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +16,17 @@ from hypothesis import strategies as st
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data import prepare, pretraining
-from fgpt_hf.data.corpora import open_corpus
+from fgpt_hf.data import validation_rule as validation_rules
+from fgpt_hf.data.corpora import ParquetShard, open_corpus
 from fgpt_hf.data.pretraining import load_pretraining_data
-from fgpt_hf.data.splits import TRAIN, VALIDATION, ValidationRule, document_hash, validation_threshold
+from fgpt_hf.data.splits import (
+    TRAIN,
+    VALIDATION,
+    ValidationRule,
+    document_hash,
+    is_validation,
+    validation_threshold,
+)
 from fgpt_hf.data.validation_rule import lone_document_cut, validation_rule
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 
@@ -133,3 +144,19 @@ def test_validation_rows_of_a_stream_are_those_of_the_prepared_rows(tmp_path: Pa
     )
     prepared, streamed = (load_pretraining_data(replace(run, streaming=mode)).validation for mode in (False, True))
     assert np.array_equal(prepared, streamed)
+
+
+def test_a_small_data_set_elsewhere_is_read_for_the_rule_and_a_large_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [f"the document number {number}" for number in range(30)]
+    url = "memory://lines/train.parquet"
+    with fsspec.open(url, "wb") as file:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file)
+    source = TextSource(dataset_name="somebody/lines", validation_fraction=0.01)
+    shards = [ParquetShard(url, None, "version")]
+    assert not any(is_validation(text, 0.01) for text in texts)
+    rule = validation_rule(source, shards)
+    assert [text for text in texts if rule.divide(text)[0][0] == VALIDATION] == [min(texts, key=document_hash)]
+    monkeypatch.setattr(validation_rules, "MAX_REMOTE_BYTES", 100)
+    assert validation_rule(source, shards) == ValidationRule(0.01)

@@ -312,6 +312,14 @@ def test_rows_that_were_prepared_before_are_named_by_their_text(record: RunRecor
     assert "configuration sample-10BT" in card and "(0.20%)" in card and "/data/rows" not in card
 
 
+def test_a_validation_set_of_its_own_is_named_without_its_folder(record: RunRecord) -> None:
+    provenance = Provenance(local=["/home/me/held.jsonl"], splits={"train": SplitSize(1, 2)})
+    run = replace(BASE, dataset_name="fineweb-edu", validation_dataset="/home/me/held.jsonl")
+    card = build_card(with_run(record, run, provenance), OPTIONS)
+    assert "The validation split is `held.jsonl`, whose documents were not trained on." in card
+    assert "/home/me" not in card and "A hash of each" not in card
+
+
 def test_a_chat_model_names_its_base_and_a_stock_one_needs_no_remote_code(record: RunRecord) -> None:
     chat = with_run(record, replace(INSTRUCT, model_name_or_path="tester/base"))
     assert "conversational" in card_data(chat, OPTIONS).to_dict()["tags"]
