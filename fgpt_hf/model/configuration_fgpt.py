@@ -179,7 +179,7 @@ class FGPTConfig(PreTrainedConfig):
         if activation := GATED_ACTIVATIONS.get(self.hidden_act):
             raise ValueError(f"hidden_act={self.hidden_act!r} is hidden_act={activation!r} with mlp='gated'")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose from {sorted(ACT2FN)}")
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose from {', '.join(sorted(ACT2FN))}")
 
     def _validate_positions(self) -> None:
         if self.position_embedding not in POSITION_EMBEDDINGS:

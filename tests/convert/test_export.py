@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, L
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.cli import main
+from fgpt_hf.config.presets import MODERN_BLOCKS, PRESETS
 from fgpt_hf.convert.convert import convert
 from fgpt_hf.convert.export import export
-from fgpt_hf.convert.stock import STOCK_CLASSES, from_stock, network_with, to_stock
+from fgpt_hf.convert.stock import STOCK_CLASSES, fitting_class, from_stock, network_with, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_fgpt
+from fgpt_hf.runtime.estimate import count_parameters, network
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
 from tests.convert.models import CHATML, CONTEXT, QUESTION, TEXTS, refusal, write_gpt2_with, write_small_model
 from tests.support.tiny import random_model
@@ -79,6 +81,7 @@ LONGER = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max
         ("llama", {**GATED, "norm_elementwise_affine": False, "rope_parameters": LONGER}),
         ("qwen3", {**GATED, "mlp_bias": False, "qk_norm": True, "head_dim": 20, "tie_word_embeddings": False}),
         ("qwen3", {**GATED, "mlp_bias": False, "qk_norm": True, "hidden_act": "relu2", "num_key_value_heads": 1}),
+        ("qwen3", dict(MODERN_BLOCKS)),
         ("arcee", {**ROTARY, "hidden_act": "relu2", "layer_norm_eps": 1e-3}),
         ("nanochat", {**NANOCHAT, "final_logit_softcapping": 15, "num_key_value_heads": 1}),
         ("nanochat", {**NANOCHAT, "tie_word_embeddings": False, "head_dim": 8, "attention_bias": True}),
@@ -96,6 +99,17 @@ def test_a_stock_class_computes_the_same_and_is_read_back(name: str, changes: di
     back = network_with(FGPTForCausalLM, config, weights)
     assert layout == name
     torch.testing.assert_close(back(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.endswith("-modern")])
+def test_a_modern_preset_is_a_qwen3_of_its_sisters_size(preset: str) -> None:
+    config, sister = network(PRESETS[preset]), network(PRESETS[preset.removesuffix("-modern")])
+    assert fitting_class(config) == "qwen3"
+    assert config.head_dim in (64, 128)
+    for width in (config.hidden_size, config.intermediate_size, config.vocab_size):
+        assert width is not None and width % 64 == 0  # every format and kernel takes them
+    sizes = [count_parameters(each).total for each in (config, sister)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1 if preset.startswith("quickstart") else 0.01)
 
 
 def test_a_block_whose_code_was_changed_without_a_switch_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
