@@ -51,6 +51,11 @@ COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
         "Tokenize and pack documents once, for many runs.",
         "fgpt prepare --dataset_name fineweb-edu --output_dir data/fineweb-edu",
     ),
+    "tokenizer": RunCommand(
+        "fgpt_hf.cli.tokenizer",
+        "Train a tokenizer on documents, for train-base --tokenizer.",
+        "fgpt tokenizer --dataset_name my_texts/ --vocab_size 16384 my_tokenizer",
+    ),
     "estimate": RunCommand(
         "fgpt_hf.cli.estimate",
         "Estimate a run's memory, time and cost.",

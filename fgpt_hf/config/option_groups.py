@@ -119,8 +119,8 @@ class StartOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSource:
-    """Which documents are read, which of them are held out for validation, and how they are tokenized."""
+class Documents:
+    """Which documents are read, and which of them are held out for validation."""
 
     dataset_name: str = option(
         "fineweb-edu",
@@ -161,6 +161,17 @@ class TextSource:
         unset="a fraction of dataset_name",
         fixed_on_resume=True,
     )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some documents are for validation."""
+        return self.validation_dataset is not None or self.validation_fraction > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource(Documents):
+    """How documents become rows of tokens."""
+
     max_position_embeddings: int = option(
         1024, "Context of the model and length of a training row, in tokens.", fixed_on_resume=True
     )
@@ -173,11 +184,6 @@ class TextSource:
     preprocessing_num_workers: int | None = option(
         None, "Number of processes that tokenize.", unset="one per core to prepare, two to stream"
     )
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether some documents are for validation."""
-        return self.validation_dataset is not None or self.validation_fraction > 0
 
 
 @dataclass(frozen=True, kw_only=True)

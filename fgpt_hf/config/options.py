@@ -70,6 +70,7 @@ class Option:
             state depend on it.
         one_time: whether it is an order for one start, which `run.yaml` does not repeat.
         group: the data class under which `--help` lists the option; None stands for the first one that declares it.
+        positional: whether it is given without its name, as `OUTPUT_DIR`.
     """
 
     help: str
@@ -79,6 +80,7 @@ class Option:
     fixed_on_resume: bool
     one_time: bool
     group: type[Any] | None
+    positional: bool
 
 
 def option(
@@ -93,8 +95,11 @@ def option(
     fixed_on_resume: bool = False,
     one_time: bool = False,
     group: type[Any] | None = None,
+    positional: bool = False,
 ) -> Any:
     """Declare a field of an options class; `Option` and `Limits` explain the arguments.
+
+    A default of `MISSING` makes it required.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -103,7 +108,8 @@ def option(
         >>> Sampling().temperature
         0.8
     """
-    described = Option(help, unset, Limits(minimum, below, maximum), choices, fixed_on_resume, one_time, group)
+    limits = Limits(minimum, below, maximum)
+    described = Option(help, unset, limits, choices, fixed_on_resume, one_time, group, positional)
     return field(default=default, metadata={Option: described})
 
 

@@ -78,7 +78,8 @@ def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOpti
         >>> parse_options(Preparation, ["--dataset_name", "documents.jsonl"]).output_dir
         'runs/prepared'
     """
-    options, unknown = _Parser(kind, usage=USAGE).parse_args_into_dataclasses(
+    positional = [field.name.upper() for field, described in described_fields(kind) if described.positional]
+    options, unknown = _Parser(kind, usage=" ".join([USAGE, *positional])).parse_args_into_dataclasses(
         arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
@@ -112,6 +113,9 @@ class _Parser(HfArgumentParser):
         types = get_type_hints(dtype)
         groups: dict[type[Any], Any] = {}
         for field, described in described_fields(dtype):
+            if described.positional:
+                self.add_argument(field.name, metavar=field.name.upper(), help=described.help)
+                continue
             group = group_of(dtype, field.name, described)
             if group not in groups:
                 groups[group] = self.add_argument_group(group_title(group), _first_paragraph(group))

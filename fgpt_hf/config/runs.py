@@ -4,7 +4,7 @@ Each group of options is a data class, and a run inherits from its groups. Pytho
 from its last base to its first, so `--help` and `run.yaml` show the groups of the last base first.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ import yaml
 from fgpt_hf.config.option_groups import (
     CheckpointOptions,
     DatasetOptions,
+    Documents,
     EvaluationOptions,
     HardwareOptions,
     HubOptions,
@@ -98,6 +99,27 @@ class Preparation(TextSource):
 
     def __post_init__(self) -> None:
         check_limits(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTraining(Documents):
+    """What the tokenizer is trained on, its size, and where it goes."""
+
+    output_dir: str = option(MISSING, "New folder for the tokenizer.", positional=True)
+    vocab_size: int = option(
+        16384, "Number of tokens: the 256 bytes, the merges, and the 6 control tokens, which have the last ids."
+    )
+    max_characters: int = option(
+        1_000_000_000, "Stop reading after about this many characters of documents to train on."
+    )
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+    @property
+    def source(self) -> TextSource:
+        """The documents, as what reads them takes them."""
+        return TextSource(**{field.name: getattr(self, field.name) for field in fields(Documents)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,18 +127,30 @@ def encode_splits(
     repeats: float = 1.0,
     encoder: DocumentEncoder = PROJECT_ENCODER,
 ) -> dict[str, list[Ids]]:
-    """Return the token ids of the documents in each of `splits`; other documents are not tokenized.
+    """Return the token ids of the documents in each of `splits`, as `split_texts` chooses them."""
+    chosen = split_texts(texts, rule, splits, repeats)
+    return {split: encoder.encode(members, threads=1) for split, members in chosen.items()}
+
+
+def split_texts(
+    texts: Sequence[str], rule: ValidationRule, splits: Sequence[str] = SPLITS, repeats: float = 1.0
+) -> dict[str, list[str]]:
+    """Return the documents in each of `splits`, or their parts there.
 
     Args:
         repeats: how often each document to train on is there: of 2.5, three times for half of them and twice for the
             others, which a hash decides.
+
+    Example:
+        >>> split_texts(["Once upon a time"], ValidationRule(0.01), repeats=2)
+        {'train': ['Once upon a time', 'Once upon a time'], 'validation': []}
     """
     chosen: dict[str, list[str]] = {split: [] for split in splits}
     for text in texts:
         for split, part in rule.divide(text):
             if split in chosen:
                 chosen[split] += [part] * (_times(text, repeats) if split == TRAIN else 1)
-    return {split: encoder.encode(members, threads=1) for split, members in chosen.items()}
+    return chosen
 
 
 def _times(text: str, repeats: float) -> int:

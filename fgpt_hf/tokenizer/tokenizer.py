@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,29 @@ def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GP
         >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
         '<|user|>\\nHi<|end|>\\n'
     """
+    tokenizer = add_control_tokens(*read_vocabulary(), max_length, template)
+    assert has_control_tokens(tokenizer)
+    return tokenizer
+
+
+def add_control_tokens(
+    vocabulary: Mapping[str, int], merges: Sequence[Any], max_length: int = 1024, template: str = CHAT_TEMPLATE
+) -> GPT2Tokenizer:
+    """Return a byte-level BPE, cut as GPT-2 cuts text, with FGPT's control tokens behind its own and a chat template.
+
+    Args:
+        vocabulary: the id of each token, in GPT-2's spelling of bytes, from 0 on without gaps.
+        merges: pairs of tokens in the order in which they apply.
+        max_length: context length in tokens.
+        template: as in `build_tokenizer`.
+    """
     from transformers import GPT2Tokenizer  # takes over a second, which encoding plain text does without
 
-    vocabulary, merges = read_vocabulary()
     end_of_text, *turns, pad = CONTROL_TOKENS
+    vocabulary = {end_of_text: len(vocabulary), **vocabulary}
     tokenizer = GPT2Tokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=list(merges),
         bos_token=end_of_text,
         eos_token=end_of_text,
         unk_token=end_of_text,
@@ -82,7 +99,6 @@ def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GP
     )
     tokenizer.add_special_tokens({"extra_special_tokens": turns})
     tokenizer.add_special_tokens({"pad_token": pad})
-    assert tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(CONTROL_TOKENS.values())
     tokenizer.chat_template = Path(__file__).with_name(template).read_text(encoding="utf-8")
     return tokenizer
 
