@@ -19,7 +19,8 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.report.figures import draw_figures
 from fgpt_hf.report.next_steps import require_start
 from fgpt_hf.report.summary import summarize_run
-from fgpt_hf.runtime.distributed import resolve_attn_implementation, shared_machine, start_accelerator
+from fgpt_hf.runtime.attention import resolve_attn_implementation
+from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
 from fgpt_hf.training.loop import Check, Outcome, Trainer
@@ -46,7 +47,7 @@ class TrainingStage:
         require_known_optimizer(run)
         self.run = run
         self.accelerator = start_accelerator(run)
-        resolve_attn_implementation(run, self.accelerator)
+        resolve_attn_implementation(run, self.accelerator, getattr(run, "dropout", 0.0))
         self.machine = shared_machine(self.accelerator)  # before it holds a model, and data
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.folder = RunFolder(run, self.rank)

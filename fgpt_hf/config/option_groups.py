@@ -1,5 +1,6 @@
 """Groups of options: each is a data class that `--help` shows under its name and docstring."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,18 @@ TokenInit = Literal["mean", "keep"]
 BadRows = Literal["skip", "refuse"]
 LongRows = Literal["cut", "skip", "refuse"]
 HubStrategy = Literal["end", "every_save", "checkpoint", "all_checkpoints"]
-Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
+ATTENTIONS = ("auto", "sdpa", "eager", "varlen_attention", "flex_attention", "flash_attention_2", "flash_attention_3")
+KERNEL_OWNER = "kernels-community/"  # on the Hub; transformers loads no attention of others
+
+
+def is_hub_kernel(name: str) -> bool:
+    """Return whether an attention implementation is a kernel of the Hub, which its package `kernels` fetches.
+
+    Example:
+        >>> is_hub_kernel("kernels-community/flash-attn3"), is_hub_kernel("somebody/kernel"), is_hub_kernel("sdpa")
+        (True, False, False)
+    """
+    return re.fullmatch(rf"{KERNEL_OWNER}[\w.-]+(@[\w.-]+)?(:\w+)?", name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,8 +309,11 @@ class HardwareOptions:
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory for a third more work."
     )
-    attn_implementation: Attention = option(
-        "auto", "Attention implementation; 'auto' takes flash attention where it is installed, else sdpa."
+    attn_implementation: str = option(
+        "auto",
+        "Attention: auto, sdpa, eager, varlen_attention (torch's kernel for packed rows), flex_attention, "
+        "flash_attention_2, flash_attention_3, or a kernel of the Hub such as kernels-community/flash-attn3; 'auto' "
+        "takes varlen_attention on CUDA in bfloat16 or float16, else sdpa.",
     )
 
 

@@ -11,6 +11,8 @@ from typing import ClassVar
 import yaml
 
 from fgpt_hf.config.option_groups import (
+    ATTENTIONS,
+    KERNEL_OWNER,
     CheckpointOptions,
     DatasetOptions,
     Documents,
@@ -24,6 +26,7 @@ from fgpt_hf.config.option_groups import (
     RunOptions,
     StartOptions,
     TextSource,
+    is_hub_kernel,
 )
 from fgpt_hf.config.options import check_limits, described_fields, option
 from fgpt_hf.errors import UserError
@@ -46,6 +49,11 @@ class Run(
             raise UserError("bf16 and fp16 exclude each other: give one of them")
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise UserError("overwrite_output_dir and resume_from_checkpoint exclude each other: give one of them")
+        if self.attn_implementation not in ATTENTIONS and not is_hub_kernel(self.attn_implementation):
+            raise UserError(
+                f"attn_implementation={self.attn_implementation!r} is unknown: choose from {', '.join(ATTENTIONS)}, or "
+                f"a kernel of the Hub such as {KERNEL_OWNER}flash-attn3"
+            )
         if self.push_to_hub and self.hub_model_id is None:
             raise UserError("push_to_hub=true needs hub_model_id=user/name")
         if self.hub_strategy in ("checkpoint", "all_checkpoints") and not self.push_to_hub:

@@ -24,6 +24,8 @@ from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 
 IGNORED = -100  # the label of a token that is not scored, as in torch and transformers
+DOCUMENT_ENDS = "document_ends"  # in a batch, where the documents of each row end
+FEWEST_DOCUMENTS = 4  # that a row has room for: ends of few shapes keep the graphs of a compiler few
 
 
 class Batches(Protocol):
@@ -236,9 +238,9 @@ def _before(position: StreamPosition) -> RowChunk:
 
 
 def as_batch(ids: Ids, encoder: DocumentEncoder = PROJECT_ENCODER) -> dict[str, Tensor]:
-    """Return rows of documents, `(B, T)`, as `input_ids` and `labels`, each `(B, T)`, and `position_ids` if packed.
+    """Return rows of documents, `(B, T)`, as `input_ids` and `labels`; if packed, with `position_ids` and their ends.
 
-    Positions restart with each document, and padding has no label.
+    Positions restart with each document, and padding has no label. All padding of a row ends together, as one document.
 
     Args:
         encoder: what made the rows.
@@ -254,5 +256,28 @@ def as_batch(ids: Ids, encoder: DocumentEncoder = PROJECT_ENCODER) -> dict[str, 
     if encoder.packs:
         offsets = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         starts = torch.where((input_ids == encoder.start) | is_padding, offsets, 0)
-        batch["position_ids"] = offsets - starts.cummax(dim=1).values
+        position_ids = offsets - starts.cummax(dim=1).values
+        batch |= {"position_ids": position_ids, DOCUMENT_ENDS: document_ends(position_ids, is_padding)}
     return batch
+
+
+def document_ends(position_ids: Tensor, is_padding: Tensor) -> Tensor:
+    """Return where the documents of each row end, `(B, K)` int32; what is left of a row's K ends repeats the last.
+
+    K is a power of two, so that batches with some more or fewer documents have ends of one shape.
+
+    Args:
+        position_ids: `(B, T)`, 0 at the first token of each document.
+        is_padding: `(B, T)`; the padding of a row counts as one document.
+
+    Example:
+        >>> document_ends(torch.tensor([[0, 1, 2, 0, 0, 0]]), torch.tensor([[0, 0, 0, 0, 1, 1]], dtype=torch.bool))
+        tensor([[3, 4, 6, 6]], dtype=torch.int32)
+    """
+    rows, tokens = position_ids.shape
+    later_starts = (position_ids[:, 1:] == 0) & ~(is_padding[:, 1:] & is_padding[:, :-1])
+    documents = int(later_starts.sum(dim=1).max()) + 1
+    ends = torch.full((rows, max(FEWEST_DOCUMENTS, 1 << (documents - 1).bit_length())), tokens, dtype=torch.int32)
+    row, token = later_starts.nonzero(as_tuple=True)
+    ends[row, later_starts.cumsum(dim=1)[row, token] - 1] = (token + 1).int()
+    return ends

@@ -17,7 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows, arrays_fingerprint
+from fgpt_hf.data.batches import (
+    DOCUMENT_ENDS,
+    IGNORED,
+    Batches,
+    ShuffledRows,
+    arrays_fingerprint,
+    document_ends,
+)
 from fgpt_hf.data.conversations import Conversation, Message, load_conversations
 from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import assign_to_fewest_rows
@@ -164,12 +171,14 @@ def pack_chats(chats: Sequence[EncodedConversation], length: int) -> ChatRows:
 
 
 def chat_batch(rows: ChatRows) -> dict[str, Tensor]:
-    """Return rows as `input_ids`, `position_ids` and `labels`, each `(B, T)`."""
+    """Return rows as `input_ids`, `position_ids` and `labels`, each `(B, T)`, and `document_ends`."""
     input_ids = torch.from_numpy(rows.ids.astype(np.int64))
+    position_ids = torch.from_numpy(rows.positions.astype(np.int64))
     return {
         "input_ids": input_ids,
-        "position_ids": torch.from_numpy(rows.positions.astype(np.int64)),
+        "position_ids": position_ids,
         "labels": input_ids.masked_fill(torch.from_numpy(~rows.loss_mask), IGNORED),
+        DOCUMENT_ENDS: document_ends(position_ids, input_ids == PAD_ID),
     }
 
 

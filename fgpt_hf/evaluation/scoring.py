@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import PrefixTree, Row, TreeBatch, batch_trees, build_prefix_tree, collate_trees
 from fgpt_hf.losses.linear_cross_entropy import logit_softcap, softcapped, token_scores
+from fgpt_hf.model.modeling_fgpt import VARLEN_ATTENTION
 
 # More tokens gain nothing on a CPU and need more padding; on a GPU these keep it busy.
 TOKENS_PER_BATCH = {"cpu": 512, "cuda": 32_768}
-
+TAKE_ANY_MASK = ("sdpa", "eager", VARLEN_ATTENTION)  # of attention implementations
 PROBE = [Row((11, 5, 7, 3, 9), 2), Row((11, 5, 7, 8, 4, 6), 3)]
 
 
@@ -143,7 +144,7 @@ class Scorer:
 
         No attribute of a model says so, hence a trial. Layers that see only a window of recent tokens cannot.
         """
-        if self.model.config._attn_implementation not in ("sdpa", "eager") or _has_window(self.model):
+        if self.model.config._attn_implementation not in TAKE_ANY_MASK or _has_window(self.model):
             return False
         if "position_ids" not in signature(self.model.forward).parameters:
             return False

@@ -6,7 +6,7 @@ Legend: B rows or pairs of a batch, T tokens of a row, N scored or ignored token
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid, pad
 from transformers import PreTrainedModel
 
 from fgpt_hf.config.option_groups import PreferenceLoss
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batches import DOCUMENT_ENDS, IGNORED
 from fgpt_hf.losses.linear_cross_entropy import (
     logit_softcap,
     padded_length,
@@ -23,6 +23,7 @@ from fgpt_hf.losses.linear_cross_entropy import (
     token_losses,
 )
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.model.packed_attention import packed_inputs
 
 Batch = Mapping[str, Tensor]
 
@@ -52,7 +53,8 @@ class LanguageModelObjective(Objective):
     """Next-token cross-entropy in nats.
 
     A batch holds `input_ids`, `position_ids` and `labels`, each `(B, T)`. As in transformers, `labels[:, t]` is the
-    token at `t`, predicted from the state at `t - 1`, and `IGNORED` where it is not scored.
+    token at `t`, predicted from the state at `t - 1`, and `IGNORED` where it is not scored. Where documents end,
+    `(B, K)`, may come with it, for attention that reads bounds (`model.packed_attention`).
 
     Example:
         >>> from fgpt_hf import FGPTConfig
@@ -84,7 +86,9 @@ class Prediction(NamedTuple):
 
 def next_token_prediction(model: PreTrainedModel, batch: Batch) -> Prediction:
     """Return what the losses of `linear_cross_entropy` take, for each token of a batch but the first of each row."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name not in ("labels", DOCUMENT_ENDS)}
+    if DOCUMENT_ENDS in batch:
+        inputs |= packed_inputs(model, batch[DOCUMENT_ENDS], tokens=batch["input_ids"].shape[1])
     states: Tensor = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     embeddings, labels = model.get_output_embeddings().weight, batch["labels"][:, 1:].flatten()
     return Prediction(states[:, :-1].flatten(0, 1), embeddings, labels, logit_softcap(model))

@@ -216,8 +216,11 @@ class FGPTConfig(PreTrainedConfig):
             )
 
     @property
-    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]  # a class variable in transformers
-        """How tensor parallelism divides the modules that this network has."""
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism divides the modules that this network has.
+
+        transformers before 5.23 also writes to it, which changes nothing.
+        """
         attention = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "colwise") | {"o_proj": "rowwise"}
         if self.qk_norm and self.norm_elementwise_affine:
             attention |= dict.fromkeys(("q_norm", "k_norm"), "replicated_with_grad_allreduce")
@@ -225,6 +228,9 @@ class FGPTConfig(PreTrainedConfig):
         return {f"layers.*.self_attn.{name}": rule for name, rule in attention.items()} | {
             f"layers.*.mlp.{name}": rule for name, rule in mlp.items()
         }
+
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]) -> None: ...
 
     @property
     def base_model_pp_plan(self) -> dict[str, tuple[list[str], list[str]]]:  # type: ignore[override]

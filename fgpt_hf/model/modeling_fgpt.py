@@ -20,7 +20,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  # Python's own since 3.11
 from transformers.utils.generic import (
@@ -35,6 +35,9 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_fgpt import FGPTConfig
 
 PADDED_DEVICES = ("cuda",)  # their attention kernels need head sizes that are multiples of 8
+VARLEN_ATTENTION = (
+    "varlen_attention"  # registered by the package fgpt_hf; reads document bounds, as flash attention does
+)
 
 
 def layer_norm(config: FGPTConfig, size: int) -> nn.Module:
@@ -166,7 +169,8 @@ def pad_heads(*heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
     padding = -heads[0].shape[-1] % 8
     if padding == 0 or heads[0].shape[2] == 1 or heads[0].device.type not in PADDED_DEVICES:
         return heads
-    return tuple(nn.functional.pad(head, (0, padding)) for head in heads)
+    # Padded where the heads of a token lie side by side, as kernels over flattened rows take them without a copy.
+    return tuple(nn.functional.pad(head.transpose(1, 2), (0, padding)).transpose(1, 2) for head in heads)
 
 
 class FGPTMLP(nn.Module):
@@ -319,19 +323,23 @@ class FGPTModel(FGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         self._check_context(inputs_embeds.shape[1], position_ids, past_key_values)
 
-        # The mask and the layers get position_ids as given, without defaults: transformers would search them for packed
-        # documents, which costs a wait for the device in each step and a full mask in a compiled one.
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            layer_idx=self._first_layer,
-        )
-        may_pack = attention_mask is None and past_key_values is None and "cu_seq_lens_q" not in kwargs
-        if position_ids is not None and may_pack and is_flash_attention_requested(self.config):
+        # Packed documents are detected only where there is no mask and no cache.
+        reads_bounds = self.config._attn_implementation == VARLEN_ATTENTION or is_flash_attention_requested(self.config)
+        has_bounds = reads_bounds and attention_mask is None and past_key_values is None
+        if has_bounds and position_ids is not None and "cu_seq_lens_q" not in kwargs:
             kwargs.update(document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)))
+        causal_mask = None
+        if not has_bounds or "cu_seq_lens_q" not in kwargs:
+            # The mask and the layers get position_ids as given, without defaults: transformers would search them for
+            # packed documents, which costs a wait for the device in each step and a full mask in a compiled one.
+            causal_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                layer_idx=self._first_layer,
+            )
         positions = self._positions(inputs_embeds, position_ids, past_key_values)
         hidden_states = self._embed(inputs_embeds, positions) if self._first_layer == 0 else inputs_embeds
         rotation = None if self.rotary_emb is None else self.rotary_emb(hidden_states, positions)
@@ -400,6 +408,20 @@ def document_bounds(position_ids: torch.Tensor) -> TransformersKwargs:
     return {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys, **lengths}
 
 
+def kept_states(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """Return the states, of `(B, T, C)`, that get logits: the last so many (0 for all), or those that a tensor names.
+
+    A tensor of one dimension names positions for all rows, and one of two for each row, as indices or as a mask.
+    """
+    if isinstance(logits_to_keep, int):
+        return states[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return states[logits_to_keep]
+    return torch.take_along_dim(states, logits_to_keep[..., None], dim=1)
+
+
 class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
     """The language model: token ids to next-token logits."""
 
@@ -451,7 +473,7 @@ class FGPTForCausalLM(FGPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(kept_states(outputs.last_hidden_state, logits_to_keep))
         if cap := self.config.final_logit_softcapping:
             logits = cap * torch.tanh(logits / cap)
         loss = None

@@ -17,7 +17,6 @@ from torch import nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
@@ -25,10 +24,6 @@ from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
-# What tells whether each is installed, the fastest first.
-FLASH_ATTENTION = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
-
-FLEX_ATTENTION = ("cuda", "xpu", "hpu")  # the devices on which it has a backward pass
 
 
 def start_accelerator(run: Run) -> Accelerator:
@@ -161,23 +156,3 @@ def all_reduce_sum(accelerator: Accelerator, *values: float) -> list[float]:
         return list(values)
     total = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device))
     return [float(value) for value in total.tolist()]
-
-
-def resolve_attn_implementation(run: Run, accelerator: Accelerator) -> str:
-    """Return the attention implementation that the run names, or for `auto` the fastest one installed.
-
-    Raises:
-        UserError: the run names one that is not installed, or that cannot train on this device or in its precision.
-    """
-    installed = [name for name, is_available in FLASH_ATTENTION.items() if is_available()]
-    named, device = run.attn_implementation, accelerator.device.type
-    has_flash_attention = device == "cuda" and accelerator.mixed_precision != "no"
-    if named == "auto":
-        return installed[0] if installed and has_flash_attention else "sdpa"
-    if named in FLASH_ATTENTION and named not in installed:
-        raise UserError(f"attn_implementation={named} is not installed here: auto takes what is")
-    if named in FLASH_ATTENTION and not has_flash_attention:
-        raise UserError(f"attn_implementation={named} needs a CUDA GPU and --bf16 or --fp16: auto takes what works")
-    if named == "flex_attention" and device not in FLEX_ATTENTION:
-        raise UserError(f"attn_implementation=flex_attention cannot train on a {device}: auto takes what works")
-    return named

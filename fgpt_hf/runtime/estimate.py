@@ -287,7 +287,7 @@ def _layer_activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
     products = (LOW if low else FLOAT) * (inputs * width + 4 * heads + (4 if is_gated else 2) * inner)
     norms = FLOAT * (1 + has_steps) * (2 * width + 2 * heads * config.qk_norm)
     narrow = _adapter_activations(run, config, low)
-    return norms + products + narrow + _attention_weights(run, config, low)
+    return norms + products + narrow + _attention_weights(run, config, machine)
 
 
 def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
@@ -297,12 +297,13 @@ def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
     return (LOW if low else FLOAT) * run.lora_r * len(adapted_layers(run, config)) // config.num_hidden_layers
 
 
-def _attention_weights(run: Run, config: FGPTConfig, low: bool) -> int:
+def _attention_weights(run: Run, config: FGPTConfig, machine: Machine) -> int:
     """Return the bytes of a token's attention weights in a layer, or of the mask that separates packed documents."""
-    length = run.sequence_length(config.max_position_embeddings)
+    length, low = run.sequence_length(config.max_position_embeddings), is_low_precision(run, machine)
     if run.attn_implementation == "eager":
         return (FLOAT + LOW * low) * config.num_attention_heads * length
-    return 0 if isinstance(run, PreferenceRun) else (LOW if low else FLOAT) * length
+    reads_bounds = machine.kind == "cuda" and low and run.attn_implementation != "sdpa"  # such as auto's
+    return 0 if isinstance(run, PreferenceRun) or reads_bounds else (LOW if low else FLOAT) * length
 
 
 def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:

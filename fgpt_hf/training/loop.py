@@ -21,12 +21,8 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.losses.objectives import Batch, Objective
 from fgpt_hf.model.io import non_finite_weights, save_model
-from fgpt_hf.runtime.distributed import (
-    all_reduce_sum,
-    evaluating,
-    resolve_attn_implementation,
-    shard,
-)
+from fgpt_hf.runtime.attention import resolve_attn_implementation, set_attention
+from fgpt_hf.runtime.distributed import all_reduce_sum, evaluating, shard
 from fgpt_hf.runtime.duration import (
     MIN_STEPS,
     CheckTime,
@@ -156,7 +152,8 @@ class Trainer:
         """Return the objective as the processes share it, and the state to start or resume from."""
         run, accelerator = self.run, self.accelerator
         model = self.objective.model.train()
-        model.set_attn_implementation(resolve_attn_implementation(run, accelerator))
+        dropout = getattr(model.config, "attention_dropout", 0.0)
+        set_attention(model, resolve_attn_implementation(run, accelerator, dropout))
         if run.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if run.torch_compile:
