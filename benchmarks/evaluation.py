@@ -3,9 +3,9 @@
     python benchmarks/evaluation.py [--task hellaswag=FILE.jsonl]
 
 prints the ratio of examples per second for float32 and bfloat16 weights of the 124M shape, and the number of equal
-verdicts. All take turns on the same questions, the harness (package `lm_eval`, extra `bench`) with several batch sizes.
-Models and data are loaded before the clock starts. Time is measured as processor time of all threads, which other
-programs disturb less than wall time; the ratio of wall times is printed after it.
+verdicts. All take turns on the same questions, the harness (the extra `harness`) with several batch sizes. Models and
+data are loaded before the clock starts. Time is measured as processor time of all threads, which other programs disturb
+less than wall time; the ratio of wall times is printed after it.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     tokenizer = build_tokenizer()
     benchmark = Benchmark(options.task, tokenizer, options.examples)
     if not importlib.util.find_spec("lm_eval"):
-        print("lm_eval is not installed (pip install '.[bench]'): the harness is left out")
+        print("lm_eval is not installed (pip install '.[harness]'): the harness is left out")
         options.batch_sizes = []
     for dtype in (torch.float32, torch.bfloat16) if supports_bf16(torch.device("cpu")) else (torch.float32,):
         model = new_model(dtype)

@@ -46,6 +46,11 @@ COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
     ),
     "chat": chat,
     "evaluate": evaluate,
+    "lm-eval": RunCommand(
+        "fgpt_hf.cli.lm_eval",
+        "Run any task of lm-evaluation-harness at the speed of fgpt evaluate.",
+        "fgpt lm-eval --model_args pretrained=runs/quickstart/base --tasks hellaswag --num_fewshot 5",
+    ),
     "prepare": RunCommand(
         "fgpt_hf.cli.prepare",
         "Tokenize and pack documents once, for many runs.",

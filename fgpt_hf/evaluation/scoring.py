@@ -62,10 +62,14 @@ class Scorer:
         self.accelerator, self.model = accelerator, model
         self.tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH.get(device, TOKENS_PER_BATCH["cpu"])
 
-    def score(self, groups: Sequence[Sequence[Row]], title: str = "") -> list[list[Score]]:
+    def score(self, groups: Sequence[Sequence[Row]], title: str = "", *, apart: bool = False) -> list[list[Score]]:
         """Return the score of each row, by group. The rows of a group are read as one tree.
 
-        Every process must call this with the same groups, and gets all scores. `title` labels a progress bar.
+        Every process must call this with the same groups, and gets all scores.
+
+        Args:
+            title: the label of a progress bar.
+            apart: whether this process has groups of its own, which it scores without the others.
 
         Raises:
             UserError: a log-likelihood is not a finite number.
@@ -74,10 +78,10 @@ class Scorer:
         self.model.eval()
         try:
             with torch.no_grad(), self.accelerator.autocast():  # one block, in which weights are cast once
-                own = dict(self._own_scores(groups, title))
+                own = dict(self._own_scores(groups, title, apart))
         finally:
             self.model.train(was_training)
-        found = {key: score for part in gather_object([own]) for key, score in part.items()}
+        found = own if apart else {key: score for part in gather_object([own]) for key, score in part.items()}
         scores = [[found[number, index] for index in range(len(group))] for number, group in enumerate(groups)]
         for number, group in enumerate(scores, start=1):
             if not all(math.isfinite(score.log_likelihood) for score in group):
@@ -87,11 +91,11 @@ class Scorer:
                 )
         return scores
 
-    def _own_scores(self, groups: Sequence[Sequence[Row]], title: str) -> Iterator[tuple[Hashable, Score]]:
-        """Yield `((group, row), score)` for this process's part of the batches."""
+    def _own_scores(self, groups: Sequence[Sequence[Row]], title: str, apart: bool) -> Iterator[tuple[Hashable, Score]]:
+        """Yield `((group, row), score)` for this process's part of the batches, or for all of them."""
         accelerator = self.accelerator
         batches = list(batch_trees(list(self._trees(groups)), self.tokens_per_batch))
-        own = batches[accelerator.process_index :: accelerator.num_processes]
+        own = batches if apart else batches[accelerator.process_index :: accelerator.num_processes]
         silent = not (title and accelerator.is_main_process)
         with tqdm(total=sum(map(len, own)), desc=title, unit="ex", disable=silent, leave=False) as bar:
             for trees in own:

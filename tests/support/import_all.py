@@ -13,6 +13,7 @@ OPTIONAL = {
     "fgpt_hf.convert.gguf": "gguf",
     "fgpt_hf.convert.gguf_rope": "gguf",
     "fgpt_hf.convert.onnx": "onnx_ir",
+    "fgpt_hf.evaluation.harness": "lm_eval",
 }  # modules that a command imports when their extra is there
 
 
