@@ -31,7 +31,7 @@ from fgpt_hf.losses.objectives import (
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.runtime.estimate import memory, network
 from fgpt_hf.runtime.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16, this_machine
-from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
 
 
@@ -136,7 +136,7 @@ def new_objective(run: Run, config: FGPTConfig) -> Objective:
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if isinstance(run, TuningRun) and run.use_peft:
-        add_adapter(model, run)
+        add_adapter(model, run, build_tokenizer())
     return (
         PreferenceObjective(model, PreferenceLossConfig())
         if isinstance(run, PreferenceRun)

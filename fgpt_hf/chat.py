@@ -26,9 +26,9 @@ from fgpt_hf.model.cpu_generation import (
 from fgpt_hf.model.io import context_length, load_model
 from fgpt_hf.model.lora import has_adapter
 from fgpt_hf.tokenizer.chat_template import rendering
-from fgpt_hf.tokenizer.tokenizer import has_control_tokens
-from fgpt_hf.training.finetuning import unseen_role_tokens
+from fgpt_hf.tokenizer.tokenizer import has_role_tokens
 from fgpt_hf.training.run_folder import RECORD, find_run, read_record
+from fgpt_hf.training.start_model import unseen_role_tokens
 
 TUNING_OPTIONS = ("assistant_only_loss", "loss_type")  # of runs on conversations or preferences alone
 MAX_REPLY_TOKENS = 512  # or half the context where that is less
@@ -97,9 +97,9 @@ def is_taught_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     name = model.name_or_path  # nothing for a model that was not loaded
     if name and Path(name).is_dir() and (run := find_run(Path(name))):
         return not read_record(run / RECORD).keys().isdisjoint(TUNING_OPTIONS)
-    if has_adapter(model) or not has_control_tokens(tokenizer):
+    if has_adapter(model) or not has_role_tokens(tokenizer):
         return True
-    return not {"<|user|>", "<|assistant|>"} <= set(unseen_role_tokens(model))
+    return not {"<|user|>", "<|assistant|>"} <= set(unseen_role_tokens(model, tokenizer))
 
 
 def load_for_chat(

@@ -163,7 +163,7 @@ def test_a_runs_record_says_whether_its_model_answers(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_kind_answers_where_it_has_a_chat_template() -> None:
-    foreign: Any = SimpleNamespace(chat_template="{{ messages }}", convert_tokens_to_ids=lambda names: [0] * len(names))
+    foreign: Any = SimpleNamespace(chat_template="{{ messages }}", get_added_vocab=dict)
     other: Any = SimpleNamespace(name_or_path="somebody/chat")
     assert is_taught_to_answer(other, foreign)
     foreign.chat_template = None

@@ -15,12 +15,12 @@ from fgpt_hf.hub.resume import HubResume, share_state
 from fgpt_hf.hub.run_record import check_records
 from fgpt_hf.hub.uploader import CheckpointUploader
 from fgpt_hf.losses.objectives import Objective
-from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.report.figures import draw_figures
 from fgpt_hf.report.next_steps import require_start
 from fgpt_hf.report.summary import summarize_run
 from fgpt_hf.runtime.attention import resolve_attn_implementation
 from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
+from fgpt_hf.runtime.estimate import Network
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
 from fgpt_hf.training.loop import Check, Outcome, Trainer
@@ -75,11 +75,11 @@ class TrainingStage:
         if self._exit_code:
             sys.exit(self._exit_code)
 
-    def require_memory(self, config: FGPTConfig) -> None:
+    def require_memory(self, config: Network) -> None:
         """Raise UserError if the run cannot fit its devices or its time, as `runtime.plan.require_memory` does."""
         require_memory(self.run, config, self.machine)
 
-    def plan(self, config: FGPTConfig, epoch_rows: int = 0) -> TrainingPlan:
+    def plan(self, config: Network, epoch_rows: int = 0) -> TrainingPlan:
         """Decide what the run leaves open, alike on all processes, as `plan_training` does, or as it did before."""
         return plan_training(self.run, config, self.machine, epoch_rows, keep=self.folder.decided)
 
@@ -110,10 +110,13 @@ class TrainingStage:
         """Write benchmark results into the run's folder."""
         record_results(self.folder, self.accelerator, results)
 
-    def finish(self, trainer: Trainer, outcome: Outcome, data: DataProvenance) -> None:
+    def finish(
+        self, trainer: Trainer, outcome: Outcome, data: DataProvenance, added_tokens: Sequence[str] = ()
+    ) -> None:
         """Record where the model comes from, print the report, and publish a complete model."""
         progress, self._exit_code = outcome.progress, outcome.exit_code
-        record_provenance(self.folder, self.accelerator, data, trainer.objective.model.config, progress.tokens)
+        config = trainer.objective.model.config
+        record_provenance(self.folder, self.accelerator, data, config, progress.tokens, added_tokens)
         if self.folder.is_writer:
             draw_figures(self.folder.path)
             print(summarize_run(self.folder.path))

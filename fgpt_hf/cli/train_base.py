@@ -23,10 +23,12 @@ from fgpt_hf.evaluation.checks import (
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.model.run_tokenizer import run_tokenizer
+from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from fgpt_hf.training.outlook import Epoch
+from fgpt_hf.training.start_model import StartModel, open_base_model, refuse_contradictions
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,13 @@ def main(arguments: Sequence[str]) -> None:
 
     with stage.opened():
         # Model
-        plan = stage.plan(network(run))
-        tokenizer = run_tokenizer(run)
-        encoder = DocumentEncoder.of(tokenizer)
-        model = new_model(run)
-        context = model.config.max_position_embeddings
+        if run.start_model is None:
+            plan = stage.plan(network(run))
+            model, tokenizer, context, encoder, _ = new_model(run)
+        else:
+            refuse_contradictions(run, arguments)
+            model, tokenizer, context, encoder, _ = open_base_model(run, run.start_model)
+            plan = stage.plan(model.config)
 
         # What can be refused before data is read
         tasks = load_benchmarks(run.task_names, tokenizer, context, run.eval_task_limit)
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         batches = data.batches(stage.rank, stage.processes)
 
         # Checks
-        bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
+        bytes_of_token = bytes_of_tokens(tokenizer, shape_of(model.config).vocab_size)
         loss = ValidationLoss(
             run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, data.collate
         )
@@ -80,8 +84,8 @@ def epoch_of(data: PretrainingData) -> Epoch | None:
     return Epoch(size.rows, f"{size.tokens:,} tokens", size.tokens) if size else None
 
 
-def new_model(run: BaseRun) -> FGPTForCausalLM:
+def new_model(run: BaseRun) -> StartModel:
     """Return a network of the run's shape, initialized as GPT-2, that stops at the end of a text or a turn."""
-    model = FGPTForCausalLM(network(run))
+    tokenizer, model = run_tokenizer(run), FGPTForCausalLM(network(run))
     model.generation_config = GenerationConfig(**GENERATION_IDS)
-    return model
+    return StartModel(model, tokenizer, model.config.max_position_embeddings, DocumentEncoder.of(tokenizer))

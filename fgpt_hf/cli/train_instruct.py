@@ -8,7 +8,7 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS
 from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data.conversations import describe_layouts
-from fgpt_hf.data.instruct import chat_batch, load_instruct_data
+from fgpt_hf.data.instruct import load_instruct_data
 from fgpt_hf.evaluation.benchmark import load_benchmarks
 from fgpt_hf.evaluation.checks import (
     Benchmarks,
@@ -19,8 +19,10 @@ from fgpt_hf.evaluation.checks import (
     prompts_that_fit,
 )
 from fgpt_hf.losses.objectives import LanguageModelObjective
-from fgpt_hf.training.finetuning import merge_adapter, open_model
+from fgpt_hf.model.shapes import shape_of
+from fgpt_hf.training.finetuning import merge_adapter
 from fgpt_hf.training.outlook import Epoch
+from fgpt_hf.training.start_model import open_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         # Model
         if layouts := describe_layouts(run):
             logger.info("%s", layouts)
-        model, tokenizer = open_model(run)
-        context = model.config.max_position_embeddings
+        model, tokenizer, context, encoder, added_tokens = open_model(run)
 
         # What can be refused before data is read
         stage.require_memory(model.config)
@@ -45,15 +46,15 @@ def main(arguments: Sequence[str]) -> None:
         prompts = fixed_prompts_that_fit(tokenizer, context, run.max_new_tokens)
 
         # Data
-        data = load_instruct_data(run, tokenizer, context)
+        data = load_instruct_data(run, tokenizer, context, encoder)
         logger.info("%s", data.description)
         plan = stage.plan(model.config, epoch_rows=len(data.rows))
         batches = data.batches(run.seed, stage.rank, stage.processes)
 
         # Checks
-        bytes_of_token = bytes_of_tokens(tokenizer, model.config.vocab_size)
+        bytes_of_token = bytes_of_tokens(tokenizer, shape_of(model.config).vocab_size)
         loss = ValidationLoss(
-            run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, collate=chat_batch
+            run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, data.collate
         )
         benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         prompts += prompts_that_fit(tokenizer, data.prompts, context, run.max_new_tokens)
@@ -70,4 +71,4 @@ def main(arguments: Sequence[str]) -> None:
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, outcome, data.provenance)
+        stage.finish(trainer, outcome, data.provenance, added_tokens)

@@ -17,8 +17,9 @@ from fgpt_hf.evaluation.checks import (
     prompts_that_fit,
 )
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective
-from fgpt_hf.training.finetuning import merge_adapter, open_model, reference_log_probabilities
+from fgpt_hf.training.finetuning import merge_adapter, reference_log_probabilities
 from fgpt_hf.training.outlook import Epoch
+from fgpt_hf.training.start_model import open_model
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ def main(arguments: Sequence[str]) -> None:
 
     with stage.opened():
         # Model
-        model, tokenizer = open_model(run)
-        context = model.config.max_position_embeddings
+        model, tokenizer, context, _, added_tokens = open_model(run)
 
         # What can be refused before data is read
         stage.require_memory(model.config)
@@ -66,4 +66,4 @@ def main(arguments: Sequence[str]) -> None:
         merge_adapter(run, stage.folder, tokenizer)
 
         # Report and Hub
-        stage.finish(trainer, outcome, data.provenance)
+        stage.finish(trainer, outcome, data.provenance, added_tokens)

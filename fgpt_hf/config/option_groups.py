@@ -7,7 +7,6 @@ from typing import Literal
 from fgpt_hf.config.options import option
 from fgpt_hf.config.schedules import SCHEDULES
 
-PreferenceLoss = Literal["sigmoid", "ipo", "simpo"]
 Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
 TokenInit = Literal["mean", "keep"]
 BadRows = Literal["skip", "refuse"]
@@ -295,6 +294,9 @@ class OptimizationOptions:
     adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.", below=1)
     adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.", below=1)
     max_grad_norm: float = option(1.0, "Clip gradients to this norm.")
+    print_groups: bool = option(
+        False, "Say at the start which parameters have which optimizer and weight decay.", one_time=True
+    )
     max_bad_steps: int = option(10, "Stop the run after this many unusable steps in a row, such as non-finite ones.")
 
 
@@ -362,49 +364,3 @@ class HubOptions:
     def keeps_state_on_hub(self) -> bool:
         """Whether the run uploads the whole state to resume from."""
         return self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRAOptions:
-    """Low-rank adapters (PEFT) in place of training all weights."""
-
-    use_peft: bool = option(
-        False, "Train LoRA adapters and the embeddings of the role tokens, and nothing else.", fixed_on_resume=True
-    )
-    lora_r: int = option(16, "Rank of the adapters.", fixed_on_resume=True)
-    lora_alpha: float = option(32, "The adapters' output is scaled by lora_alpha / lora_r.", fixed_on_resume=True)
-    lora_dropout: float = option(0.0, "Dropout probability applied to the adapters' inputs.", minimum=0, below=1)
-    lora_target_modules: str = option(
-        "all-linear", "Layers with an adapter, by name and separated by commas, or all-linear.", fixed_on_resume=True
-    )
-    merge_adapter: bool = option(
-        True,
-        "Merge the adapters into the model at the end; false leaves them apart, to be merged when loaded.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceLossOptions:
-    """The preference loss. The names are TRL's."""
-
-    loss_type: PreferenceLoss = option(
-        "sigmoid",
-        "Loss: sigmoid is DPO, ipo is IPO, simpo is SimPO, which needs no reference model.",
-        fixed_on_resume=True,
-    )
-    beta: float = option(
-        0.1,
-        "Strength of the KL penalty: higher values keep the model closer to the reference model. For simpo, which has "
-        "none, the scale of the rewards.",
-        fixed_on_resume=True,
-    )
-    label_smoothing: float = option(
-        0.0,
-        "Assumed fraction of pairs whose labels are swapped; at 0.5 neither reply would be preferred. Not for ipo.",
-        minimum=0,
-        below=0.5,
-        fixed_on_resume=True,
-    )
-    simpo_gamma: float = option(
-        0.5, "Target margin between the rewards, for simpo only.", minimum=0, fixed_on_resume=True
-    )

@@ -44,7 +44,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
         >>> parse_run(BaseRun, PRESETS, ["--preset", "quickstart", "--max_steps", "7"]).max_steps
         7
     """
-    if _is_given("max_steps", arguments) and _is_given("max_minutes", arguments):
+    if is_given("max_steps", arguments) and is_given("max_minutes", arguments):
         raise UserError("max_steps and max_minutes exclude each other: give one of them")
     first = _Parser(add_help=False)
     first.add_argument("--preset", default=kind.preset)
@@ -64,7 +64,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     if unknown:
         raise UserError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
     run: SomeRun = parsed
-    return run if _is_given("eval_tasks", arguments) else _without_foreign_tasks(run, presets[preset])
+    return run if is_given("eval_tasks", arguments) else _without_foreign_tasks(run, presets[preset])
 
 
 def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOptions:
@@ -200,7 +200,7 @@ READ_BY: Mapping[str, tuple[Any, Callable[[str], Any]]] = {
 }
 
 
-def _is_given(name: str, arguments: Sequence[str]) -> bool:
+def is_given(name: str, arguments: Sequence[str]) -> bool:
     """Return whether the arguments give an option, in either spelling."""
     return any(each.partition("=")[0].replace("-", "_") == f"__{name}" for each in arguments)
 

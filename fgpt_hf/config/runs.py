@@ -19,16 +19,15 @@ from fgpt_hf.config.option_groups import (
     EvaluationOptions,
     HardwareOptions,
     HubOptions,
-    LoRAOptions,
     NetworkOptions,
     OptimizationOptions,
-    PreferenceLossOptions,
     RunOptions,
     StartOptions,
     TextSource,
     is_hub_kernel,
 )
 from fgpt_hf.config.options import check_limits, described_fields, option
+from fgpt_hf.config.tuning_options import LoRAOptions, PreferenceLossOptions
 from fgpt_hf.errors import UserError
 
 
@@ -171,6 +170,10 @@ class BaseRun(Run, TextSource, NetworkOptions, RunOptions):
         if self.tokenizer and self.model_name_or_path:
             raise UserError("tokenizer and model_name_or_path exclude each other: a model has its own tokenizer")
 
+    def sequence_length(self, context: int) -> int:
+        """Return the length of a row, which may be less than the model reads."""
+        return self.max_position_embeddings
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuningRun(LoRAOptions, Run, DatasetOptions, StartOptions, RunOptions):
@@ -192,6 +195,8 @@ class TuningRun(LoRAOptions, Run, DatasetOptions, StartOptions, RunOptions):
         super().__post_init__()
         if self.use_peft and self.fsdp:
             raise UserError("use_peft and fsdp exclude each other: adapters need no sharding, so leave fsdp out")
+        if self.load_in_4bit and not self.use_peft:
+            raise UserError("load_in_4bit needs use_peft: weights of 4 bits do not learn, only adapters on them do")
 
     def sequence_length(self, context: int) -> int:
         """Return `max_length`, or the whole context if that is not set.

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fgpt_hf.convert.stock import AUTO, STOCK_CLASSES, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory, read_json, write_json
-from fgpt_hf.model.io import load_fgpt, save_model, save_tokenizer
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.io import load_config, load_fgpt, load_model, model_name, save_model, save_tokenizer
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 GGUF, ONNX = "gguf", "onnx"
@@ -19,7 +20,7 @@ DEFAULT_TYPE = "F32"  # of the weights in a GGUF file
 
 
 def export(model: str, target: Path, format: str, outtype: str | None = None) -> str:
-    """Write an FGPT model in the format of another program.
+    """Write an FGPT model in the format of another program, or one of those that it can become as gguf or onnx.
 
     Args:
         model: a model's or a run's folder, or an id on the Hub.
@@ -46,10 +47,32 @@ def export(model: str, target: Path, format: str, outtype: str | None = None) ->
     if outtype is not None and format != GGUF:
         raise UserError(f"outtype={outtype!r} needs format='{GGUF}'")
     refuse_existing(target)
+    source = model_name(model)
+    if (found := load_config(source).model_type) != FGPTConfig.model_type:
+        return _export_stock(source, found, target, format, outtype)
     network, tokenizer = load_fgpt(model)
     if format == GGUF:
         return write_gguf(network, tokenizer, target, outtype or DEFAULT_TYPE)
     return FORMATS[format](network, tokenizer, target)
+
+
+def _export_stock(model: str, model_type: str, target: Path, format: str, outtype: str | None) -> str:
+    """Write a model that is one of transformers' own classes."""
+    if model_type not in STOCK_CLASSES:
+        raise UserError(
+            f"{model} is a {model_type}, and FGPT models, {', '.join(STOCK_CLASSES)} are exported: transformers, vLLM "
+            "and others load its folder as it is"
+        )
+    if format not in (GGUF, ONNX):
+        raise UserError(
+            f"{model} is a {model_type} already, which transformers, vLLM and others load as it is: export it as "
+            f"{GGUF} or {ONNX}, or not at all"
+        )
+    network, tokenizer = load_model(model, dtype="auto")
+    if format == ONNX:
+        return _write_onnx(network.float(), tokenizer, target)
+    written = _gguf_writer().write_gguf_file(network, tokenizer, target, outtype or DEFAULT_TYPE)
+    return f"{type(network).__name__}, {written}"
 
 
 def write_stock(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, name: str = AUTO) -> str:
@@ -93,11 +116,14 @@ def write_gguf_named(
 
 def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
     """Write a folder that Optimum and Transformers.js load, with a float32 graph; return its class."""
+    return _write_onnx(to_stock(model).float(), tokenizer, folder)
+
+
+def _write_onnx(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
     try:
         from fgpt_hf.convert.onnx import write_graph
     except ImportError as error:
         raise _missing_package(error) from error
-    network: PreTrainedModel = to_stock(model).float()
     with atomic_directory(folder) as partial_folder:
         write_graph(network, partial_folder)
         save_tokenizer(tokenizer, partial_folder)

@@ -17,6 +17,7 @@ from fgpt_hf.convert.gguf_rope import add_rope, rope_factors
 from fgpt_hf.convert.layouts import LINEAR_MODULES
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_file
+from fgpt_hf.tokenizer.document_encoder import begins_texts, has_byte_bpe
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +169,11 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, model: PreTrainedModel) -> None:
     """Add a token for each row of the embeddings; those that the tokenizer does not know are marked as unused."""
+    if not has_byte_bpe(tokenizer):
+        raise UserError(
+            "GGUF files are written with tokenizers that divide text as GPT-2's does, and this one does not: write the "
+            "model's folder with llama.cpp's own convert_hf_to_gguf.py"
+        )
     vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
     control = set(tokenizer.all_special_ids)
     size = model.config.vocab_size
@@ -181,7 +187,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, model: PreTrainedMod
     for name, add in named.items():
         if (index := getattr(tokenizer, f"{name}_token_id")) is not None:  # a converted model need not have each
             add(index)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(begins_texts(tokenizer))
     ends = model.generation_config.eos_token_id if model.generation_config else None
     turn_ends = {*(ends if isinstance(ends, list) else [ends])} - {tokenizer.eos_token_id, None}
     if turn_ends:

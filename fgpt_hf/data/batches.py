@@ -251,7 +251,7 @@ def as_batch(ids: Ids, encoder: DocumentEncoder = PROJECT_ENCODER) -> dict[str, 
         ([[0, 1, 2, 0, 1, 0]], [[50256, 5, 6, 50256, 7, -100]])
     """
     input_ids = torch.from_numpy(ids.astype(np.int64))
-    is_padding = (input_ids == encoder.pad).flip(1).long().cumprod(dim=1).flip(1).bool()
+    is_padding = at_row_end(input_ids == encoder.pad)
     batch = {"input_ids": input_ids, "labels": input_ids.masked_fill(is_padding, IGNORED)}
     if encoder.packs:
         offsets = torch.arange(input_ids.shape[1]).expand_as(input_ids)
@@ -259,6 +259,16 @@ def as_batch(ids: Ids, encoder: DocumentEncoder = PROJECT_ENCODER) -> dict[str, 
         position_ids = offsets - starts.cummax(dim=1).values
         batch |= {"position_ids": position_ids, DOCUMENT_ENDS: document_ends(position_ids, is_padding)}
     return batch
+
+
+def at_row_end(is_some: Tensor) -> Tensor:
+    """Return which tokens belong to the unbroken run, at the end of their row, of those that are `is_some`, `(B, T)`.
+
+    Example:
+        >>> at_row_end(torch.tensor([[True, False, True, True]]))
+        tensor([[False, False,  True,  True]])
+    """
+    return is_some.flip(1).long().cumprod(dim=1).flip(1).bool()
 
 
 def document_ends(position_ids: Tensor, is_padding: Tensor) -> Tensor:

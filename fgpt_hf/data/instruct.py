@@ -3,11 +3,12 @@
 Every conversation is complete in one row, with positions of its own, so that attention never crosses from one to
 another. No token is lost but those beyond `max_length`, which are reported. Short conversations in rows of 256 leave
 0.4 % padding, and give 1.4 to 2.8 times as many reply tokens a second as batches padded to their longest conversation
-(docs/benchmarks.md). A token takes 5 bytes of memory.
+(docs/benchmarks.md). A token takes 7 bytes of memory, or 9 of a vocabulary of more than 65,536.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from fgpt_hf.data.batches import (
     Batches,
     ShuffledRows,
     arrays_fingerprint,
+    at_row_end,
     document_ends,
 )
 from fgpt_hf.data.conversations import Conversation, Message, load_conversations
@@ -31,8 +33,8 @@ from fgpt_hf.data.packing import assign_to_fewest_rows
 from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, SplitSize
 from fgpt_hf.tokenizer.byte_bpe import Ids
+from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
-from fgpt_hf.tokenizer.tokenizer import PAD_ID
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,16 @@ class ChatRows:
     """Packed conversations.
 
     Attributes:
-        ids: the tokens, `(N, T)`, `<|pad|>` behind the last conversation.
+        ids: the tokens, `(N, T)`, padding behind the last conversation.
         positions: each token's position in its conversation, `(N, T)`; 0 for padding, so that all of it stands alone.
         loss_mask: which tokens are scored, `(N, T)`.
+        padding: how many tokens of them all are padding.
     """
 
     ids: Ids
-    positions: npt.NDArray[np.uint16]
+    positions: npt.NDArray[np.uint32]
     loss_mask: npt.NDArray[np.bool_]
+    padding: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,10 +65,9 @@ class ChatRows:
         return arrays_fingerprint(self.ids, self.positions, self.loss_mask)
 
     def __str__(self) -> str:
-        padding = float((self.ids == PAD_ID).mean())
         return (
             f"{len(self):,} rows of {self.ids.shape[1]} tokens, {self.loss_mask.sum():,} of them scored, "
-            f"{padding:.2%} padding"
+            f"{self.padding / max(1, self.ids.size):.2%} padding"
         )
 
 
@@ -78,6 +81,7 @@ class InstructData:
         prompts: the beginnings of held-out conversations, up to the assistant's first reply.
         description: a line on the data, and one for each issue with some of its rows.
         provenance: what is known of the data, for a model card.
+        collate: makes rows a batch.
     """
 
     rows: ChatRows
@@ -85,14 +89,23 @@ class InstructData:
     prompts: list[list[Message]]
     description: str
     provenance: DataProvenance
+    collate: Callable[[ChatRows], dict[str, Tensor]]
 
     def batches(self, seed: int, rank: int, processes: int) -> Batches:
         """Return the batches of a process."""
-        return ShuffledRows(self.rows, seed, rank, processes, chat_batch)
+        return ShuffledRows(self.rows, seed, rank, processes, self.collate)
 
 
-def load_instruct_data(run: InstructRun, tokenizer: PreTrainedTokenizerBase, context: int) -> InstructData:
+def load_instruct_data(
+    run: InstructRun,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    encoder: DocumentEncoder = PROJECT_ENCODER,
+) -> InstructData:
     """Return the conversations of `run.dataset_name` in rows of `run.max_length` tokens, or of the whole `context`.
+
+    Args:
+        encoder: the tokenizer's, which says how rows are padded, and whether they hold several conversations.
 
     Raises:
         UserError: the data cannot be opened, a row of it is refused, a split is empty, or `max_length` is more than
@@ -102,15 +115,18 @@ def load_instruct_data(run: InstructRun, tokenizer: PreTrainedTokenizerBase, con
     issues = RowIssues()
     encoded = encode_chats(tokenizer, load_conversations(run, issues), issues, length, run)
     train, validation = split_rows(encoded, run, "conversations", issues)
-    rows = pack_chats([chat for conversation, chat in train for _ in range(conversation.times_an_epoch)], length)
+    rows = pack_chats(
+        [chat for conversation, chat in train for _ in range(conversation.times_an_epoch)], length, encoder
+    )
     description = f"{run.dataset_name}: {len(train):,} conversations in {rows}; {len(validation):,} held out"
     nothing_held_out = "" if validation else NOTHING_HELD_OUT
     return InstructData(
         rows,
-        pack_chats([chat for _, chat in validation], length)[: run.max_eval_rows],
+        pack_chats([chat for _, chat in validation], length, encoder)[: run.max_eval_rows],
         [_prompt(conversation) for conversation, _ in validation[: run.validation_prompts]],
         "\n".join(filter(None, [description, nothing_held_out, str(issues)])),
         DataProvenance({TRAIN: _size(train), VALIDATION: _size(validation)}),
+        partial(chat_batch, encoder=encoder),
     )
 
 
@@ -129,7 +145,8 @@ def encode_chats(
         UserError: the run refuses such conversations.
     """
     found = []
-    encoded = encode_conversations(tokenizer, [conversation.messages for conversation in conversations])
+    chats = [conversation.messages for conversation in conversations]
+    encoded = encode_conversations(tokenizer, chats, needs_mask=run.assistant_only_loss)
     for conversation, chat in zip(conversations, encoded, strict=True):
         if isinstance(chat, ValueError):
             issues.add(conversation.row_id, str(chat), run.bad_rows)
@@ -137,7 +154,7 @@ def encode_chats(
         if run.assistant_only_loss and not chat.loss_mask.any():
             issues.add(conversation.row_id, UNMARKED, run.bad_rows)
             continue
-        if len(chat.ids) > length and not chat.loss_mask[:length].any():
+        if len(chat.ids) > length and chat.loss_mask.any() and not chat.loss_mask[:length].any():
             issues.add(conversation.row_id, f"its prompt alone is longer than {length} tokens", run.bad_rows)
             continue
         if len(chat.ids) > length:
@@ -149,17 +166,20 @@ def encode_chats(
     return found
 
 
-def pack_chats(chats: Sequence[EncodedConversation], length: int) -> ChatRows:
-    """Pack conversations into rows of `length` tokens, each complete in one of them.
+def pack_chats(
+    chats: Sequence[EncodedConversation], length: int, encoder: DocumentEncoder = PROJECT_ENCODER
+) -> ChatRows:
+    """Pack conversations into rows of `length` tokens, each complete in one of them, or in one of its own.
 
     Example:
         >>> chats = [EncodedConversation(np.arange(n, dtype=np.uint16), np.arange(n) > 1) for n in (3, 4)]
         >>> pack_chats(chats, length=8).positions.tolist()
         [[0, 1, 2, 3, 0, 1, 2, 0]]
     """
-    plan = assign_to_fewest_rows([len(chat.ids) for chat in chats], length)
-    ids = np.full((len(plan), length), PAD_ID, dtype=np.uint16)
-    positions, loss_mask = np.zeros_like(ids), np.zeros(ids.shape, dtype=np.bool_)
+    lengths = [len(chat.ids) for chat in chats]
+    plan = assign_to_fewest_rows(lengths, length) if encoder.packs else [[index] for index in range(len(chats))]
+    ids: Ids = np.full((len(plan), length), encoder.pad, dtype=encoder.dtype)
+    positions, loss_mask = np.zeros(ids.shape, dtype=np.uint32), np.zeros(ids.shape, dtype=np.bool_)
     for row, members in enumerate(plan):
         start = 0
         for chat in (chats[member] for member in members):
@@ -167,19 +187,19 @@ def pack_chats(chats: Sequence[EncodedConversation], length: int) -> ChatRows:
             ids[row, start:stop], loss_mask[row, start:stop] = chat
             positions[row, start:stop] = np.arange(len(chat.ids))
             start = stop
-    return ChatRows(ids, positions, loss_mask)
+    return ChatRows(ids, positions, loss_mask, ids.size - sum(lengths))
 
 
-def chat_batch(rows: ChatRows) -> dict[str, Tensor]:
-    """Return rows as `input_ids`, `position_ids` and `labels`, each `(B, T)`, and `document_ends`."""
+def chat_batch(rows: ChatRows, encoder: DocumentEncoder = PROJECT_ENCODER) -> dict[str, Tensor]:
+    """Return rows as `input_ids` and `labels`, each `(B, T)`; packed ones with `position_ids` and `document_ends`."""
     input_ids = torch.from_numpy(rows.ids.astype(np.int64))
-    position_ids = torch.from_numpy(rows.positions.astype(np.int64))
-    return {
-        "input_ids": input_ids,
-        "position_ids": position_ids,
-        "labels": input_ids.masked_fill(torch.from_numpy(~rows.loss_mask), IGNORED),
-        DOCUMENT_ENDS: document_ends(position_ids, input_ids == PAD_ID),
-    }
+    labels = input_ids.masked_fill(torch.from_numpy(~rows.loss_mask), IGNORED)
+    batch = {"input_ids": input_ids, "labels": labels}
+    if encoder.packs:
+        position_ids = torch.from_numpy(rows.positions.astype(np.int64))
+        is_padding = at_row_end((input_ids == encoder.pad) & (position_ids == 0))
+        batch |= {"position_ids": position_ids, DOCUMENT_ENDS: document_ends(position_ids, is_padding)}
+    return batch
 
 
 def _size(chats: Sequence[tuple[Conversation, EncodedConversation]]) -> SplitSize:

@@ -21,7 +21,6 @@ from fgpt_hf.data.batches import Rows, as_batch
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import Benchmark, TaskResult
 from fgpt_hf.evaluation.generation import generate
-from fgpt_hf.losses.linear_cross_entropy import token_losses
 from fgpt_hf.losses.objectives import Batch, Objective, next_token_prediction
 from fgpt_hf.model.io import context_length
 from fgpt_hf.runtime.distributed import all_reduce_sum
@@ -73,7 +72,7 @@ class ValidationLoss:
             batch = send_to_device(self.collate(self.rows[own[start : start + self.batch_size]]), accelerator.device)
             with accelerator.autocast():
                 prediction = next_token_prediction(self.model, batch)
-                losses = token_losses(*prediction).cpu().double()  # Apple's GPUs have no float64
+                losses = prediction.token_losses().cpu().double()  # Apple's GPUs have no float64
             labels = prediction.labels.cpu()
             text_bytes = torch.where(labels < 0, 0, self.bytes_of_token[labels.clamp(min=0)])
             totals += torch.stack([losses.sum(), (labels >= 0).sum(), losses[text_bytes > 0].sum(), text_bytes.sum()])
@@ -291,5 +290,6 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    assert isinstance(tokenizer.pad_token_id, int)  # FGPT's tokenizer has one
-    return tokenizer.pad_token_id
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    assert isinstance(pad, int)  # training has refused a tokenizer without an end of text
+    return pad

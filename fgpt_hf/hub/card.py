@@ -77,7 +77,7 @@ def card_data(record: RunRecord, options: CardOptions) -> ModelCardData:
     hub_ids = [dataset.hub_id for stage in record.stages for dataset in stage.datasets if dataset.hub_id]
     return ModelCardData(
         language=options.language,
-        license=options.license,
+        license=card_license(record, options),
         library_name="peft" if record.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=[
@@ -87,7 +87,8 @@ def card_data(record: RunRecord, options: CardOptions) -> ModelCardData:
             *_method_tags(record.stage),
         ],
         datasets=list(dict.fromkeys(hub_ids)) or None,
-        base_model=_base_model(record, options),
+        base_model=(base_model := base_model_of(record, options)),
+        base_model_relation=("adapter" if record.is_adapter else "finetune") if base_model else None,
         metrics=metric_names(results) or None,
         eval_results=results or None,
         model_name=card_title(record, options) if results else None,
@@ -110,12 +111,14 @@ def figure_files(record: RunRecord) -> dict[str, Path]:
 
 def _template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
     stage, fitting = record.stage, _fitting_class(record)
-    base_model = _base_model(record, options)
+    base_model = base_model_of(record, options)
     loss = next((m.value for m in validation_measurements(record) if m.metric == "loss"), None)
     return {
         "record": record,
         "stage": stage,
-        "is_stock": options.architecture != FGPTConfig.model_type,
+        "is_stock": options.architecture != FGPTConfig.model_type or is_foreign(record),
+        "license": card_license(record, options),
+        "added_tokens": [token for each in record.stages for token in each.provenance.added_tokens],
         "stock_class": STOCK_CLASSES[fitting].network.__name__ if fitting else None,
         "stock_title": STOCK_CLASSES[fitting].title if fitting else None,
         "options": options,
@@ -139,8 +142,23 @@ def _template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
     }
 
 
-def _base_model(record: RunRecord, options: CardOptions) -> str | None:
-    return options.base_model or (record.stage.base_model if record.stage else None)
+def base_model_of(record: RunRecord, options: CardOptions) -> str | None:
+    """Return the model on the Hub that the last stage, or else one before it, began with."""
+    found = (stage.base_model for stage in reversed(record.stages))
+    return options.base_model or next(filter(None, found), None)
+
+
+def card_license(record: RunRecord, options: CardOptions) -> str | None:
+    """Return the license that a person gives, or else that of the model from which the training began."""
+    found = (stage.provenance.base_license for stage in reversed(record.stages))
+    return options.license or next(filter(None, found), None)
+
+
+def is_foreign(record: RunRecord) -> bool:
+    """Return whether the network is not FGPT's, or the adapter one for such a network."""
+    trained = record.stage.provenance.model_type if record.stage else None
+    found = record.config.model_type if record.config else trained
+    return found not in (None, FGPTConfig.model_type)
 
 
 def _architecture_tags(record: RunRecord, options: CardOptions) -> list[str]:

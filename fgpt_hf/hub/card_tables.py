@@ -17,6 +17,7 @@ from fgpt_hf.hub.card_results import (
 from fgpt_hf.hub.markdown import Markdown, code, link, text
 from fgpt_hf.hub.run_record import RunRecord
 from fgpt_hf.hub.stage import HUB, DatasetName, Stage
+from fgpt_hf.model.configuration_fgpt import FGPTConfig
 
 # Options of a run that say where and how often something is written, and nothing about the model.
 _HOUSEKEEPING = re.compile(
@@ -31,7 +32,7 @@ _SHOWN_ELSEWHERE = {  # options that the card's other tables say in words
     *("model_name_or_path", "assistant_only_loss", "tokenizer", "trust_remote_code"),
     *("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("loss_type", "beta", "simpo_gamma", "label_smoothing"),
-    *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"),
+    *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter", "load_in_4bit"),
 }
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
 _BUILT_IN = {  # data sets that the training environment itself holds
@@ -44,6 +45,8 @@ _BUILT_IN = {  # data sets that the training environment itself holds
 def architecture_rows(record: RunRecord) -> Iterator[tuple[str, str]]:
     """Yield the number of parameters and the shape of the network, as far as it is known."""
     yield "parameters", f"{record.parameters:,}"
+    if record.config is not None and record.config.model_type != FGPTConfig.model_type:
+        yield "architecture", code(record.config.model_type)
     for label, names in {
         "layers": ("num_hidden_layers",),
         "width": ("hidden_size",),

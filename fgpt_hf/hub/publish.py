@@ -12,7 +12,7 @@ from typing import Any, cast
 from fgpt_hf.convert.export import write_stock
 from fgpt_hf.convert.stock import AUTO, fitting_class, to_stock
 from fgpt_hf.errors import UserError
-from fgpt_hf.hub.card import figure_files, update_card
+from fgpt_hf.hub.card import base_model_of, card_license, figure_files, is_foreign, update_card
 from fgpt_hf.hub.card_merge import merge_card
 from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
@@ -69,6 +69,9 @@ def files_to_publish(model: Path, destination: Destination, options: CardOptions
             write_stock(*load_fgpt(str(record.model)), Path(scratch, architecture), architecture)
             files = publishable(Path(scratch, architecture))
         for_llama_cpp = _gguf_files(record, destination, options, Path(scratch))
+        is_others = base_model_of(record, options) is not None or is_foreign(record)
+        if is_others and card_license(record, options) is None:
+            logger.warning("the license of the model that training began with is not known: name one with --license")
         options = replace(options, repo_id=destination.repo_id, architecture=architecture, gguf=types_of(for_llama_cpp))
         beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
         yield {**files, **for_llama_cpp, **beside, **result_files(record), **record_files(record)}

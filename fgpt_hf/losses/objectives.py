@@ -13,16 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, pad
 from transformers import PreTrainedModel
 
-from fgpt_hf.config.option_groups import PreferenceLoss
+from fgpt_hf.config.tuning_options import PreferenceLoss
 from fgpt_hf.data.batches import DOCUMENT_ENDS, IGNORED
-from fgpt_hf.losses.linear_cross_entropy import (
-    logit_softcap,
-    padded_length,
-    product_dtype,
-    summed_cross_entropy,
-    token_losses,
-)
-from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from fgpt_hf.losses.linear_cross_entropy import padded_length, product_dtype
+from fgpt_hf.losses.output_head import OutputHead, output_head
+from fgpt_hf.model.embeddings import token_embeddings
 from fgpt_hf.model.packed_attention import packed_inputs
 
 Batch = Mapping[str, Tensor]
@@ -37,9 +32,10 @@ class Objective(nn.Module):
 
     metric_names: Sequence[str] = ()
 
-    def __init__(self, model: FGPTForCausalLM) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        output_head(model)  # found before the model is sharded
 
     def num_items(self, batch: Batch) -> Tensor:
         """Return the number of loss terms in the batch, for normalizing over the whole step."""
@@ -52,9 +48,9 @@ class Objective(nn.Module):
 class LanguageModelObjective(Objective):
     """Next-token cross-entropy in nats.
 
-    A batch holds `input_ids`, `position_ids` and `labels`, each `(B, T)`. As in transformers, `labels[:, t]` is the
-    token at `t`, predicted from the state at `t - 1`, and `IGNORED` where it is not scored. Where documents end,
-    `(B, K)`, may come with it, for attention that reads bounds (`model.packed_attention`).
+    A batch holds `input_ids` and `labels`, each `(B, T)`, and where rows are packed `position_ids`. As in transformers,
+    `labels[:, t]` is the token at `t`, predicted from the state at `t - 1`, and `IGNORED` where it is not scored. Where
+    documents end, `(B, K)`, may come with it, for attention that reads bounds (`model.packed_attention`).
 
     Example:
         >>> from fgpt_hf import FGPTConfig
@@ -72,26 +68,32 @@ class LanguageModelObjective(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the sum of the token losses, a float32 scalar."""
-        return summed_cross_entropy(*next_token_prediction(self.model, batch))
+        return next_token_prediction(self.model, batch).summed_loss()
 
 
 class Prediction(NamedTuple):
-    """States `(N, D)`, output embeddings `(V, D)`, labels `(N,)` and the logits' softcap: state n predicts label n."""
+    """Final states, `(N, D)`, each of which predicts one of the labels, `(N,)`, by the model's head."""
 
     states: Tensor
-    embeddings: Tensor
     labels: Tensor
-    softcap: float | None
+    head: OutputHead
+
+    def summed_loss(self) -> Tensor:
+        """Return the sum of the losses in nats, a float32 scalar."""
+        return self.head.summed_loss(self.states, self.labels)
+
+    def token_losses(self) -> Tensor:
+        """Return the loss of each label in nats, `(N,)` float32, zero where it is not scored."""
+        return self.head.token_losses(self.states, self.labels)
 
 
 def next_token_prediction(model: PreTrainedModel, batch: Batch) -> Prediction:
-    """Return what the losses of `linear_cross_entropy` take, for each token of a batch but the first of each row."""
+    """Return the prediction of each token of a batch but the first of each row."""
     inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name not in ("labels", DOCUMENT_ENDS)}
     if DOCUMENT_ENDS in batch:
         inputs |= packed_inputs(model, batch[DOCUMENT_ENDS], tokens=batch["input_ids"].shape[1])
     states: Tensor = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-    embeddings, labels = model.get_output_embeddings().weight, batch["labels"][:, 1:].flatten()
-    return Prediction(states[:, :-1].flatten(0, 1), embeddings, labels, logit_softcap(model))
+    return Prediction(states[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), output_head(model))
 
 
 class PreferenceLossConfig(NamedTuple):
@@ -127,7 +129,7 @@ class PreferenceObjective(Objective):
 
     metric_names = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
-    def __init__(self, model: FGPTForCausalLM, config: PreferenceLossConfig) -> None:
+    def __init__(self, model: PreTrainedModel, config: PreferenceLossConfig) -> None:
         super().__init__(model)
         self.config = config
 
@@ -159,14 +161,14 @@ def reply_log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
         }
     pairs, two, length = batch["input_ids"].shape
     flat = {name: tensor.view(pairs * two, length) for name, tensor in batch.items()}
-    return -token_losses(*next_token_prediction(model, flat)).view(pairs, two, length - 1).sum(dim=2)
+    return -next_token_prediction(model, flat).token_losses().view(pairs, two, length - 1).sum(dim=2)
 
 
 def _padding(model: PreTrainedModel, ids: Tensor) -> int:
     """Return how many tokens to append to rows, `(…, T)`, within the model's context."""
     length = ids.shape[-1]
-    wanted = padded_length(length, ids.device.type, product_dtype(model.get_output_embeddings().weight))
-    context: int = model.config.max_position_embeddings
+    wanted = padded_length(length, ids.device.type, product_dtype(token_embeddings(model)))
+    context: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or wanted
     return max(0, min(wanted, context) - length)
 
 

@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -42,7 +43,7 @@ DEFAULT_CONTEXT = 2048  # lm-evaluation-harness' own, for models and tokenizers 
 
 
 def load_model(
-    name: str, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False
+    name: str, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load any causal language model, in evaluation mode, and its tokenizer.
 
@@ -50,6 +51,7 @@ def load_model(
         name: a model's folder, or its id on the Hub.
         dtype: type of the weights, or "auto" for the stored one.
         trust_remote_code: run the code that comes with a model on the Hub.
+        options: further ones of `from_pretrained`.
 
     Raises:
         UserError: there is no such model, it is not a causal language model, or one of its files is damaged.
@@ -69,7 +71,7 @@ def load_model(
     config = load_config(name, trust_remote_code=trust_remote_code)
     with _user_errors(_label(base, name), "code"):
         kind = causal_model_class(base, config, trust_remote_code)
-    model: PreTrainedModel = load_weights(kind, name, dtype=dtype, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel = load_weights(kind, name, dtype=dtype, trust_remote_code=trust_remote_code, **options)
     return model.eval(), tokenizer
 
 
@@ -198,10 +200,19 @@ def _user_errors(name: str, part: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise UserError(
+                f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`"
+            ) from error
         raise _no_model(name, error) from error
     except SafetensorError as error:
         raise UserError(f"the weights of {name} are damaged: {error}") from error
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name} comes with code of its own, which transformers does not have: read it, and if you trust it, "
+                "give --trust_remote_code"
+            ) from error
         reason = shorten(str(error), 300, placeholder=" …") or type(error).__name__
         raise UserError(f"the {part} of {name} cannot be loaded: {reason}") from error
 

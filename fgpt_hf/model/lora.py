@@ -5,23 +5,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors.torch import load_file
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fgpt_hf.config.runs import Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_json
-from fgpt_hf.model.configuration_fgpt import FGPTConfig
-from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
-from fgpt_hf.model.shapes import linear_layers
-from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, ROLE_TOKENS
+from fgpt_hf.model.shapes import NetworkShape, shape_of
+from fgpt_hf.tokenizer.tokenizer import ROLE_TOKENS, has_role_tokens
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
-    """Freeze the model but for new adapters and the rows of the role tokens, which a base model has never seen.
+def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Freeze the model but for new adapters and the rows of the project's role tokens, which base models never saw.
 
     The model keeps its class, and saves the adapter alone.
 
@@ -32,38 +30,42 @@ def add_adapter(model: FGPTForCausalLM, run: TuningRun) -> None:
     from peft import LoraConfig  # takes seconds, which most runs do without
 
     targets = _targets(run)
-    layers = linear_layers(model.config)
+    shape = shape_of(model.config)
+    layers = shape.linear_layers
     # Neither the embeddings nor the head can have an adapter beside the role tokens' rows.
     if targets != "all-linear" and not all(any(_ends_in(layer, target) for layer in layers) for target in targets):
         raise UserError(
             f"lora_target_modules={run.lora_target_modules} names a layer that this model lacks: give all-linear, or "
             f"some of {', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}"
         )
+    vocabulary = tokenizer.get_vocab()
+    role_ids = [vocabulary[token] for token in ROLE_TOKENS] if has_role_tokens(tokenizer) else []
     config = LoraConfig(
         r=run.lora_r,
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=run.lora_dropout,
         target_modules=targets,
-        trainable_token_indices=dict.fromkeys(_embeddings(model.config), [CONTROL_TOKENS[t] for t in ROLE_TOKENS]),
+        trainable_token_indices=dict.fromkeys(shape.token_matrices, role_ids) if role_ids else None,
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
 
 
-def adapter_parameters(run: Run, config: FGPTConfig) -> int:
+def adapter_parameters(run: Run, config: PreTrainedConfig | NetworkShape) -> int:
     """Return the number of parameters that `add_adapter` makes trainable; 0 if the run has no adapter."""
     if not (isinstance(run, TuningRun) and run.use_peft):
         return 0
+    config = shape_of(config)
     adapters = sum(run.lora_r * (inputs + outputs) for inputs, outputs in adapted_layers(run, config))
-    return adapters + len(ROLE_TOKENS) * config.hidden_size * len(_embeddings(config))
+    return adapters + len(ROLE_TOKENS) * config.hidden_size * len(config.token_matrices)
 
 
-def adapted_layers(run: TuningRun, config: FGPTConfig) -> list[tuple[int, int]]:
+def adapted_layers(run: TuningRun, config: NetworkShape) -> list[tuple[int, int]]:
     """Return the inputs and outputs of each layer with an adapter, by PEFT's rule: names end in a target's name."""
     targets = _targets(run)
     return [
         size
-        for name, size in linear_layers(config).items()
+        for name, size in config.linear_layers.items()
         if targets == "all-linear" or any(_ends_in(name, target) for target in targets)
     ]
 
@@ -133,11 +135,6 @@ def _adapter_config(name: str) -> Path | None:
     except OSError:  # no such folder or repo, which loading the model explains
         return None
     return Path(found) if found else None
-
-
-def _embeddings(config: FGPTConfig) -> list[str]:
-    """Return the modules that have a row for each token: the embeddings, and a head that is not tied to them."""
-    return ["embed_tokens"] if config.tie_word_embeddings else ["embed_tokens", "lm_head"]
 
 
 def _targets(run: TuningRun) -> list[str] | str:

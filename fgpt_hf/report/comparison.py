@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.tasks import TASKS
 from fgpt_hf.files import read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.parsing import as_type
 from fgpt_hf.report.figures import new_axes, save, style
 from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
@@ -50,7 +53,7 @@ class ComparedRun:
     folder: Path
     recorded: Mapping[str, Any]
     metrics: Lines
-    config: FGPTConfig | None = None
+    config: PreTrainedConfig | None = None
 
     def last(self, key: str) -> float | None:
         """Return the last value that was measured, or None."""
@@ -156,14 +159,17 @@ def _read_run(name: str, folder: Path) -> ComparedRun:
     return ComparedRun(name, folder, recorded, metrics, _config(folder, recorded))
 
 
-def _config(folder: Path, recorded: Mapping[str, Any]) -> FGPTConfig | None:
+def _config(folder: Path, recorded: Mapping[str, Any]) -> PreTrainedConfig | None:
     """Return the shape of a run's network, from its model, its last checkpoint or its options."""
     files = [folder / "model" / "config.json", *sorted(folder.glob("checkpoints/step_*/config.json"), reverse=True)]
     found = next((path for path in files if path.is_file()), None)
     try:
         if found is not None:
-            return FGPTConfig(**as_type(dict[str, Any], read_json(found)))
-        return network(as_type(BaseRun, recorded)) if "hidden_size" in recorded else None
+            fields = as_type(dict[str, Any], read_json(found))
+            kind = str(fields.get("model_type", FGPTConfig.model_type))
+            return AutoConfig.for_model(**{**fields, "model_type": kind}) if kind in CONFIG_MAPPING else None
+        is_new = "hidden_size" in recorded and not recorded.get("model_name_or_path")
+        return network(as_type(BaseRun, recorded)) if is_new else None
     except (ValueError, TypeError) as error:
         raise UserError(f"{found or folder / RECORD} is damaged: {error}") from error
 
@@ -208,10 +214,11 @@ def _large(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _shape(config: FGPTConfig | None) -> str:
+def _shape(config: PreTrainedConfig | None) -> str:
     if config is None:
         return NOTHING
-    return f"{config.num_hidden_layers} x {config.hidden_size}, {config.max_position_embeddings} tokens"
+    shape = shape_of(config)
+    return f"{shape.num_hidden_layers} x {shape.hidden_size}, {shape.max_position_embeddings} tokens"
 
 
 def _short_data(name: str) -> str:

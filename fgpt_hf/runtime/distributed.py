@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from transformers import PreTrainedModel
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
@@ -89,11 +90,23 @@ def shard(objective: Objective, accelerator: Accelerator) -> nn.Module:
     """Shard parameters, gradients and optimizer state across all processes, layer by layer (FSDP2)."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     objective.to(accelerator.device)
-    for layer in objective.model.get_decoder().layers:
+    for layer in layers_of(objective.model):
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
     register_fsdp_forward_method(objective, "gather")
     return objective
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the layers of a model, whatever it calls them: its longest list of modules.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> len(layers_of(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=3, n_head=2))))
+        3
+    """
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.configuration_fgpt import FGPTConfig
-from fgpt_hf.runtime.estimate import flops_per_token, is_low_precision
+from fgpt_hf.model.shapes import shape_of
+from fgpt_hf.runtime.estimate import Network, flops_per_token, is_low_precision
 from fgpt_hf.runtime.hardware import Machine, product_flops
 
 LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s
@@ -74,7 +74,7 @@ def require_steps(minutes: float, steps: Steps, spent_seconds: float) -> None:
     )
 
 
-def require_time(run: Run, config: FGPTConfig, machine: Machine, tokens_per_step: int) -> None:
+def require_time(run: Run, config: Network, machine: Machine, tokens_per_step: int) -> None:
     """Raise UserError if a run's `max_minutes` is hopelessly short, so that it is refused before its data is read.
 
     That is where ten steps take twice the time even at the peak of the hardware.
@@ -87,18 +87,18 @@ def require_time(run: Run, config: FGPTConfig, machine: Machine, tokens_per_step
         require_steps(run.max_minutes, Steps(step_seconds / LIKELY_MFU), spent_seconds=0.0)
 
 
-def likely_seconds(run: Run, config: FGPTConfig, machine: Machine, tokens: int, mfu: float = LIKELY_MFU) -> float:
+def likely_seconds(run: Run, config: Network, machine: Machine, tokens: int, mfu: float = LIKELY_MFU) -> float:
     """Return how long a run is likely to train on so many tokens."""
     rate = peak_flops(run, config, machine) * machine.processes * mfu
     return flops_per_token(run, config) * tokens / rate
 
 
-def peak_flops(run: Run, config: FGPTConfig, machine: Machine) -> float:
+def peak_flops(run: Run, config: Network, machine: Machine) -> float:
     """Return a device's peak, from its data sheet, or else the rate at which it multiplies, measured now."""
     if machine.peak_flops is not None:
         return machine.peak_flops
     dtype = torch.bfloat16 if is_low_precision(run, machine) else torch.float32
-    return product_flops(torch.device(machine.kind), MEASURED_ROWS, config.hidden_size, dtype)
+    return product_flops(torch.device(machine.kind), MEASURED_ROWS, shape_of(config).hidden_size, dtype)
 
 
 def duration(seconds: float) -> str:

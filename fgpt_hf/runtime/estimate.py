@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
 
 from fgpt_hf.config.option_groups import NetworkOptions
 from fgpt_hf.config.presets import PRESETS
@@ -16,11 +17,13 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.losses.linear_cross_entropy import logit_rows, softmax_rows
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapted_layers, adapter_parameters
-from fgpt_hf.model.shapes import parameter_shapes
+from fgpt_hf.model.quantization import BITS_PER_WEIGHT
+from fgpt_hf.model.shapes import NetworkShape, shape_of
 from fgpt_hf.runtime.hardware import Machine
 
 USABLE_SHARE = 0.9  # of the memory; allocators lose some between their blocks
 FLOAT, LOW = 4, 2  # bytes of a float32; of a bfloat16 or float16
+Network = PreTrainedConfig | NetworkShape
 
 
 class ParameterCounts(NamedTuple):
@@ -97,43 +100,30 @@ def network(run: BaseRun) -> FGPTConfig:
         options["rope_parameters"] = {"rope_theta": theta}
     try:
         config = FGPTConfig(**options, max_position_embeddings=run.max_position_embeddings)
-        parameter_shapes(config)  # the network alone knows the names of its blocks
+        shape_of(config)  # the network alone knows the names of its blocks
     except ValueError as error:  # both are published without this package's UserError
         raise UserError(str(error)) from error
     return config
 
 
-def count_parameters(config: FGPTConfig) -> ParameterCounts:
+def count_parameters(config: Network) -> ParameterCounts:
     """Count the parameters of a network of this shape.
 
     Example:
         >>> count_parameters(FGPTConfig()).total
         712035360
     """
-    counts = dict.fromkeys(ParameterCounts._fields, 0)
-    for name, shape in parameter_shapes(config).items():
-        counts[_kind_of_parameter(name, shape)] += shape.numel()
-    return ParameterCounts(**counts)
+    return ParameterCounts(**shape_of(config).sizes)
 
 
-def _kind_of_parameter(name: str, shape: torch.Size) -> str:
-    if "embed_positions" in name:
-        return "position_embeddings"
-    if "embed_tokens" in name:
-        return "token_embeddings"
-    if "lm_head" in name:
-        return "output_head"
-    return "matrices" if len(shape) == 2 else "vectors"
-
-
-def count_trained_parameters(run: Run, config: FGPTConfig) -> ParameterCounts:
+def count_trained_parameters(run: Run, config: Network) -> ParameterCounts:
     """Count the parameters that the optimizer updates: the network's, or an adapter's instead."""
     if adapter := adapter_parameters(run, config):
         return ParameterCounts(vectors=adapter)
     return count_parameters(config)
 
 
-def flops_per_token(run: Run, config: FGPTConfig) -> int:
+def flops_per_token(run: Run, config: Network) -> int:
     """Return the FLOPs of a token's forward and backward pass: 6 N + 12 layers x width x length.
 
     The formula is that of Chowdhery et al. 2022 (PaLM), appendix B, where width is that of all heads together. As in
@@ -145,6 +135,7 @@ def flops_per_token(run: Run, config: FGPTConfig) -> int:
         >>> f"{flops_per_token(PRESETS['fgpt-712m'], network(PRESETS['fgpt-712m'])):.3g}"
         '4.77e+09'
     """
+    config = shape_of(config)
     counts, adapter = count_parameters(config), adapter_parameters(run, config)
     length = run.sequence_length(config.max_position_embeddings)
     attention = 12 * config.num_hidden_layers * _heads_width(config) * length
@@ -152,15 +143,16 @@ def flops_per_token(run: Run, config: FGPTConfig) -> int:
     return 6 * (counts.multiplied + adapter) - 2 * frozen + attention
 
 
-def mfu(run: Run, config: FGPTConfig, tokens_per_second: float, machine: Machine) -> float | None:
+def mfu(run: Run, config: Network, tokens_per_second: float, machine: Machine) -> float | None:
     """Return model FLOPs utilization: the fraction of all devices' bfloat16 peak, or None if that is unknown."""
     if machine.peak_flops is None:
         return None
     return flops_per_token(run, config) * tokens_per_second / (machine.peak_flops * machine.processes)
 
 
-def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batches: int) -> Memory:
+def memory(run: Run, config: Network, machine: Machine, rows: int, micro_batches: int) -> Memory:
     """Estimate the memory of each device with `micro_batches` per step, each of `rows` rows of the full length."""
+    config = shape_of(config)
     counts, trained = count_parameters(config), count_trained_parameters(run, config)
     adapter = adapter_parameters(run, config)
     low = is_low_precision(run, machine)
@@ -176,7 +168,7 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
         whole = counts.total - counts.matrices - counts.vectors + 2 * counts.matrices // config.num_hidden_layers
         whole_gradients = counts.total if micro_batches > 1 else whole  # FSDP shares them after the last micro-batch
     return Memory(
-        weights=FLOAT * ((counts.total + adapter) // sharing + whole) + LOW * low * _low_copies(run, config),
+        weights=_weights(run, counts, adapter, sharing) + FLOAT * whole + LOW * low * _low_copies(run, config),
         gradients=FLOAT * (copies * trained.total // sharing + whole_gradients),
         optimizer=FLOAT * adamw_values // sharing,
         activations=activations,
@@ -188,7 +180,14 @@ def memory(run: Run, config: FGPTConfig, machine: Machine, rows: int, micro_batc
     )
 
 
-def largest_micro_batch(run: Run, config: FGPTConfig, machine: Machine) -> int | None:
+def _weights(run: Run, counts: ParameterCounts, adapter: int, sharing: int) -> int:
+    """Return the bytes of the weights as they are stored on a device."""
+    if isinstance(run, TuningRun) and run.load_in_4bit:
+        return FLOAT * (counts.total - counts.matrices + adapter) + int(counts.matrices * BITS_PER_WEIGHT / 8)
+    return FLOAT * ((counts.total + adapter) // sharing)
+
+
+def largest_micro_batch(run: Run, config: Network, machine: Machine) -> int | None:
     """Return the largest power of two of rows that fits the memory and divides a device's rows per step, or None."""
     best = None
     for rows in _powers_of_two(rows_on_device(run, machine)):
@@ -218,9 +217,9 @@ def is_low_precision(run: Run, machine: Machine) -> bool:
     return run.fp16 or (machine.has_bf16 if run.bf16 is None else run.bf16)
 
 
-def remedies(run: Run, config: FGPTConfig, machine: Machine) -> list[str]:
+def remedies(run: Run, config: Network, machine: Machine) -> list[str]:
     """Return the changes of flags, each of which alone lets at least one row fit such devices."""
-    found = []
+    found, config = [], shape_of(config)
     adapted = adapter_parameters(run, config) > 0  # PEFT's layers cannot be sharded
     for processes in () if adapted else (2, 4, 8, 16, 32, 64):
         if processes > machine.processes and _fits(replace(run, fsdp=True), config, machine, processes):
@@ -234,7 +233,7 @@ def remedies(run: Run, config: FGPTConfig, machine: Machine) -> list[str]:
     return found + [f"--preset {preset.preset}" for preset in smaller if _fits(preset, network(preset), machine)]
 
 
-def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> list[str]:
+def _tuning_remedies(run: TuningRun, config: NetworkShape, machine: Machine) -> list[str]:
     """Return those changes that keep the model."""
     found = []
     if not (run.use_peft or run.fsdp) and _fits(replace(run, use_peft=True), config, machine):
@@ -246,24 +245,26 @@ def _tuning_remedies(run: TuningRun, config: FGPTConfig, machine: Machine) -> li
     return found
 
 
-def _size(config: FGPTConfig) -> int:
+def _size(config: Network) -> int:
     return count_parameters(config).total
 
 
-def _fits(run: Run, config: FGPTConfig, machine: Machine, processes: int | None = None) -> bool:
+def _fits(run: Run, config: Network, machine: Machine, processes: int | None = None) -> bool:
     machine = machine._replace(processes=processes or machine.processes)
     return memory(run, config, machine, 1, 2).total <= USABLE_SHARE * machine.memory_bytes
 
 
-def _low_copies(run: Run, config: FGPTConfig) -> int:
+def _low_copies(run: Run, config: NetworkShape) -> int:
     """Count the weights whose low-precision copies autocast keeps; of frozen ones, those that a backward pass needs."""
     matrices, adapter = count_parameters(config).matrices, adapter_parameters(run, config)
+    if isinstance(run, TuningRun) and run.load_in_4bit:
+        return adapter
     if adapter and run.gradient_checkpointing:
         matrices //= config.num_hidden_layers
     return matrices + adapter
 
 
-def _activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
+def _activations(run: Run, config: NetworkShape, machine: Machine) -> int:
     """Return the bytes that a token keeps for the backward pass."""
     layer = _layer_activations(run, config, machine)
     ends = 3 * FLOAT * config.hidden_size  # the embeddings, and the last normalization's input and output
@@ -272,7 +273,7 @@ def _activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
     return config.num_hidden_layers * layer + ends
 
 
-def _layer_activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
+def _layer_activations(run: Run, config: NetworkShape, machine: Machine) -> int:
     """Return the bytes that a token keeps in a layer.
 
     They hold both normalizations' inputs in float32, and what RMSNorm multiplies with its weights, unless in one
@@ -280,7 +281,7 @@ def _layer_activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
     values, of grouped heads one for each query, and queries and keys before a normalization; the activation's input
     and output, and those of its gate; and the adapters' narrow states.
     """
-    width, heads, inner = config.hidden_size, _heads_width(config), _inner_width(config)
+    width, heads, inner = config.hidden_size, _heads_width(config), config.intermediate_size
     low, is_gated = is_low_precision(run, machine), config.mlp == "gated"
     has_steps = config.norm == "rmsnorm" and config.norm_elementwise_affine and machine.kind != "cuda"
     inputs = 4 + is_gated if low else 2  # without autocast, products share them
@@ -290,14 +291,14 @@ def _layer_activations(run: Run, config: FGPTConfig, machine: Machine) -> int:
     return norms + products + narrow + _attention_weights(run, config, machine)
 
 
-def _adapter_activations(run: Run, config: FGPTConfig, low: bool) -> int:
+def _adapter_activations(run: Run, config: NetworkShape, low: bool) -> int:
     """Return the bytes of a token's states between the two matrices of the adapters in a layer."""
     if not (isinstance(run, TuningRun) and run.use_peft):
         return 0
     return (LOW if low else FLOAT) * run.lora_r * len(adapted_layers(run, config)) // config.num_hidden_layers
 
 
-def _attention_weights(run: Run, config: FGPTConfig, machine: Machine) -> int:
+def _attention_weights(run: Run, config: NetworkShape, machine: Machine) -> int:
     """Return the bytes of a token's attention weights in a layer, or of the mask that separates packed documents."""
     length, low = run.sequence_length(config.max_position_embeddings), is_low_precision(run, machine)
     if run.attn_implementation == "eager":
@@ -306,7 +307,7 @@ def _attention_weights(run: Run, config: FGPTConfig, machine: Machine) -> int:
     return 0 if isinstance(run, PreferenceRun) or reads_bounds else (LOW if low else FLOAT) * length
 
 
-def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:
+def _loss(config: NetworkShape, machine: Machine, low: bool, tokens: int) -> int:
     """Return the bytes of states and their gradients, the embeddings' copy and gradient, and one chunk of logits."""
     size = LOW if low else FLOAT
     states = tokens * config.hidden_size * (3 * FLOAT + LOW * low)
@@ -316,14 +317,8 @@ def _loss(config: FGPTConfig, machine: Machine, low: bool, tokens: int) -> int:
     return states + embeddings + config.vocab_size * (size * logits + FLOAT * softmax)
 
 
-def _heads_width(config: FGPTConfig) -> int:
-    assert config.head_dim is not None  # the config derives it
+def _heads_width(config: NetworkShape) -> int:
     return config.num_attention_heads * config.head_dim
-
-
-def _inner_width(config: FGPTConfig) -> int:
-    assert config.intermediate_size is not None  # the config derives it
-    return config.intermediate_size
 
 
 def _powers_of_two(number: int) -> Iterator[int]:

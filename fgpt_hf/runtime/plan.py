@@ -16,11 +16,13 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.io import load_config, model_name
 from fgpt_hf.model.lora import adapter_parameters
+from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.runtime.duration import LIKELY_MFU, duration, likely_seconds, require_time
 from fgpt_hf.runtime.estimate import (
     USABLE_SHARE,
+    Network,
     count_parameters,
     flops_per_token,
     largest_micro_batch,
@@ -84,7 +86,7 @@ class TrainingPlan:
 
 def plan_training(
     run: Run,
-    config: FGPTConfig,
+    config: Network,
     machine: Machine,
     epoch_rows: int = 0,
     keep: Callable[[TrainingPlan], TrainingPlan] = lambda plan: plan,
@@ -105,7 +107,7 @@ def plan_training(
     return plan
 
 
-def require_memory(run: Run, config: FGPTConfig, machine: Machine) -> None:
+def require_memory(run: Run, config: Network, machine: Machine) -> None:
     """Raise UserError if the run cannot fit such devices, or `max_minutes` not even ten steps, whatever its data.
 
     Either weights, gradients and optimizer take more than a device has, or not even one row fits beside them where the
@@ -128,7 +130,7 @@ def require_memory(run: Run, config: FGPTConfig, machine: Machine) -> None:
     require_time(run, config, machine, _tokens_per_step(run, config, machine))
 
 
-def _plan(run: Run, config: FGPTConfig, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
+def _plan(run: Run, config: Network, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
     steps = run.max_steps
     if isinstance(run, TuningRun) and steps == 0:
         steps = math.ceil(epoch_rows * run.num_train_epochs / run.rows_per_step(machine.processes))
@@ -177,21 +179,40 @@ def estimate_command(arguments: Sequence[str]) -> str:
     """
     presets = {name: Estimation(**asdict(preset)) for name, preset in PRESETS.items()}
     run = parse_run(Estimation, presets, arguments)
-    config, processes = network(run), run.num_processes
+    config, processes = _network_of(run), run.num_processes
     if run.device:
         machine = known_machine(run.device, processes)
     else:
         here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         machine = this_machine(here, processes)
     run = _with_estimated_steps(run, config, machine)
-    lines = list(_needs(run, _plan(run, config, machine), config, machine))
+    lines = [*_unknown(config), *_needs(run, _plan(run, config, machine), config, machine)]
     lines += ["", f"{'':<12}micro-batch  time at {run.mfu:.0%} of the peak"]
     for name in [run.device] if run.device else GPUS:
         lines.append(f"{name:<12}{_on_device(run, config, known_machine(name, processes))}")
     return "\n".join(lines)
 
 
-def _with_estimated_steps(run: Estimation, config: FGPTConfig, machine: Machine) -> Estimation:
+def _network_of(run: BaseRun) -> Network:
+    """Return the network that a run trains: its own shape, or that of the model that it starts from."""
+    if run.start_model is None:
+        return network(run)
+    return shape_of(load_config(model_name(run.start_model), trust_remote_code=run.trust_remote_code))
+
+
+def _unknown(config: Network) -> Iterator[str]:
+    """Yield a line for each thing about a network that the estimate does not know."""
+    shape = shape_of(config)
+    if not shape.is_exact:
+        yield (
+            f"a {shape.model_type}: parameters and operations are those of its configuration; activations are those of "
+            f"a Transformer of its shape with {shape.norm} and a {shape.mlp} MLP, and may be others"
+        )
+    if any("expert" in name for name in shape.parameters):
+        yield "experts: counted as if each token went through all of them, so time and operations are upper bounds"
+
+
+def _with_estimated_steps(run: Estimation, config: Network, machine: Machine) -> Estimation:
     """Return the run with the steps that its time is likely to have room for, instead of that time."""
     if run.max_minutes is None:
         return run
@@ -199,7 +220,7 @@ def _with_estimated_steps(run: Estimation, config: FGPTConfig, machine: Machine)
     return replace(run, max_steps=max(1, int(60 * run.max_minutes / step_seconds)), max_minutes=None)
 
 
-def _needs(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machine) -> Iterator[str]:
+def _needs(run: Run, plan: TrainingPlan, config: Network, machine: Machine) -> Iterator[str]:
     """Yield lines on parameters, tokens, arithmetic, memory and time."""
     counts, per_step = count_parameters(config), _tokens_per_step(run, config, machine)
     at_most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are shorter than the longest ones
@@ -233,7 +254,7 @@ def _needs(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machine) -
         yield f"{has}, and up to {largest} rows fit"
 
 
-def _arithmetic(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machine, at_most: str) -> str:
+def _arithmetic(run: Run, plan: TrainingPlan, config: Network, machine: Machine, at_most: str) -> str:
     """Return a line on the operations of a run and the time that they are likely to take."""
     flops = flops_per_token(run, config)
     passes = "6 N, 4 N for frozen weights" if adapter_parameters(run, config) else "6 N"
@@ -248,7 +269,7 @@ def _arithmetic(run: Run, plan: TrainingPlan, config: FGPTConfig, machine: Machi
     return f"{line}, {at_most}{flops * tokens:.3g} FLOPs in total: {took}"
 
 
-def _on_device(run: Estimation, config: FGPTConfig, machine: Machine) -> str:
+def _on_device(run: Estimation, config: Network, machine: Machine) -> str:
     """Describe the micro-batch, time and cost of the run on GPUs of the table."""
     rows = largest_micro_batch(run, config, machine)
     if rows is None:
@@ -260,7 +281,7 @@ def _on_device(run: Estimation, config: FGPTConfig, machine: Machine) -> str:
     return f"{rows:>5} rows   {duration(seconds)}{cost}"
 
 
-def _refusal(run: Run, config: FGPTConfig, machine: Machine) -> str:
+def _refusal(run: Run, config: Network, machine: Machine) -> str:
     need = memory(run, config, machine, rows=1, micro_batches=2)
     return (
         f"preset {run.preset} takes {_gigabytes(need.fixed)} for weights, gradients and optimizer and "
@@ -269,10 +290,10 @@ def _refusal(run: Run, config: FGPTConfig, machine: Machine) -> str:
     )
 
 
-def _tokens_per_step(run: Run, config: FGPTConfig, machine: Machine) -> int:
+def _tokens_per_step(run: Run, config: Network, machine: Machine) -> int:
     """Return the tokens of a step on all devices, if every sequence has the maximum length."""
     rows = run.rows_per_step(machine.processes)
-    return rows * run.sequences_per_row * run.sequence_length(config.max_position_embeddings)
+    return rows * run.sequences_per_row * run.sequence_length(shape_of(config).max_position_embeddings)
 
 
 def _gigabytes(number: int) -> str:

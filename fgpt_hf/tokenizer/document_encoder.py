@@ -82,9 +82,7 @@ class DocumentEncoder:
                 f"the tokenizer of {name} has no end of text, which separates documents and ends replies: give it an "
                 "eos_token in tokenizer_config.json"
             )
-        start = tokenizer.bos_token_id
-        begins = isinstance(start, int) and start != end and backend.encode("a").ids[:1] == [start]
-        pad = tokenizer.pad_token_id
+        start, pad, begins = tokenizer.bos_token_id, tokenizer.pad_token_id, begins_texts(tokenizer)
         return cls(
             start=start if begins and isinstance(start, int) else end,
             end=end if begins else None,
@@ -158,6 +156,18 @@ def is_project_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
         and not tokenizer.split_special_tokens
         and rules_of(tokenizer) == rules_of(project)
     )
+
+
+def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer puts a token of its own before a text, which is not its end of text."""
+    start = tokenizer.bos_token_id
+    is_own = start is not None and start != tokenizer.eos_token_id
+    return bool(is_own and tokenizer.backend_tokenizer.encode("a").ids[:1] == [start])
+
+
+def has_byte_bpe(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer divides text as GPT-2's does and merges bytes by rank, as tiktoken does."""
+    return is_project_vocabulary(tokenizer) or equal_ranks(json.dumps(rules_of(tokenizer))) is not None
 
 
 def rules_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

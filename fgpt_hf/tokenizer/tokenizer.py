@@ -113,6 +113,32 @@ def has_control_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(CONTROL_TOKENS.values())
 
 
+def project_template() -> str:
+    """Return the project's chat template."""
+    return Path(__file__).with_name(CHAT_TEMPLATE).read_text(encoding="utf-8")
+
+
+def has_role_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer has the control tokens that the project's chat template writes, at whatever ids."""
+    return set(ROLE_TOKENS) <= set(tokenizer.get_added_vocab())
+
+
+def add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Give any tokenizer the project's chat template and the control tokens that it writes; return the new tokens.
+
+    Example:
+        >>> tokenizer = build_tokenizer()
+        >>> tokenizer.chat_template = None
+        >>> add_role_tokens(tokenizer), tokenizer.chat_template == project_template()
+        ([], True)
+    """
+    new = [token for token in ROLE_TOKENS if token not in tokenizer.get_added_vocab()]
+    if new:
+        tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
+    tokenizer.chat_template = project_template()
+    return new
+
+
 def read_vocabulary() -> tuple[dict[str, int], list[Any]]:
     """Return GPT-2's token ids, and its merges as pairs of tokens in the order in which they apply."""
     lines = _read_checked("vocab.bpe").decode("utf-8").split("\n")

@@ -98,6 +98,8 @@ def too_little_text(lines: Lines, facts: Facts) -> str | None:
     tokens, epochs = facts.text_tokens, facts.epochs
     if not isinstance(facts.run, BaseRun) or tokens is None or epochs is None:
         return None
+    if facts.run.start_model is not None:  # a network that is given is as large as it is
+        return None
     if epochs <= USEFUL_EPOCHS or tokens >= FEW_TOKENS * facts.parameters:
         return None
     smaller = _fitting(facts.run, tokens, facts.parameters)

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
@@ -33,15 +33,15 @@ from fgpt_hf.errors import UserError, first_line
 from fgpt_hf.files import PARTIAL, atomic_directory, integrity_error, write_atomically, write_manifest
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
-from fgpt_hf.model.io import load_config, save_model
+from fgpt_hf.model.io import load_weights, save_model
 from fgpt_hf.model.lora import has_adapter, restore_adapter
-from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.model.shapes import NETWORK_FIELDS
 from fgpt_hf.training.optim import JointOptimizer
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "step_"
+SHAPE_FIELDS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")  # of networks other than FGPT's
 ABANDONED = "abandoned"  # the folder of checkpoints that were set aside
 GOING_BACK = "going_back_to"  # while checkpoints are set aside: the file with the step that the run goes back to
 
@@ -82,7 +82,7 @@ class TrainingState:
     progress: Progress
 
     @property
-    def model(self) -> FGPTForCausalLM:
+    def model(self) -> PreTrainedModel:
         return self.objective.model
 
     def weights(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class TrainingState:
         if has_adapter(self.model):
             restore_adapter(self.model, checkpoint)
         else:
-            set_model_state_dict(self.model, dict(load_file(checkpoint / "model.safetensors")), options=whole)
+            set_model_state_dict(self.model, _stored_weights(self.model, checkpoint), options=whole)
         with self.optimizer.keeping_settings():  # those of this start, not the recorded ones
             set_optimizer_state_dict(self.model, self.optimizer.optimizers, training["optimizer"], options=whole)
         self.batches.load_state_dict(training["batches"])
@@ -152,11 +152,21 @@ class TrainingState:
             )
 
 
-def require_same_network(config: FGPTConfig, checkpoint: Path) -> None:
+def _stored_weights(model: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
+    """Return the weights in a checkpoint by the model's own names, which some models store by others."""
+    weights: dict[str, Any] = dict(load_file(checkpoint / "model.safetensors"))
+    if model.state_dict().keys() - set(model.all_tied_weights_keys) <= weights.keys():
+        return weights
+    loaded: PreTrainedModel = load_weights(type(model), str(checkpoint), dtype=model.dtype)
+    return loaded.state_dict()
+
+
+def require_same_network(config: PreTrainedConfig, checkpoint: Path) -> None:
     """Raise UserError naming the first field in which the network of a checkpoint differs from that of a run.
 
     Example:
         >>> from tempfile import mkdtemp
+        >>> from fgpt_hf import FGPTConfig
         >>> checkpoint = Path(mkdtemp())
         >>> FGPTConfig(norm="rmsnorm").save_pretrained(checkpoint)
         >>> require_same_network(FGPTConfig(norm="rmsnorm", residual_dropout=0.1), checkpoint)
@@ -165,9 +175,9 @@ def require_same_network(config: FGPTConfig, checkpoint: Path) -> None:
             ...
         fgpt_hf.errors.UserError: ... holds a network with norm='rmsnorm', and the run's has norm='layernorm': ...
     """
-    recorded = load_config(str(checkpoint))
-    for name in NETWORK_FIELDS:
-        theirs, ours = getattr(recorded, name, None), getattr(config, name)
+    recorded = type(config).from_pretrained(checkpoint)
+    for name in NETWORK_FIELDS if isinstance(config, FGPTConfig) else SHAPE_FIELDS:
+        theirs, ours = (getattr(each.get_text_config(), name, None) for each in (recorded, config))
         if theirs != ours:
             raise UserError(
                 f"{checkpoint} holds a network with {name}={theirs!r}, and the run's has {name}={ours!r}: resume with "

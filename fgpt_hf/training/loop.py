@@ -38,7 +38,7 @@ from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.signals import exit_code_of, stop_signals
 from fgpt_hf.training.advice import Adviser, Facts, bits_of_base
 from fgpt_hf.training.checkpoints import Progress, TrainingState, step_of, too_few_steps
-from fgpt_hf.training.optim import build_optimizer
+from fgpt_hf.training.optim import build_optimizer, describe_groups
 from fgpt_hf.training.outlook import Epoch, Forecast
 from fgpt_hf.training.run_folder import RunFolder, read_metrics
 from fgpt_hf.training.step import Step, Stepper
@@ -159,6 +159,8 @@ class Trainer:
         if run.torch_compile:
             model.get_decoder().compile()  # in place, so that names and classes do not change
         forward = shard(self.objective, accelerator) if run.fsdp else accelerator.prepare_model(self.objective)
+        if run.print_groups:
+            logger.info("parameters by optimizer and weight decay:\n%s", describe_groups(model, run.optim))
         optimizer = build_optimizer(model, run)
         state = TrainingState(accelerator, self.objective, self.tokenizer, optimizer, self.batches, Progress())
         if checkpoint := self._checkpoint():

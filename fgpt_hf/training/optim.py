@@ -6,8 +6,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
@@ -15,46 +16,62 @@ from fgpt_hf.runtime.hardware import supports_bf16
 
 
 class Rule(NamedTuple):
-    """How the parameters learn whose names match `pattern`, and no earlier rule's.
+    """How one kind of parameters learns.
 
     Attributes:
-        is_inner: whether they are matrices inside the layers, which `optim` names the optimizer of; AdamW is that of
-            all others.
+        kind: what they are.
+        is_inner: whether `optim` names their optimizer; AdamW is that of all others.
         decays: whether weight decay applies to them.
     """
 
-    pattern: str
+    kind: str
     is_inner: bool
     decays: bool
 
 
-RULES = (
-    Rule(r"\blora_[AB]\b|\btrainable_tokens_delta\b", is_inner=False, decays=False),
-    Rule(r"\bbias$|norm\.\w+$", is_inner=False, decays=False),
-    Rule(r"\b(embed_\w+|lm_head)\.weight$", is_inner=False, decays=True),
-    Rule(r"\blayers\.\d+\..*\.weight$", is_inner=True, decays=True),
-)
+ADAPTERS = Rule("adapters", is_inner=False, decays=False)
+VECTORS = Rule("biases, normalizations and other vectors", is_inner=False, decays=False)
+EMBEDDINGS = Rule("embeddings and head", is_inner=False, decays=True)
+OTHERS = Rule("arrays of other forms, such as stacked experts", is_inner=False, decays=True)
+MATRICES = Rule("matrices inside the layers", is_inner=True, decays=True)
+RULES = (ADAPTERS, VECTORS, EMBEDDINGS, OTHERS, MATRICES)
 Groups = list[dict[str, Any]]  # as torch's optimizers take them: parameters with their rate and decay
+
+_ADAPTER = re.compile(r"\blora_[AB]\b|\btrainable_tokens_delta\b")
+_IN_LAYERS = re.compile(r"\.\d+\.")  # layers are numbered, whatever they are called
 
 
 def parameter_groups(model: nn.Module) -> list[tuple[Rule, list[tuple[str, nn.Parameter]]]]:
-    """Group the trainable parameters, with their names, by the first rule of `RULES` that matches each.
-
-    Raises:
-        UserError: no rule matches a parameter.
-    """
+    """Group the trainable parameters of any language model, with their names, by what they are."""
+    embeddings = {id(parameter) for parameter in _embeddings(model)}
     groups: dict[Rule, list[tuple[str, nn.Parameter]]] = {rule: [] for rule in RULES}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rule = next((rule for rule in RULES if re.search(rule.pattern, name)), None)
-            if rule is None:
-                raise UserError(f"no optimizer rule matches the parameter {name}: add one to RULES in {__name__}")
-            groups[rule].append((name, parameter))
+            groups[_rule_of(name, parameter, id(parameter) in embeddings)].append((name, parameter))
     return [(rule, members) for rule, members in groups.items() if members]
 
 
+def _rule_of(name: str, parameter: nn.Parameter, is_embedding: bool) -> Rule:
+    if _ADAPTER.search(name):
+        return ADAPTERS
+    if is_embedding:
+        return EMBEDDINGS
+    if parameter.ndim < 2:
+        return VECTORS
+    return MATRICES if parameter.ndim == 2 and _IN_LAYERS.search(name) else OTHERS
+
+
+def _embeddings(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the weights of all embeddings, and of the output head."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module.weight
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    yield from head.parameters() if isinstance(head, nn.Module) else ()
+
+
 def describe_groups(model: nn.Module, optim: str) -> str:
-    """Return a line for each group: optimizer, decay, number of parameters, pattern.
+    """Return a line for each group: optimizer, decay, number of parameters, what they are, and one of their names.
 
     Example:
         >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
@@ -64,7 +81,7 @@ def describe_groups(model: nn.Module, optim: str) -> str:
     """
     return "\n".join(
         f"{_optimizer_of(rule, optim):6} {'decayed' if rule.decays else 'free':8}"
-        f"{sum(parameter.numel() for _, parameter in members):>14,}  {rule.pattern}"
+        f"{sum(parameter.numel() for _, parameter in members):>14,}  {rule.kind}, such as {members[0][0]}"
         for rule, members in parameter_groups(model)
     )
 

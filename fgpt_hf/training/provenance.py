@@ -36,6 +36,9 @@ class Provenance:
         training_flops: floating-point operations of the training.
         commit: of the checkout that the run used, where that was unchanged.
         network_code_sha256: of the network's own two files, which tells a run with a changed block from others.
+        model_type: the network's, as transformers names it.
+        base_license: the license of the model that the run started from, as its card states it.
+        added_tokens: tokens that the run gave the model's tokenizer.
         started_from: the run before, where the run starts from a model of the same machine.
     """
 
@@ -49,6 +52,9 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
     network_code_sha256: str | None = None
+    model_type: str | None = None
+    base_license: str | None = None
+    added_tokens: Sequence[str] = ()
     started_from: RunBefore | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import Timeout
+from transformers import PreTrainedConfig
 
 from fgpt_hf.config.option_groups import DatasetOptions, TextSource
 from fgpt_hf.config.runs import Run
@@ -33,6 +34,8 @@ from fgpt_hf.files import (
     write_json_lines,
 )
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
+from fgpt_hf.model.io import model_name
+from fgpt_hf.model.license import license_of
 from fgpt_hf.model.own_code import network_code_hash
 from fgpt_hf.parsing import Kind, as_type, parse_yaml
 from fgpt_hf.runtime.estimate import flops_per_token
@@ -298,12 +301,18 @@ def _typed(path: Path, number: int, kind: type[Kind], line: Mapping[str, Any]) -
 
 
 def record_provenance(
-    folder: RunFolder, accelerator: Accelerator, data: DataProvenance, config: FGPTConfig, tokens: int
+    folder: RunFolder,
+    accelerator: Accelerator,
+    data: DataProvenance,
+    config: PreTrainedConfig,
+    tokens: int,
+    added_tokens: Sequence[str] = (),
 ) -> None:
     """Write `provenance.json` into the run's folder: data, device, processes, versions, and the code's commit and hash.
 
     Args:
         tokens: how many the training took, for its operations by `estimate.flops_per_token`.
+        added_tokens: tokens that the run gave the model's tokenizer.
     """
     if not folder.is_writer:
         return
@@ -317,7 +326,10 @@ def record_provenance(
         training_flops=flops_per_token(folder.run, config) * tokens,
         versions=package_versions(),
         commit=_commit(),
-        network_code_sha256=network_code_hash(),
+        network_code_sha256=network_code_hash() if isinstance(config, FGPTConfig) else None,
+        model_type=config.model_type,
+        base_license=license_of(model_name(folder.run.start_model)) if folder.run.start_model else None,
+        added_tokens=added_tokens,
         started_from=_run_before(folder.run),
     )
     write_json(folder.path / PROVENANCE, provenance.to_json())

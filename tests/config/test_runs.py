@@ -52,6 +52,7 @@ def test_a_recorded_run_repeats_no_order_for_one_start(tmp_path: Path) -> None:
         assert (again.overwrite_output_dir, again.resume_from_checkpoint) == (False, None)
     assert {field.name for field, option in described_fields(BaseRun) if option.one_time} == {
         "overwrite_output_dir",
+        "print_groups",
         "resume_from_checkpoint",
     }
 

@@ -117,13 +117,13 @@ def test_roles_in_a_wrong_order_are_named_as_the_template_names_them(tmp_path: P
     assert "1 left out, not a conversation: message 1 has the role 'assistant'" in opened(tmp_path, rows).description
 
 
-def test_a_template_that_marks_no_reply_is_said_before_training(
+def test_a_template_under_which_replies_cannot_be_told_is_said_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unmarked = build_tokenizer(CONTEXT)
-    unmarked.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    unmarked.chat_template = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     monkeypatch.setattr("tests.data.test_instruct.tokenizer", lambda: unmarked)
-    with pytest.raises(UserError, match="does not mark what the assistant says"):
+    with pytest.raises(UserError, match="message 2 shows that the chat template writes a message in another way"):
         opened(tmp_path, chats(40))
     assert len(opened(tmp_path, chats(40), assistant_only_loss=False).rows)
 

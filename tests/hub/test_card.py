@@ -13,9 +13,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from fgpt_hf import FGPTForCausalLM
-from fgpt_hf.config.option_groups import PreferenceLoss
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import InstructRun, Run
+from fgpt_hf.config.tuning_options import PreferenceLoss
 from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.results import ResultsRecord, TaskDataset

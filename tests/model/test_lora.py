@@ -13,7 +13,7 @@ from fgpt_hf.model.io import load_fgpt, load_model, save_model
 from fgpt_hf.model.lora import ADAPTER, adapter_parameters, has_adapter
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, ROLE_TOKENS
-from fgpt_hf.training.finetuning import open_model
+from fgpt_hf.training.start_model import open_model
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.tiny import random_model, save
 from tests.support.tiny_network import MODERN
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_adapter_loads_as_the_whole_model_with_its_own_ends(base: Path, tmp_path: Path) -> None:
-    model, own_tokenizer = open_model(run_from(base, use_peft=True, lora_r=4))
+    model, own_tokenizer, *_ = open_model(run_from(base, use_peft=True, lora_r=4))
     step_of(model)
     save_model(model, own_tokenizer, tmp_path / "run" / "model")
     for load in (load_model, load_fgpt):
@@ -45,7 +45,7 @@ def test_an_adapter_loads_as_the_whole_model_with_its_own_ends(base: Path, tmp_p
 def test_an_adapter_on_other_blocks_learns_the_role_tokens_of_both_embeddings(network: str, tmp_path: Path) -> None:
     start = random_model(**MODERN[network])
     run = run_from(save(start, tmp_path / "base"), use_peft=True, lora_r=4)
-    model, own_tokenizer = open_model(run)
+    model, own_tokenizer, *_ = open_model(run)
     assert model.num_parameters(only_trainable=True) == adapter_parameters(run, model.config)
     step_of(model)
     save_model(model, own_tokenizer, tmp_path / "adapter")
@@ -57,7 +57,7 @@ def test_an_adapter_on_other_blocks_learns_the_role_tokens_of_both_embeddings(ne
 
 def test_an_adapter_on_an_adapter_keeps_both(base: Path, tmp_path: Path) -> None:
     for start, target in ((base, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
-        model, own_tokenizer = open_model(run_from(start, use_peft=True, lora_r=4))
+        model, own_tokenizer, *_ = open_model(run_from(start, use_peft=True, lora_r=4))
         step_of(model)
         save_model(model, own_tokenizer, target)
     whole, _ = load_fgpt(str(tmp_path / "second"))
@@ -70,7 +70,7 @@ def changed_config(folder: Path, **fields: object) -> None:
 
 
 def test_an_adapter_that_cannot_be_merged_is_one_clear_line(base: Path, tmp_path: Path, server: LoopbackHub) -> None:
-    model, own_tokenizer = open_model(run_from(base, use_peft=True, lora_r=4))
+    model, own_tokenizer, *_ = open_model(run_from(base, use_peft=True, lora_r=4))
     save_model(model, own_tokenizer, tmp_path / "adapter")
     weights = load_file(tmp_path / "adapter" / ADAPTER)
 

@@ -26,7 +26,7 @@ from fgpt_hf.runtime.estimate import (
     rows_on_device,
 )
 from fgpt_hf.runtime.hardware import GPUS, Machine, find_gpu, known_machine, this_machine
-from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
+from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
 from tests.support.tiny_network import EVERY_NETWORK
 
@@ -82,7 +82,8 @@ def test_operations_are_those_of_the_matrix_products(network: str) -> None:
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 32, dtype=torch.int64)).logits.sum().backward()
-    assert flops_per_token(TINY, config) == pytest.approx(counter.get_total_flops() / 64, rel=0.005)
+    run = replace(TINY, max_position_embeddings=32)
+    assert flops_per_token(run, config) == pytest.approx(counter.get_total_flops() / 64, rel=0.005)
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw"])
@@ -104,7 +105,7 @@ def test_optimizer_states_are_those_after_a_step(optim: str) -> None:
 def test_an_adapters_gradients_and_states_are_all_that_there_are(targets: str) -> None:
     run = replace(ADAPTED, lora_target_modules=targets)
     model = FGPTForCausalLM(TINY_NETWORK)
-    add_adapter(model, run)
+    add_adapter(model, run, build_tokenizer())
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     need = memory(run, TINY_NETWORK, MACHINE, rows=1, micro_batches=1)
     assert need.gradients == sum(parameter.nbytes for parameter in learning)
@@ -115,7 +116,7 @@ def test_an_adapters_gradients_and_states_are_all_that_there_are(targets: str) -
 def test_operations_with_an_adapter_are_those_of_the_matrix_products() -> None:
     model = FGPTForCausalLM(TINY_NETWORK)
     model.set_attn_implementation("eager")
-    add_adapter(model, ADAPTED)
+    add_adapter(model, ADAPTED, build_tokenizer())
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 128, dtype=torch.int64)).logits.sum().backward()
     assert flops_per_token(ADAPTED, TINY_NETWORK) == pytest.approx(counter.get_total_flops() / 256, rel=0.005)
@@ -126,7 +127,7 @@ def kept_for_backward(run: Run, rows: int, config: FGPTConfig = TINY_NETWORK) ->
     model = FGPTForCausalLM(config).train()
     model.set_attn_implementation(run.attn_implementation)
     if isinstance(run, TuningRun) and run.use_peft:
-        add_adapter(model, run)
+        add_adapter(model, run, build_tokenizer())
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

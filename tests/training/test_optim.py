@@ -12,6 +12,7 @@ from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.schedules import weight_decay_factor
 from fgpt_hf.training.optim import (
+    OTHERS,
     Muon,
     build_optimizer,
     describe_groups,
@@ -56,12 +57,12 @@ def test_the_groups_can_be_printed(model: FGPTForCausalLM) -> None:
     assert "muon" not in describe_groups(model, "adamw")
 
 
-def test_a_frozen_parameter_is_left_out_and_an_unknown_one_is_named(model: FGPTForCausalLM) -> None:
+def test_a_frozen_parameter_is_left_out_and_one_of_another_form_learns_by_adamw(model: FGPTForCausalLM) -> None:
     model.get_input_embeddings().requires_grad_(False)
     assert "model.embed_tokens.weight" not in [name for _, members in parameter_groups(model) for name, _ in members]
-    model.extra = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="no optimizer rule matches the parameter extra"):
-        parameter_groups(model)
+    model.model.layers[0].experts = torch.nn.Parameter(torch.zeros(2, 3, 4))
+    groups = {name: rule for rule, members in parameter_groups(model) for name, _ in members}
+    assert groups["model.layers.0.experts"] == OTHERS and not OTHERS.is_inner and OTHERS.decays
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw"])

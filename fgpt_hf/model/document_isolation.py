@@ -1,0 +1,82 @@
+"""Try out what a causal language model sees: only earlier tokens, and of packed documents only its own.
+
+No attribute of a model says so, hence a trial with a few tokens.
+"""
+
+from collections.abc import Callable
+from inspect import signature
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fgpt_hf.errors import UserError
+from fgpt_hf.model.embeddings import token_embeddings
+from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+
+LENGTHS = (5, 7)  # of two documents
+TOLERANCES = {torch.float32: 1e-4}  # of the length of the states; of those in half precision:
+LOW_TOLERANCE = 0.03
+
+
+@torch.no_grad()
+def require_causal(name: str, model: PreTrainedModel) -> None:
+    """Raise UserError if a token's state depends on later tokens, as in an encoder.
+
+    Args:
+        name: the model's, for the message.
+    """
+    first, second = _documents(model)
+    changed = torch.cat([first[:, :-1], second[:, :1]], dim=1)
+    if not _are_close(_states(model, first)[:, :-1], _states(model, changed)[:, :-1]):
+        raise UserError(
+            f"{name} holds a {type(model).__name__}, in which a token sees those after it, as in an encoder: choose a "
+            "causal language model, such as a GPT-2 or a Llama"
+        )
+
+
+@torch.no_grad()
+def keeps_documents_apart(model: PreTrainedModel) -> bool:
+    """Return whether positions that begin anew keep the documents of a row from each other, as if each were alone.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> keeps_documents_apart(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=2)))
+        True
+    """
+    if isinstance(model, FGPTForCausalLM):
+        return True
+    if "position_ids" not in signature(model.forward).parameters:
+        return False
+    first, second = _documents(model)
+    positions = torch.cat([torch.arange(length, device=model.device) for length in LENGTHS])[None]
+    try:
+        packed = _states(model, torch.cat([first, second], dim=1), positions)
+    except (TypeError, ValueError, IndexError, RuntimeError):  # a model that takes no such positions
+        return False
+    return _are_close(packed[:, LENGTHS[0] :], _states(model, second))
+
+
+def _documents(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return the ids, `(1, T)`, of two documents."""
+    ids = 1 + torch.arange(sum(LENGTHS), device=model.device) * 7 % (len(token_embeddings(model)) - 1)
+    first, second = ids[None].split(LENGTHS, dim=1)
+    return first, second
+
+
+def _states(model: PreTrainedModel, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Return the final states, `(1, T, D)`, as training computes them but for dropout."""
+    network: Callable[..., Tensor] = model.get_decoder()
+    was_training = model.training
+    model.eval()
+    try:
+        given = {} if positions is None else {"position_ids": positions}
+        states: Tensor = network(input_ids=ids, use_cache=False, **given).last_hidden_state  # type: ignore[attr-defined]
+    finally:
+        model.train(was_training)
+    return states
+
+
+def _are_close(states: Tensor, expected: Tensor) -> bool:
+    tolerance = TOLERANCES.get(states.dtype, LOW_TOLERANCE)
+    return bool((states - expected).norm() <= tolerance * expected.norm())
