@@ -23,10 +23,11 @@ from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.estimate import Network
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
-from fgpt_hf.training.loop import Check, Outcome, Trainer
+from fgpt_hf.training.loop import Outcome, Trainer
 from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.run_folder import RunFolder, find_run, record_provenance, record_results
+from fgpt_hf.training.step_loop import Check
 
 
 class TrainingStage:

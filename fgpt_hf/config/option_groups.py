@@ -343,6 +343,12 @@ class CheckpointOptions:
     save_steps: int = option(1000, "Number of steps between checkpoints.")
     save_total_limit: int = option(3, "Number of checkpoints to keep; older ones are deleted.")
     logging_steps: int = option(10, "Number of steps between lines of metrics.jsonl.")
+    profile: int = option(
+        0,
+        "Number of steps to profile, after the first two: a trace and a table go to profile/ in the run's folder.",
+        minimum=0,
+        one_time=True,
+    )
     report_to: Tracker = option("none", "Tracker that also receives every line of metrics.jsonl.")
 
 

@@ -50,10 +50,8 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor, sof
         >>> summed_cross_entropy(states, embeddings, torch.tensor([1, 2, IGNORED]))  # 2 log(100)
         tensor(9.2103)
     """
-    scored = labels != IGNORED
-    total: Tensor = _SummedCrossEntropy.apply(
-        states[scored], embeddings, labels[scored], product_dtype(states), softcap
-    )
+    states, labels, scored = _scored_rows(states, labels)
+    total: Tensor = _SummedCrossEntropy.apply(states, embeddings, labels, product_dtype(states), softcap, scored)
     return total
 
 
@@ -73,9 +71,23 @@ def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor, softcap: fl
         >>> token_losses(torch.zeros(2, 8), torch.zeros(100, 8), torch.tensor([7, IGNORED]))
         tensor([4.6052, 0.0000])
     """
+    is_scored = labels != IGNORED
+    states, labels, unselected = _scored_rows(states, labels)
+    losses: Tensor = _TokenLosses.apply(states, embeddings, labels, product_dtype(states), softcap)
+    if unselected is not None:
+        return losses.masked_fill(~is_scored, 0.0)
+    return losses.new_zeros(len(is_scored)).masked_scatter(is_scored, losses)
+
+
+def _scored_rows(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the scored rows, and None; on a GPU all rows, the others with zero states, and which are scored, `(N,)`.
+
+    There a selection would make the host wait for their number, and give each batch another shape.
+    """
     scored = labels != IGNORED
-    losses: Tensor = _TokenLosses.apply(states[scored], embeddings, labels[scored], product_dtype(states), softcap)
-    return losses.new_zeros(len(labels)).masked_scatter(scored, losses)
+    if states.device.type == "cpu":
+        return states[scored], labels[scored], None
+    return states.masked_fill(~scored[:, None], 0.0), labels.clamp(min=0), scored
 
 
 @torch.no_grad()
@@ -149,27 +161,36 @@ def softmax_rows(device: str) -> int:
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """`apply(states, embeddings, labels, product_dtype, softcap)`; every row is scored."""
+    """`apply(states, embeddings, labels, product_dtype, softcap, scored)`.
+
+    Rows that are not `scored`, whose states are zero, add nothing; None stands for all rows.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype, softcap: float | None
+        ctx: Any,
+        states: Tensor,
+        embeddings: Tensor,
+        labels: Tensor,
+        dtype: torch.dtype,
+        softcap: float | None,
+        scored: Tensor | None,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:2]
         losses, *gradients = _losses_and_gradients(states, embeddings, labels, dtype, softcap, wanted)
         ctx.save_for_backward(*gradients)
-        return losses.sum()
+        return losses.sum() if scored is None else losses.masked_fill(~scored, 0.0).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         # In place: nothing else holds these, and a second matrix of the embeddings' size would double their memory.
         states_grad, embeddings_grad = (None if grad is None else grad.mul_(upstream) for grad in ctx.saved_tensors)
-        return states_grad, embeddings_grad, None, None, None
+        return states_grad, embeddings_grad, None, None, None, None
 
 
 class _TokenLosses(torch.autograd.Function):
-    """`apply(states, embeddings, labels, product_dtype, softcap)`; every row is scored."""
+    """`apply(states, embeddings, labels, product_dtype, softcap)`, the loss of every row."""
 
     @staticmethod
     def forward(
@@ -177,7 +198,7 @@ class _TokenLosses(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(states, embeddings, labels)
         ctx.dtype, ctx.softcap = dtype, softcap
-        return token_scores(states, embeddings, torch.arange(len(labels), device=labels.device), labels, softcap)[0]
+        return _losses(states, embeddings, labels, dtype, softcap)
 
     @staticmethod
     @once_differentiable
@@ -189,6 +210,20 @@ class _TokenLosses(torch.autograd.Function):
         )
         states_grad, embeddings_grad = (None if grad is None else grad.mul_(size) for grad in gradients)
         return states_grad, embeddings_grad, None, None, None
+
+
+def _losses(states: Tensor, embeddings: Tensor, labels: Tensor, dtype: torch.dtype, softcap: float | None) -> Tensor:
+    """Return the losses, `(N,)` float32."""
+    losses = states.new_empty(len(states), dtype=torch.float32)
+    for chunk, _, logits in _logit_chunks(states.to(dtype), embeddings.to(dtype)):
+        for part in _softmax_parts(logits[: chunk.stop - chunk.start]):
+            here = slice(chunk.start + part.start, chunk.start + part.stop)
+            shifted = logits[part].float()
+            _cap_(shifted, softcap)
+            shifted -= shifted.amax(dim=1, keepdim=True)
+            targets = shifted.gather(1, labels[here, None]).squeeze(1)
+            losses[here] = shifted.exp_().sum(dim=1).log() - targets
+    return losses
 
 
 def _losses_and_gradients(

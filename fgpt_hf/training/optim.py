@@ -2,17 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
-from fgpt_hf.runtime.hardware import supports_bf16
+from fgpt_hf.training.muon import Muon
 
 
 class Rule(NamedTuple):
@@ -124,35 +123,15 @@ OPTIMIZERS: Mapping[str, Callable[[Groups, Run], torch.optim.Optimizer]] = {
 }
 
 
-class Muon(torch.optim.Muon):
-    """torch's Muon (Jordan et al. 2024), with float32 products on hardware that lacks bfloat16.
+class JointOptimizer:
+    """Several optimizers of one model with the interface of one, as far as a training loop and a loss scaler need.
 
-    torch multiplies in bfloat16. Where the hardware only emulates that, products take up to a hundred times as long.
-
-    Example:
-        >>> weight = nn.Parameter(torch.zeros(4, 4))
-        >>> optimizer = Muon([weight], lr=0.02, adjust_lr_fn="match_rms_adamw")
-        >>> weight.sum().backward()
-        >>> optimizer.step()
+    Attributes:
+        skip: a tensor without dimensions that is 1 where a step is to change nothing. Muon and the fused AdamW read it
+            on their device, so that nobody waits for it; for others it is read here.
     """
 
-    def step(self, closure: Any = None) -> Any:
-        device = self.param_groups[0]["params"][0].device
-        with nullcontext() if supports_bf16(device) else _StayFloat32():
-            return super().step(closure)
-
-
-class _StayFloat32(TorchFunctionMode):
-    """A context in which `tensor.bfloat16()` returns a copy in the tensor's own type."""
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.bfloat16:
-            return args[0].clone()
-        return func(*args, **(kwargs or {}))
-
-
-class JointOptimizer:
-    """Several optimizers of one model with the interface of one, as far as a training loop and a loss scaler need."""
+    skip: Tensor | None = None
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
@@ -192,8 +171,12 @@ class JointOptimizer:
             group.update(settings)
 
     def step(self, closure: None = None) -> None:
-        """Update all parameters."""
+        """Update all parameters, unless `skip` is 1."""
         for optimizer in self.optimizers:
+            if isinstance(optimizer, Muon) or optimizer.defaults.get("fused"):
+                optimizer.grad_scale, optimizer.found_inf = None, self.skip  # type: ignore[attr-defined]  # see GradScaler
+            elif self.skip is not None and bool(self.skip):
+                continue
             optimizer.step()
 
     def forget(self) -> None:

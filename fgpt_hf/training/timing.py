@@ -31,9 +31,11 @@ def time_first_step(stepper: Stepper, micro_batches: Sequence[Batch], rows_open:
         for part in (1, 2, 4) if rows_open else (1,):
             if largest % part == 0:
                 stepper.plan = stepper.plan.with_rows(largest // part)
-                stepper.take(_divided(micro_batches, stepper.plan.rows)[:2], 0)  # compiles, allocates, may lack memory
+                stepper.take(
+                    _divided(micro_batches, stepper.plan.rows)[:2], 0
+                ).read()  # compiles, allocates, may lack memory
                 batches = _divided(micro_batches, stepper.plan.rows)
-                seconds = step_seconds(lambda some: stepper.take(some, 0), batches)
+                seconds = step_seconds(lambda some: stepper.take(some, 0).read(), batches)
                 times[stepper.plan] = seconds  # by what is left of the plan if memory ran out
     stepper.plan, seconds = alike(min(times.items(), key=lambda timed: timed[1]))
     return _divided(micro_batches, stepper.plan.rows), seconds

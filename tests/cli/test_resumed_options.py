@@ -149,7 +149,7 @@ NO_EFFECT: dict[type[Run], set[str]] = {
     InstructRun: {"lora_dropout", "merge_adapter"},
     PreferenceRun: {"weight_decay", "muon_momentum"},
 }
-ONE_START = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
+ONE_START = {"output_dir", "profile", "overwrite_output_dir", "resume_from_checkpoint"}
 # With max_steps, as which the first was recorded: tested below; and the second in tests/training/test_timing.py.
 REFUSED_TOGETHER = {"num_train_epochs", "max_minutes"}
 

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.schedules import weight_decay_factor
+from fgpt_hf.training.muon import MOST_VALUES, Muon
 from fgpt_hf.training.optim import (
     OTHERS,
-    Muon,
+    JointOptimizer,
     build_optimizer,
     describe_groups,
     parameter_groups,
@@ -92,7 +93,7 @@ def test_muons_updates_are_as_large_as_adamws(model: FGPTForCausalLM) -> None:
 @pytest.mark.parametrize("has_bf16", [False, True])
 def test_muon_is_torchs_and_multiplies_what_the_hardware_does(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products that the hardware only emulates take a hundred times as long."""
-    monkeypatch.setattr("fgpt_hf.training.optim.supports_bf16", lambda device: has_bf16)
+    monkeypatch.setattr("fgpt_hf.training.muon.supports_bf16", lambda device: has_bf16)
     torch.manual_seed(0)
     start, gradient = torch.randn(24, 16), torch.randn(24, 16)
     moved = []
@@ -115,7 +116,7 @@ class TypesOfProducts(TorchDispatchMode):
         self.seen: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.baddbmm):
             self.seen.add(args[0].dtype)
         return func(*args, **(kwargs or {}))
 
@@ -129,3 +130,51 @@ def test_weight_decay_falls_from_its_own_value_to_zero_where_there_is_any(model:
             found.append(sorted({group["weight_decay"] for group in optimizer.param_groups}))
         end = [0.0, 0.2] if kind == "constant" else [0.0]
         assert found == [[0.0, 0.2], [0.0, pytest.approx(middle)], end]
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_muon_moves_matrices_of_all_shapes_as_torchs_does_step_by_step(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgpt_hf.training.muon.supports_bf16", lambda device: has_bf16)
+    monkeypatch.setitem(MOST_VALUES, "cpu", 1000)  # so that some are orthogonalized together
+    random = torch.Generator().manual_seed(0)
+    start = [torch.randn(*shape, generator=random) for shape in ((24, 16), (16, 24), (16, 16), (24, 16), (24, 16))]
+    moved = []
+    for optimizer_class in (torch.optim.Muon, Muon):
+        weights = [nn.Parameter(weight.clone()) for weight in start]
+        optimizer = optimizer_class(weights, lr=0.02, adjust_lr_fn="match_rms_adamw")
+        gradients = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=gradients)
+            optimizer.step()
+        moved.append([weight.detach() for weight in weights])
+    torch.testing.assert_close(*moved, rtol=0, atol=0 if has_bf16 else 2e-3)
+
+
+@pytest.mark.parametrize("optim", ["muon", "adamw"])
+def test_a_step_to_skip_leaves_weights_and_moments_as_they_are(model: FGPTForCausalLM, optim: str) -> None:
+    optimizer = build_optimizer(model, replace(RUN, optim=optim))
+
+    def step(gradient: float, skip: float) -> list[torch.Tensor]:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.skip = torch.tensor(skip)
+        optimizer.step()
+        states = [value for one in optimizer.optimizers for state in one.state.values() for value in state.values()]
+        return [tensor.detach().clone() for tensor in (*model.parameters(), *states)]
+
+    before = step(0.5, skip=0.0)
+    for gradient in (float("nan"), float("inf"), 0.0):
+        torch.testing.assert_close(step(gradient, skip=1.0), before, rtol=0, atol=0)
+    assert not torch.equal(step(0.5, skip=0.0)[0], before[0])
+
+
+def test_an_optimizer_that_knows_nothing_of_skipping_is_not_called(model: FGPTForCausalLM) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = JointOptimizer([torch.optim.SGD([weight], lr=1.0)])
+    for skip, expected in ((1.0, 1.0), (0.0, 0.0)):
+        weight.grad, optimizer.skip = torch.ones(2), torch.tensor(skip)
+        optimizer.step()
+        assert weight.tolist() == [expected] * 2

@@ -12,6 +12,7 @@ import torch
 
 from fgpt_hf.files import read_json_lines
 from fgpt_hf.runtime.plan import TrainingPlan
+from fgpt_hf.runtime.transfers import HostCopy
 from fgpt_hf.training.run_folder import RunFolder, read_record
 from fgpt_hf.training.timing import step_seconds, time_first_step
 from tests.support.loop_run import TINY
@@ -72,10 +73,11 @@ class InventedStepper:
         optimizer = SimpleNamespace(set_learning_rate=lambda rate: None, forget=lambda: None)
         self.state = SimpleNamespace(optimizer=optimizer, accelerator=SimpleNamespace(scaler=None))
 
-    def take(self, micro_batches: Sequence[dict[str, torch.Tensor]], received_signal: int) -> None:
+    def take(self, micro_batches: Sequence[dict[str, torch.Tensor]], received_signal: int) -> HostCopy:
         if len(micro_batches[0]["labels"]) > 4:
             self.plan = self.plan.with_rows(self.plan.rows // 2)
         self.clock[0] += sum(self.SECONDS[min(4, len(batch["labels"]))] for batch in micro_batches)
+        return HostCopy(torch.zeros(1))
 
 
 @pytest.mark.parametrize(("is_open", "rows", "seconds"), [(True, 2, 4.0), (False, 4, 6.0)])

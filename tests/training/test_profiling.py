@@ -1,0 +1,21 @@
+"""`--profile N` leaves a trace and a table of N steps, and changes nothing else."""
+
+import json
+from pathlib import Path
+
+from tests.training.test_loop import assert_equal_runs, refusal, succeed
+
+
+def test_a_profile_has_a_trace_and_a_table(tmp_path: Path) -> None:
+    succeed(tmp_path / "plain", "--max_steps=6")
+    output = succeed(tmp_path / "profiled", "--max_steps=6", "--profile=3")
+    folder = tmp_path / "profiled" / "profile"
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert len({event["name"] for event in events if str(event["name"]).startswith("ProfilerStep#")}) == 3
+    assert "aten::mm" in (folder / "operations.txt").read_text()
+    assert "profile of 3 steps" in output
+    assert_equal_runs(tmp_path / "profiled", tmp_path / "plain")
+
+
+def test_a_profile_of_fewer_than_no_steps_is_refused(tmp_path: Path) -> None:
+    assert "profile=-1 must be zero or more" in refusal(tmp_path / "run", "--profile=-1")
