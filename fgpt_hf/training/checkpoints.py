@@ -2,14 +2,18 @@
 
 A checkpoint is a model folder, which `from_pretrained` loads, with two more files: `training.pt`, which holds the
 optimizers' state, the random number generators, the position in the data and the counters; and a manifest with the
-hashes of all files. It does not depend on the number of processes that wrote it.
+hashes of all files. Several processes write the optimizers' state to a folder of shards instead, each its own part.
+Whatever their number, any other can go on from it.
 """
 
 import errno
 import logging
 import random
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_weights, save_model
 from fgpt_hf.model.lora import has_adapter, restore_adapter
 from fgpt_hf.model.shapes import NETWORK_FIELDS
+from fgpt_hf.training import shards
 from fgpt_hf.training.optim import JointOptimizer
 
 logger = logging.getLogger(__name__)
@@ -90,32 +95,51 @@ class TrainingState:
         weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         return {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
 
-    def save(self, folder: Path, keep: int) -> Path:
-        """Write the checkpoint of this step, delete all but the `keep` newest ones, and return its path.
+    def save(self, folder: Path, keep: int) -> Future[Path]:
+        """Write the checkpoint of this step, and delete all but the `keep` newest ones; every process must call it.
 
-        Every process must call it.
+        A single process has written it when this returns. Several write in the background, each its own part of the
+        optimizer's state; the last save must have ended before the next.
 
-        Raises:
-            OSError: it could not be written, for lack of space say; earlier checkpoints are unchanged.
+        Returns:
+            The checkpoint's path, which raises OSError if it could not be written, for lack of space say; earlier
+            checkpoints are unchanged.
         """
         weights, training = self.weights(), self._training_state()
         checkpoint = folder / checkpoint_name(self.progress.step)
+
+        def write(extra: Callable[[Path], None] = lambda partial: None) -> Path:
+            with atomic_directory(checkpoint) as partial:
+                extra(partial)
+                save_model(self.model, self.tokenizer, partial, weights)
+                _save(training, partial / "training.pt")
+                write_manifest(partial)
+            rotate(folder, keep, checkpoint)
+            return checkpoint
+
+        if self.accelerator.num_processes > 1:
+            weights = {name: weight.clone() for name, weight in weights.items()}  # which training goes on to change
+            states = get_optimizer_state_dict(self.model, self.optimizer.optimizers)
+            return self._sharded_writer.write(shards.staged(states), checkpoint, write)
+        written: Future[Path] = Future()
         try:
-            if self.accelerator.is_main_process:
-                with atomic_directory(checkpoint) as partial:
-                    save_model(self.model, self.tokenizer, partial, weights)
-                    _save(training, partial / "training.pt")
-                    write_manifest(partial)
-                rotate(folder, keep, checkpoint)
-        finally:
-            self.accelerator.wait_for_everyone()
-        return checkpoint
+            written.set_result(write())
+        except OSError as error:
+            written.set_exception(error)
+        return written
+
+    @cached_property
+    def _sharded_writer(self) -> "shards.BackgroundWriter":
+        return shards.BackgroundWriter()
 
     def _training_state(self) -> dict[str, Any]:
         """Return the contents of `training.pt`; every process must call it."""
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        optimizer = None  # several processes have it in shards
+        if self.accelerator.num_processes == 1:
+            whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            optimizer = get_optimizer_state_dict(self.model, self.optimizer.optimizers, options=whole)
         return {
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer.optimizers, options=whole),
+            "optimizer": optimizer,
             "random": gather_object([_random_state()]),
             "batches": self.batches.state_dict(),
             "progress": asdict(self.progress),
@@ -137,7 +161,7 @@ class TrainingState:
         else:
             set_model_state_dict(self.model, _stored_weights(self.model, checkpoint), options=whole)
         with self.optimizer.keeping_settings():  # those of this start, not the recorded ones
-            set_optimizer_state_dict(self.model, self.optimizer.optimizers, training["optimizer"], options=whole)
+            self._restore_optimizer(checkpoint, training["optimizer"])
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
         if self.accelerator.scaler and training["scaler"]:
@@ -150,6 +174,17 @@ class TrainingState:
                 "%s was written by %d processes and continues on %d: the rows are the same, dropout is not",
                 *(checkpoint, len(states), processes),
             )
+
+    def _restore_optimizer(self, checkpoint: Path, recorded: dict[str, Any] | None) -> None:
+        """Take over the optimizer's state: as a single process recorded it, or from the shards of several."""
+        if recorded is not None:
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_optimizer_state_dict(self.model, self.optimizer.optimizers, recorded, options=options)
+            return
+        states = get_optimizer_state_dict(self.model, self.optimizer.optimizers)
+        shards.read(states, checkpoint)
+        options = StateDictOptions(strict=False)
+        set_optimizer_state_dict(self.model, self.optimizer.optimizers, states, options=options)
 
 
 def _stored_weights(model: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:

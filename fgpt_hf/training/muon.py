@@ -144,7 +144,8 @@ def _gather(own: Sequence[Tensor], like: Sequence[Tensor], processes: dist.Proce
     each = len(_share(len(like), processes, 0))
     padded = [*own, *[torch.zeros_like(like[0])] * (each - len(own))]
     gathered = like[0].new_empty(each * processes.size(), *like[0].shape)
-    dist.all_gather_into_tensor(_as_bytes(gathered), _as_bytes(torch.stack(padded)), group=processes)
+    parts = [_as_bytes(part) for part in gathered.chunk(processes.size())]
+    dist.all_gather(parts, _as_bytes(torch.stack(padded)), group=processes)
     return list(gathered[: len(like)])
 
 

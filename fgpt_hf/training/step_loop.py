@@ -5,6 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 
@@ -85,6 +86,7 @@ class StepLoop:
         self.accelerator, self.progress = state.accelerator, state.progress
         self.machine = this_machine(self.accelerator.device, self.accelerator.num_processes)
         self.clock = time.perf_counter()  # from when on time counts as that of steps
+        self.saving: tuple[int, Future[Path]] | None = None  # a step and its checkpoint, which is being written
         self.data_seconds = 0.0
         self.step_seconds = 0.0  # of the steps that were timed
         self.check_times: list[CheckTime] = []
@@ -146,6 +148,16 @@ class StepLoop:
     def run_steps(self, received_signal: Callable[[], int]) -> int:
         """Take steps until the last one, or until a signal comes before that; return the signal, or 0.
 
+        When this ends, however it does, no checkpoint is still being written.
+        """
+        try:
+            return self._take_steps(received_signal)
+        finally:
+            self._end_saving()
+
+    def _take_steps(self, received_signal: Callable[[], int]) -> int:
+        """Take the steps of `run_steps`.
+
         A step is read when the next one is queued, so that the device never waits for the host; but at once where
         something is to be measured or saved, which belongs to its weights.
         """
@@ -164,6 +176,7 @@ class StepLoop:
                 while len(queued) > (0 if is_awaited else 1):
                     signal = self._finish(queued.popleft(), bar) or signal
                     is_awaited = is_awaited or signal > 0
+                self._end_saving(wait=False)
                 if is_awaited and (self._is_due(self.run.save_steps) or signal):
                     self._save_checkpoint()
                 if signal and progress.step < last:
@@ -284,8 +297,17 @@ class StepLoop:
                     logger.warning("advice: %s", advice)
 
     def _save_checkpoint(self) -> None:
+        """Begin to save, when the last checkpoint is written."""
+        self._end_saving()
+        self.saving = self.progress.step, self.state.save(self.folder.checkpoints, self.run.save_total_limit)
+        self._end_saving(wait=False)
+
+    def _end_saving(self, wait: bool = True) -> None:
+        """Tell of the checkpoint that is being written, when it is; `wait` for that or leave it for later."""
+        if self.saving is None or not (wait or self.saving[1].done()):
+            return
+        (step, written), self.saving = self.saving, None
         try:
-            self.on_checkpoint(self.state.save(self.folder.checkpoints, self.run.save_total_limit))
+            self.on_checkpoint(written.result())
         except OSError as error:
-            step = self.progress.step
             logger.error("no checkpoint of step %d, but the earlier ones are complete: %s", step, error)
