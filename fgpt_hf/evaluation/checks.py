@@ -3,7 +3,9 @@
 Legend: N rows, T tokens of a row, V vocabulary.
 """
 
+import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -25,6 +27,7 @@ from fgpt_hf.losses.objectives import Batch, Objective, next_token_prediction
 from fgpt_hf.model.io import context_length
 from fgpt_hf.runtime.distributed import all_reduce_sum
 from fgpt_hf.tokenizer.chat_template import rendering
+from fgpt_hf.tokenizer.document_encoder import rules_of
 
 Prompt = list[dict[str, Any]]
 
@@ -83,6 +86,8 @@ class ValidationLoss:
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """Return the bytes of text that each id stands for, `(V,)`: 0 for control tokens and unused ids.
 
+    A byte-level vocabulary writes each byte as one character; others hold text.
+
     Example:
         >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
         >>> tokenizer = build_tokenizer()
@@ -90,10 +95,16 @@ def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tens
         tensor(6)
     """
     lengths, control = torch.zeros(vocabulary, dtype=torch.int64), set(tokenizer.all_special_ids)
+    is_byte_level = '"ByteLevel"' in json.dumps(rules_of(tokenizer)["decoder"])
     for token, index in tokenizer.get_vocab().items():
         if index not in control:
-            lengths[index] = len(token)  # byte-level BPE writes each byte as one character
+            lengths[index] = len(token) if is_byte_level else _bytes_in_words(token)
     return lengths
+
+
+def _bytes_in_words(token: str) -> int:
+    """Return the bytes of a token of SentencePiece, which writes spaces as U+2581 and single bytes as `<0x0A>`."""
+    return 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.replace("\u2581", " ").encode())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from fgpt_hf.chat import ChatSession, load_for_chat
 from fgpt_hf.cli import train_base, train_instruct, train_preference
@@ -72,7 +72,7 @@ def runs(request: pytest.FixtureRequest, place: Path) -> Any:
 def train(stage: Any, *flags: str) -> str:
     done = run_command(f"{stage.__name__.rpartition('.')[2]}.py", *flags)
     assert done.returncode == 0, done.stderr
-    return done.stderr
+    return done.stdout + done.stderr
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -224,6 +224,38 @@ def test_models_that_cannot_learn_are_refused(place: Path, tmp_path: Path) -> No
     (endless / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "has no end of text" in answer(endless)
     assert "load_in_4bit needs use_peft" in answer(start, "--load_in_4bit")
+
+
+def test_weights_of_4_bits_are_refused_where_bitsandbytes_serves_no_device(place: Path, tmp_path: Path) -> None:
+    start = save_any("llama", tmp_path / "llama")
+    flags = [*TUNING, f"--dataset_name={place / 'chats.jsonl'}", f"--model_name_or_path={start}", "--use_peft"]
+    said = refused(train_instruct, *flags, "--load_in_4bit", f"--output_dir={tmp_path}/o")
+    assert "load_in_4bit needs a GPU that bitsandbytes serves" in said
+
+
+def test_an_adapter_is_kept_apart_unless_the_embeddings_grow(place: Path, tmp_path: Path) -> None:
+    llama, gpt2 = (save_any(name, tmp_path / name) for name in ("llama", "gpt2"))
+    flags = [*TUNING, f"--dataset_name={place / 'chats.jsonl'}", "--use_peft", "--merge_adapter=false"]
+    train(train_instruct, *EVERY, *flags, f"--model_name_or_path={llama}", f"--output_dir={tmp_path}/run")
+    assert not (tmp_path / "run" / "model" / "model.safetensors").exists()
+    model, _ = load_model(str(tmp_path / "run" / "model"))
+    assert model.config.model_type == "llama"
+    assert "trust_remote_code" not in (tmp_path / "run" / "model" / "README.md").read_text()
+    said = refused(train_instruct, *flags, f"--model_name_or_path={gpt2}", f"--output_dir={tmp_path}/o")
+    assert "An adapter that is kept apart cannot hold these: leave merge_adapter at true" in said
+
+
+def test_documents_that_a_model_does_not_keep_apart_have_rows_of_their_own(place: Path, tmp_path: Path) -> None:
+    start = save_any("gpt2", tmp_path / "opt")
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 1}
+    config = OPTConfig(vocab_size=512, num_attention_heads=2, max_position_embeddings=128, pad_token_id=1, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(start)
+    flags = [*EVERY, f"--model_name_or_path={start}"]
+    base = [*DOCUMENTS, f"--dataset_name={place / 'documents.jsonl'}", "--max_steps=1"]
+    said = train(train_base, *flags, *base, f"--output_dir={tmp_path}/base")
+    assert "does not keep the documents of a row apart, as a trial shows" in said
+    chats = [*TUNING, f"--dataset_name={place / 'chats.jsonl'}"]
+    assert "57 conversations in 57 rows" in train(train_instruct, *flags, *chats, f"--output_dir={tmp_path}/chat")
 
 
 def test_an_estimate_reads_the_shape_of_a_model(tmp_path: Path) -> None:
