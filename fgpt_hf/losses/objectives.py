@@ -53,7 +53,7 @@ class LanguageModelObjective(Objective):
     documents end, `(B, K)`, may come with it, for attention that reads bounds (`model.packed_attention`).
 
     Example:
-        >>> from fgpt_hf import FGPTConfig
+        >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
         >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
         >>> ids = torch.tensor([[5, 6, 7]])
         >>> objective = LanguageModelObjective(model)

@@ -117,7 +117,7 @@ def _find_head(model: PreTrainedModel) -> OutputHead:
         logits = model(input_ids=ids, use_cache=False).logits[0].float()
         states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
         weight = output_embeddings(model)
-        if weight is not None and weight.shape == (logits.shape[1], states.shape[1]):
+        if weight is not None and _is_all_of_head(model, weight) and weight.shape == (logits.shape[1], states.shape[1]):
             product = (states @ weight.T.to(states.dtype)).float()
             if _are_equal(softcapped(product, logit_softcap(model)), logits):
                 return ProductHead(model)
@@ -127,6 +127,12 @@ def _find_head(model: PreTrainedModel) -> OutputHead:
         f"the head of a {type(model).__name__} cannot be told from the network before it, so its loss would need all "
         "logits at once: choose another model"
     )
+
+
+def _is_all_of_head(model: PreTrainedModel, weight: Tensor) -> bool:
+    """Return whether a model has no other parameter behind its network, such as a bias, which may still be zero."""
+    before = {id(parameter) for parameter in model.get_decoder().parameters()}
+    return all(id(parameter) in before or parameter is weight for parameter in model.parameters())
 
 
 def _own_logits_or_none(model: PreTrainedModel, states: Tensor) -> Tensor:

@@ -126,6 +126,14 @@ def test_each_head_is_found(name: str) -> None:
     assert type(output_head(model_of(name))) is (HEADS[name][1] if name in HEADS else ProductHead)
 
 
+def test_a_bias_that_is_still_zero_is_found_and_learns() -> None:
+    model = model_of("a bias")
+    torch.nn.init.zeros_(model.get_output_embeddings().bias)
+    LanguageModelObjective(model)(padded_batch()).backward()
+    assert isinstance(output_head(model), OwnHead)
+    assert model.get_output_embeddings().bias.grad.abs().sum() > 0
+
+
 def test_a_head_of_its_own_never_makes_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = model_of("a bias"), []
     output_head(model)
@@ -148,8 +156,15 @@ def test_preferences_are_learned_through_any_head(name: str) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_models_that_mix_documents_are_told(name: str = "no position_ids") -> None:
-    assert not keeps_documents_apart(model_of(name))
+def test_models_that_mix_documents_are_told() -> None:
+    assert not keeps_documents_apart(model_of("no position_ids"))
+
+
+def test_where_attention_is_still_zero_documents_are_not_taken_to_be_apart() -> None:
+    model = model_of("llama")
+    for layer in model.get_decoder().layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    assert not keeps_documents_apart(model)
 
 
 def test_an_encoder_is_refused() -> None:
