@@ -280,3 +280,16 @@ def test_a_gated_or_missing_repo_and_code_of_its_own_are_refused(server: Loopbac
     (tmp_path / "config.json").write_text(json.dumps(own))
     with pytest.raises(UserError, match="comes with code of its own.*give --trust_remote_code"):
         load_config(str(tmp_path))
+
+
+def test_sharded_weights_of_another_class_take_the_same_way(place: Path, tmp_path: Path) -> None:
+    start = save_any("gpt2", tmp_path / "gpt2")
+    data = [f"--model_name_or_path={start}", f"--dataset_name={place / 'documents.jsonl'}", "--max_steps=2"]
+    losses = []
+    for processes, flags in ((1, ["--gradient_accumulation_steps=2"]), (2, ["--fsdp"])):
+        folder = tmp_path / str(processes)
+        command = [*EVERY, *DOCUMENTS, *data, *flags, f"--output_dir={folder}"]
+        done = run_command("train_base.py", *command, processes=processes)
+        assert done.returncode == 0, done.stderr
+        losses.append([line.get("eval_loss") for line in read_json_lines(folder / "metrics.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
