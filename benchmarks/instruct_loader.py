@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fgpt_hf import FGPTForCausalLM
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PRESETS
-from fgpt_hf.data.batches import IGNORED, ShuffledRows
+from fgpt_hf.data.batch_fields import IGNORED
+from fgpt_hf.data.batches import ShuffledRows
 from fgpt_hf.data.conversations import load_conversations
 from fgpt_hf.data.instruct import chat_batch, encode_chats, pack_chats
 from fgpt_hf.data.mixtures import RowIssues

@@ -18,15 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.data.batches import (
-    DOCUMENT_ENDS,
-    IGNORED,
-    Batches,
-    ShuffledRows,
-    arrays_fingerprint,
-    at_row_end,
-    document_ends,
-)
+from fgpt_hf.data.batch_fields import DOCUMENT_ENDS, IGNORED, document_ends
+from fgpt_hf.data.batches import Batches, ShuffledRows, arrays_fingerprint, at_row_end
 from fgpt_hf.data.conversations import Conversation, Message, load_conversations
 from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.packing import assign_to_fewest_rows

@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.runs import PreferenceRun
-from fgpt_hf.data.batches import IGNORED, Batches, ShuffledRows, arrays_fingerprint
+from fgpt_hf.data.batch_fields import IGNORED
+from fgpt_hf.data.batches import Batches, ShuffledRows, arrays_fingerprint
 from fgpt_hf.data.conversations import Message
 from fgpt_hf.data.mixtures import RowIssues, split_rows
 from fgpt_hf.data.preference_pairs import Pair, load_pairs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 
 
 def logit_softcap(model: PreTrainedModel) -> float | None:

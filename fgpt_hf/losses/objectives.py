@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid, pad
 from transformers import PreTrainedModel
 
 from fgpt_hf.config.tuning_options import PreferenceLoss
-from fgpt_hf.data.batches import DOCUMENT_ENDS, IGNORED
+from fgpt_hf.data.batch_fields import DOCUMENT_ENDS, IGNORED
 from fgpt_hf.losses.linear_cross_entropy import padded_length, product_dtype
 from fgpt_hf.losses.output_head import OutputHead, output_head
 from fgpt_hf.model.embeddings import token_embeddings

@@ -18,6 +18,9 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+QUEUED_COPIES = ("cuda", "xpu")  # the devices whose copies to the host can be waited for later
+
+
 class HostCopy:
     """A copy of a few values that a device is still computing, to be read later.
 
@@ -27,8 +30,9 @@ class HostCopy:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.detach().to("cpu", non_blocking=True)  # pinned, where it comes from CUDA
-        self._copied = None if values.device.type == "cpu" else torch.Event(values.device.type)
+        is_queued = values.device.type in QUEUED_COPIES
+        self._values = values.detach().to("cpu", non_blocking=is_queued)
+        self._copied = torch.Event(values.device.type) if is_queued else None
         if self._copied is not None:
             self._copied.record()
 

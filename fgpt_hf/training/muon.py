@@ -64,43 +64,35 @@ class Muon(torch.optim.Muon):
             gradient = _local(weight.grad)
             if skip is not None:
                 gradient.nan_to_num_(0.0, 0.0, 0.0)  # so that a momentum which keeps nothing of it stays as it is
-            buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-            _local(buffer).lerp_(gradient, keep)
-            updates.append(gradient.lerp(_local(buffer), momentum) if group["nesterov"] else _local(buffer))
-        moves = orthogonalized(updates, shape, _processes_of(weights[0]), group, skip)
+            state = self.state[weight]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            buffer = _local(state["momentum_buffer"]).lerp_(gradient, keep)
+            updates.append(gradient.lerp(buffer, momentum) if group["nesterov"] else buffer)
+        moves = self._orthogonalized(updates, weights[0], group)
         rate = _adjusted_rate(group["lr"], group["adjust_lr_fn"], shape)
         for moved, move in zip(map(_local, weights), moves, strict=True):
             moved.mul_(decay_factor)
             moved.add_(move, alpha=-rate)
 
+    def _orthogonalized(self, updates: Sequence[Tensor], like: Tensor, group: dict[str, Any]) -> Sequence[Tensor]:
+        """Return n updates with their singular values near one, as this process holds them: whole, or its rows of each.
 
-def orthogonalized(
-    updates: Sequence[Tensor],
-    shape: tuple[int, int],
-    processes: dist.ProcessGroup | None,
-    group: dict[str, Any],
-    skip: Tensor | None = None,
-) -> Sequence[Tensor]:
-    """Return n updates with their singular values near one, as this process holds them: whole, or its rows of each.
-
-    Args:
-        updates: this process's values of each matrix, whole or some rows.
-        shape: of a whole matrix, R and C.
-        processes: those that share the work; None for one process.
-        group: the `ns_coefficients`, `ns_steps` and `eps` of torch's Muon.
-        skip: 1 if the result is to be zero.
-    """
-    dtype = torch.bfloat16 if supports_bf16(updates[0].device) else torch.float32
-    if processes is None:
-        return _newton_schulz_in_parts(updates, dtype, group, skip)
-    low = [update.to(dtype) for update in updates]
-    if all(
-        update.shape == shape for update in updates
-    ):  # also where one process holds all rows: it has nothing to send
+        Args:
+            updates: this process's values of each matrix, whole or some rows.
+            like: one of the weights, which tells by its type whether they are sharded.
+            group: the settings of torch's Muon.
+        """
+        dtype = torch.bfloat16 if supports_bf16(updates[0].device) else torch.float32
+        processes, shape, skip = _processes_of(like), _shape(like), self.found_inf
+        if processes is None:
+            return _newton_schulz_in_parts(updates, dtype, group, skip)
+        low = [update.to(dtype) for update in updates]
+        if isinstance(like, DTensor):
+            whole = _collect_rows(low, shape, processes)
+            return _return_rows(_newton_schulz_in_parts(whole, dtype, group, skip), low, shape, processes)
         own = [low[index] for index in _share(len(low), processes, processes.rank())]
         return _gather(_newton_schulz_in_parts(own, dtype, group, skip), low, processes)
-    whole = _collect_rows(low, shape, processes)
-    return _return_rows(_newton_schulz_in_parts(whole, dtype, group, skip), low, shape, processes)
 
 
 def _newton_schulz_in_parts(

@@ -43,5 +43,17 @@ def profiled(steps: int, folder: RunFolder) -> Iterator[Callable[[], None]]:
 
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
     plan = schedule(wait=STEPS_BEFORE - 1, warmup=1, active=steps, repeat=1)
+    taken = 0
     with profile(activities=activities, schedule=plan, on_trace_ready=write, profile_memory=True) as profiler:
-        yield profiler.step
+
+        def next_step() -> None:
+            nonlocal taken
+            taken += 1
+            profiler.step()
+
+        yield next_step
+    if taken < STEPS_BEFORE + steps:
+        logger.warning(
+            "profile=%d needs %d steps, and the run took %d: the profile is of fewer, or of none",
+            *(steps, STEPS_BEFORE + steps, taken),
+        )

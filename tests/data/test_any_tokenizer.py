@@ -9,7 +9,8 @@ import pytest
 
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import Preparation
-from fgpt_hf.data.batches import IGNORED, as_batch
+from fgpt_hf.data.batch_fields import IGNORED
+from fgpt_hf.data.batches import as_batch
 from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.packing import pack_documents
 from fgpt_hf.data.prepare import prepare_documents

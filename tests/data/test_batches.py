@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fgpt_hf.data.batches import (
-    IGNORED,
-    Batches,
-    RowChunk,
-    RowsInMemory,
-    ShuffledRows,
-    StreamedRows,
-    StreamPosition,
-    as_batch,
-)
+from fgpt_hf.data.batch_fields import IGNORED
+from fgpt_hf.data.batches import Batches, RowChunk, RowsInMemory, ShuffledRows, StreamedRows, StreamPosition, as_batch
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.data.instruct import InstructData, chat_batch, load_instruct_data, pack_chats
 from fgpt_hf.data.mixtures import MixtureRow, RowIssues, split_rows
 from fgpt_hf.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fgpt_hf.config.runs import PreferenceRun
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.data.preference import PairRows, encode_pairs, pair_batch
 from fgpt_hf.data.preference_pairs import Pair

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.tokenizer.fast_encoding import encode_conversation
 from tests.data.test_conversations import turns
 from tests.support.tiny import random_model, save

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.errors import UserError
 from fgpt_hf.losses import output_head as heads
 from fgpt_hf.losses.objectives import LanguageModelObjective, PreferenceLossConfig, PreferenceObjective

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
-from fgpt_hf.data.batches import IGNORED, as_batch
+from fgpt_hf.data.batch_fields import IGNORED
+from fgpt_hf.data.batches import as_batch
 from fgpt_hf.losses import linear_cross_entropy
 from fgpt_hf.losses.linear_cross_entropy import softcapped, summed_cross_entropy, token_losses
 from fgpt_hf.losses.objectives import LanguageModelObjective

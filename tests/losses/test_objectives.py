@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective, pair_losses, reply_log_probabilities
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.tokenizer import PAD_ID

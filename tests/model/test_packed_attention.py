@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgpt_hf.data.batches import DOCUMENT_ENDS, as_batch
+from fgpt_hf.data.batch_fields import DOCUMENT_ENDS
+from fgpt_hf.data.batches import as_batch
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.model import packed_attention
 from fgpt_hf.model.modeling_fgpt import VARLEN_ATTENTION

@@ -15,7 +15,8 @@ from fgpt_hf.cli.entry_point import command_line
 from fgpt_hf.config.options import option
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.runs import Run
-from fgpt_hf.data.batches import IGNORED, RowsInMemory, ShuffledRows
+from fgpt_hf.data.batch_fields import IGNORED
+from fgpt_hf.data.batches import RowsInMemory, ShuffledRows
 from fgpt_hf.evaluation.checks import ValidationLoss
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import start_accelerator

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import (
 
 from fgpt_hf import FGPTConfig, FGPTForCausalLM
 from fgpt_hf.config.presets import PRESETS
-from fgpt_hf.data.batches import IGNORED, as_batch
+from fgpt_hf.data.batch_fields import IGNORED
+from fgpt_hf.data.batches import as_batch
 from fgpt_hf.losses import linear_cross_entropy
 from fgpt_hf.losses.objectives import LanguageModelObjective, Objective, PreferenceLossConfig, PreferenceObjective
 from fgpt_hf.model import packed_attention
