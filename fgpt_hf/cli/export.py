@@ -26,7 +26,7 @@ def export(
         Option("--outtype", help="For gguf, type of the weights: F32, F16, BF16, Q8_0 or Q4_0 (default: F32)."),
     ] = None,
 ) -> None:
-    """Write a model in the format of another program: FGPT's, or as gguf and onnx also a GPT-2, Llama or Qwen3.
+    """Write a model in the format of another program.
 
     Example: fgpt export runs/quickstart/base base.gguf --format gguf --outtype Q8_0
     """

@@ -48,7 +48,7 @@ COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
     "evaluate": evaluate,
     "lm-eval": RunCommand(
         "fgpt_hf.cli.lm_eval",
-        "Run any task of lm-evaluation-harness at the speed of fgpt evaluate.",
+        "Run tasks of lm-evaluation-harness, faster.",
         "fgpt lm-eval --model_args pretrained=runs/quickstart/base --tasks hellaswag --num_fewshot 5",
     ),
     "prepare": RunCommand(
@@ -58,7 +58,7 @@ COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
     ),
     "tokenizer": RunCommand(
         "fgpt_hf.cli.tokenizer",
-        "Train a tokenizer on documents, for train-base --tokenizer.",
+        "Train a tokenizer on your documents.",
         "fgpt tokenizer --dataset_name my_texts/ --vocab_size 16384 my_tokenizer",
     ),
     "estimate": RunCommand(

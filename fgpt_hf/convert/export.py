@@ -12,7 +12,7 @@ from fgpt_hf.convert.stock import AUTO, STOCK_CLASSES, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import atomic_directory, read_json, write_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
-from fgpt_hf.model.io import load_config, load_fgpt, load_model, model_name, save_model, save_tokenizer
+from fgpt_hf.model.io import load_config, load_fgpt, load_model, model_source, save_model, save_tokenizer
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 GGUF, ONNX = "gguf", "onnx"
@@ -47,7 +47,7 @@ def export(model: str, target: Path, format: str, outtype: str | None = None) ->
     if outtype is not None and format != GGUF:
         raise UserError(f"outtype={outtype!r} needs format='{GGUF}'")
     refuse_existing(target)
-    source = model_name(model)
+    source = model_source(model)
     if (found := load_config(source).model_type) != FGPTConfig.model_type:
         return _export_stock(source, found, target, format, outtype)
     network, tokenizer = load_fgpt(model)

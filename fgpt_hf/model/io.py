@@ -85,7 +85,7 @@ def load_fgpt(name: str, dtype: torch.dtype | str = "auto") -> tuple[FGPTForCaus
     Raises:
         UserError: there is no such model, it is of another type, or one of its files is damaged.
     """
-    source = str(model_folder(Path(name))) if Path(name).exists() else name
+    source = model_source(name)
     config = load_config(source)
     if config.model_type != FGPTConfig.model_type:
         raise UserError(
@@ -291,6 +291,15 @@ def model_folder(path: Path) -> Path:
         if is_described and any(folder.glob("*.safetensors")):
             return folder
     raise _no_model(str(path), "neither the folder nor its model/ holds config.json and *.safetensors")
+
+
+def model_source(name: str) -> str:
+    """Return the folder of a model where `name` is that or a run's folder, else `name`, its id on the Hub.
+
+    Raises:
+        UserError: the folder holds no model.
+    """
+    return str(model_folder(Path(name))) if Path(name).exists() else name
 
 
 def model_name(name: str) -> str:

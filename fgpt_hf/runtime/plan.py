@@ -16,7 +16,7 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.io import load_config, model_name
+from fgpt_hf.model.io import load_config, model_source
 from fgpt_hf.model.lora import adapter_parameters
 from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.runtime.duration import LIKELY_MFU, duration, likely_seconds, require_time
@@ -197,7 +197,7 @@ def _network_of(run: BaseRun) -> Network:
     """Return the network that a run trains: its own shape, or that of the model that it starts from."""
     if run.start_model is None:
         return network(run)
-    return shape_of(load_config(model_name(run.start_model), trust_remote_code=run.trust_remote_code))
+    return shape_of(load_config(model_source(run.start_model), trust_remote_code=run.trust_remote_code))
 
 
 def _unknown(config: Network) -> Iterator[str]:

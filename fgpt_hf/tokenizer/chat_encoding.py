@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Encoding
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.byte_bpe import Ids
@@ -81,11 +82,11 @@ def encode_by_template(
     backend.encode_special_tokens = False  # the template writes control tokens
     backend.no_truncation()
     backend.no_padding()
-    texts = [chat.text for chat in (rendered[index] for index in plain) if isinstance(chat, RenderedChat)]
-    encoded: dict[int, EncodedConversation | ValueError] = {}
-    for index, encoding in zip(plain, backend.encode_batch(texts, add_special_tokens=False), strict=True):
-        starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
-        encoded[index] = _with_mask(np.array(encoding.ids, dtype=np.uint32), starts, rendered[index])
+    chats = [chat for chat in (rendered[index] for index in plain) if isinstance(chat, RenderedChat)]
+    encodings = backend.encode_batch([chat.text for chat in chats], add_special_tokens=False)
+    encoded: dict[int, EncodedConversation | ValueError] = {
+        index: _with_mask(encoding, chat) for index, encoding, chat in zip(plain, encodings, chats, strict=True)
+    }
     for index, chat in enumerate(rendered):
         if index not in encoded:
             encoded[index] = chat if isinstance(chat, ValueError) else _encode_in_parts(tokenizer, chat)
@@ -196,7 +197,10 @@ def _encode_in_parts(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
         ids += [token for token, _ in found]
         starts += [first + offset for _, offset in found]
         position += len(part)
-    return _with_mask(np.array(ids, dtype=np.uint32), np.array(starts, dtype=np.int64), chat)
+    mask, at = np.zeros(len(ids), dtype=np.bool_), np.array(starts, dtype=np.int64)
+    for begin, stop in chat.replies:
+        mask |= (at >= begin) & (at < stop)
+    return EncodedConversation(np.array(ids, dtype=np.uint32), mask)
 
 
 def _encode_part(tokenizer: PreTrainedTokenizerBase, text: str, as_text: bool, is_first: bool) -> list[tuple[int, int]]:
@@ -218,12 +222,19 @@ def _encode_part(tokenizer: PreTrainedTokenizerBase, text: str, as_text: bool, i
         backend.encode_special_tokens = False
 
 
-def _with_mask(
-    ids: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64], chat: RenderedChat | ValueError
-) -> EncodedConversation:
+def _with_mask(encoding: Encoding, chat: RenderedChat) -> EncodedConversation:
     """Return the ids with a mask of those that begin within a reply."""
-    assert isinstance(chat, RenderedChat)
-    mask = np.zeros(len(ids), dtype=np.bool_)
+    mask = np.zeros(len(encoding), dtype=np.bool_)
     for begin, stop in chat.replies:
-        mask |= (starts >= begin) & (starts < stop)
-    return EncodedConversation(ids, mask)
+        mask[_first_token(encoding, chat.text, begin) : _first_token(encoding, chat.text, stop)] = True
+    return EncodedConversation(np.array(encoding.ids, dtype=np.uint32), mask)
+
+
+def _first_token(encoding: Encoding, text: str, position: int) -> int:
+    """Return the index of the first token that begins at a character or behind it."""
+    for character in range(position, len(text)):
+        token = encoding.char_to_token(character)
+        if token is not None:  # a normalizer may have dropped the character
+            begin, _ = encoding.token_to_chars(token) or (character, 0)
+            return token if begin >= position else token + 1
+    return len(encoding)

@@ -17,7 +17,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.document_isolation import keeps_documents_apart, require_causal
 from fgpt_hf.model.embeddings import output_embeddings, token_embeddings
-from fgpt_hf.model.io import context_length, load_config, load_fgpt, load_model, model_name, non_finite_weights
+from fgpt_hf.model.io import context_length, load_config, load_fgpt, load_model, model_source, non_finite_weights
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.model.quantization import four_bit_options
 from fgpt_hf.tokenizer.chat_encoding import end_of_turn
@@ -94,7 +94,7 @@ def refuse_contradictions(run: BaseRun, arguments: Sequence[str]) -> None:
     Args:
         arguments: the command line. What a preset says of the shape has no meaning beside a model.
     """
-    config: Any = load_config(model_name(str(run.start_model)), trust_remote_code=run.trust_remote_code)
+    config: Any = load_config(model_source(str(run.start_model)), trust_remote_code=run.trust_remote_code)
     preset = PRESETS.get(run.preset)
     for field, _ in described_fields(NetworkOptions):
         value = getattr(run, field.name)
@@ -115,7 +115,7 @@ def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTo
     Raises:
         UserError: as `open_model`.
     """
-    source, trusted = model_name(name), bool(getattr(run, "trust_remote_code", False))
+    source, trusted = model_source(name), bool(getattr(run, "trust_remote_code", False))
     config = load_config(source, trust_remote_code=trusted)
     _require_trainable(name, config)
     quantized = four_bit_options() if isinstance(run, TuningRun) and run.load_in_4bit else {}

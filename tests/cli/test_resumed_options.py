@@ -133,6 +133,7 @@ READ_FROM_THE_RUN = {
         "weight_decay_scheduler_type",
         "max_grad_norm",
         "max_bad_steps",
+        "trust_remote_code",
         "bf16",
         "fp16",
         "torch_compile",
@@ -149,7 +150,7 @@ NO_EFFECT: dict[type[Run], set[str]] = {
     InstructRun: {"lora_dropout", "merge_adapter"},
     PreferenceRun: {"weight_decay", "muon_momentum"},
 }
-ONE_START = {"output_dir", "profile", "overwrite_output_dir", "resume_from_checkpoint"}
+ONE_START = {"output_dir", "print_groups", "profile", "overwrite_output_dir", "resume_from_checkpoint"}
 # With max_steps, as which the first was recorded: tested below; and the second in tests/training/test_timing.py.
 REFUSED_TOGETHER = {"num_train_epochs", "max_minutes"}
 
