@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "fgpt_hf"
 # A wing imports only itself and wings before it.
 ORDER = (
-    *("errors", "parsing", "files", "retries", "workers", "config", "tokenizer", "model", "data", "losses"),
+    *("errors", "wording", "parsing", "files", "retries", "workers", "config", "tokenizer", "model", "data", "losses"),
     *("convert", "runtime", "evaluation", "training", "report", "ablation", "hub", "chat", "cli"),
 )
 

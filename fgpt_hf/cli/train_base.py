@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         samples = Samples(run.sample_steps, accelerator, model, tokenizer, [prompt, *held_out], write, run.seed)
 
         # Train
-        objective = LanguageModelObjective(model)
+        objective = LanguageModelObjective(model, run.sampled_softmax)
         trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples], epoch_of(data))
         outcome = trainer.fit()
 

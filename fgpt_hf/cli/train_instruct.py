@@ -23,6 +23,7 @@ from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.training.finetuning import merge_adapter
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.start_model import open_model
+from fgpt_hf.wording import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def main(arguments: Sequence[str]) -> None:
         )
 
         # Train
-        objective = LanguageModelObjective(model)
-        epoch = Epoch(len(data.rows), f"{len(data.rows):,} rows of conversations")
+        objective = LanguageModelObjective(model, run.sampled_softmax)
+        epoch = Epoch(len(data.rows), count_of(len(data.rows), "row of conversations"))
         trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples], epoch)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)

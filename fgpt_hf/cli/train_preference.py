@@ -8,6 +8,7 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PREFERENCE_PRESETS
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.preference import load_preference_data
+from fgpt_hf.data.preference_pairs import describe_pair_columns
 from fgpt_hf.evaluation.benchmark import load_benchmarks
 from fgpt_hf.evaluation.checks import (
     Benchmarks,
@@ -20,6 +21,7 @@ from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective
 from fgpt_hf.training.finetuning import merge_adapter, reference_log_probabilities
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.start_model import open_model
+from fgpt_hf.wording import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str]) -> None:
 
     with stage.opened():
         # Model
+        if columns := describe_pair_columns(run):
+            logger.info("%s", columns)
         model, tokenizer, context, _, added_tokens = open_model(run)
 
         # What can be refused before data is read
@@ -60,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         )
 
         # Train
-        epoch = Epoch(len(data.epoch), f"{len(data.epoch):,} pairs")
+        epoch = Epoch(len(data.epoch), count_of(len(data.epoch), "pair"))
         trainer = stage.trainer(plan, objective, tokenizer, batches, [means, benchmarks, samples], epoch)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)

@@ -151,7 +151,7 @@ class Documents:
     )
     document_separator: str | None = option(
         None,
-        r"Text between the documents of a file, with \n for a line end.",
+        r"Text between the documents of a file, with \n for a line end and \t for a tab.",
         unset="a line of <|endoftext|>; a file without one is one document",
         fixed_on_resume=True,
     )
@@ -298,6 +298,20 @@ class OptimizationOptions:
         False, "Say at the start which parameters have which optimizer and weight decay.", one_time=True
     )
     max_bad_steps: int = option(10, "Stop the run after this many unusable steps in a row, such as non-finite ones.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelLossOptions:
+    """The loss of base training and instruction tuning."""
+
+    sampled_softmax: int | None = option(
+        None,
+        "Compute the training loss over this many tokens of the vocabulary: those that the batch predicts, and others "
+        "drawn anew for each batch. Faster where the vocabulary is most of a small network. What is measured on "
+        "validation data is over all tokens.",
+        unset="all of them",
+        group=OptimizationOptions,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

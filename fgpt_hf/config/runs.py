@@ -19,6 +19,7 @@ from fgpt_hf.config.option_groups import (
     EvaluationOptions,
     HardwareOptions,
     HubOptions,
+    LanguageModelLossOptions,
     NetworkOptions,
     OptimizationOptions,
     RunOptions,
@@ -130,7 +131,7 @@ class TokenizerTraining(Documents):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseRun(Run, TextSource, NetworkOptions, RunOptions):
+class BaseRun(LanguageModelLossOptions, Run, TextSource, NetworkOptions, RunOptions):
     """Base training on documents. The defaults are the published run.
 
     Example:
@@ -211,7 +212,7 @@ class TuningRun(LoRAOptions, Run, DatasetOptions, StartOptions, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructRun(TuningRun):
+class InstructRun(LanguageModelLossOptions, TuningRun):
     """Instruction tuning on conversations.
 
     Example:

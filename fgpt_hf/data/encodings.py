@@ -58,6 +58,8 @@ def encoding_of(file: LocalFile, given: str | None) -> str:
     """
     with open_bytes(file) as content:
         beginning = content.read(4)
+    if given is not None and not _is_known(given):
+        raise UserError(f"encoding={given} is unknown: give one of Python's, such as cp1252, utf-16 or shift_jis")
     marked = next((encoding for mark, encoding in MARKS.items() if beginning.startswith(mark)), None)
     encoding = marked or given or "utf-8"
     wrong = _first_wrong_byte(file, encoding)
@@ -66,6 +68,14 @@ def encoding_of(file: LocalFile, given: str | None) -> str:
     if marked or given:
         raise UserError(f"{file.path} is not {encoding} text: byte {wrong:,} is none of it; give another --encoding")
     return _recognized(file, wrong)
+
+
+def _is_known(encoding: str) -> bool:
+    """Return whether Python has an encoding of text of this name."""
+    try:
+        return codecs.lookup(encoding)._is_text_encoding  # not rot13 or zlib, which are no encodings of text
+    except LookupError:
+        return False
 
 
 def _first_wrong_byte(file: LocalFile, encoding: str) -> int | None:

@@ -1,5 +1,6 @@
 """The text of HTML and PDF files; needs the packages of the extra `documents`."""
 
+import logging
 import re
 
 from fgpt_hf.data.encodings import open_text
@@ -53,6 +54,7 @@ def text_of_pdf(file: LocalFile) -> str:
         from pypdf.errors import PyPdfError
     except ImportError as error:
         raise UserError(f"{file.path} is a PDF, whose text needs pypdf: {DOCUMENTS_EXTRA}") from error
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every page that is not quite as it should be
     try:
         return "\n\n".join(filter(str.strip, (page.extract_text() for page in PdfReader(file.path).pages)))
     except PyPdfError as error:

@@ -28,6 +28,7 @@ from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, SplitSize
 from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
+from fgpt_hf.wording import count_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ChatRows:
 
     def __str__(self) -> str:
         return (
-            f"{len(self):,} rows of {self.ids.shape[1]} tokens, {self.loss_mask.sum():,} of them scored, "
+            f"{count_of(len(self), 'row')} of {self.ids.shape[1]} tokens, {self.loss_mask.sum():,} of them scored, "
             f"{self.padding / max(1, self.ids.size):.2%} padding"
         )
 
@@ -111,7 +112,7 @@ def load_instruct_data(
     rows = pack_chats(
         [chat for conversation, chat in train for _ in range(conversation.times_an_epoch)], length, encoder
     )
-    description = f"{run.dataset_name}: {len(train):,} conversations in {rows}; {len(validation):,} held out"
+    description = f"{run.dataset_name}: {count_of(len(train), 'conversation')} in {rows}; {len(validation):,} held out"
     nothing_held_out = "" if validation else NOTHING_HELD_OUT
     return InstructData(
         rows,

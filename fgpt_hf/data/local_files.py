@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import sha256_of
+from fgpt_hf.wording import some_of
 
 TEXT, HTML, PDF, JSON, CSV, PARQUET, ARROW = "text", "html", "pdf", "json", "csv", "parquet", "arrow"
 FORMATS: Mapping[str, str] = {
@@ -26,12 +27,12 @@ FORMATS: Mapping[str, str] = {
 ONE_DOCUMENT_A_FILE = {TEXT, HTML, PDF}
 TABLES = set(FORMATS.values()) - ONE_DOCUMENT_A_FILE
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-SHOWN = 3  # names in a message
 METADATA = {"dataset_info.json", "state.json", "dataset_dict.json"}  # beside the rows that `datasets` saved
 
 # Why a file is left out
 HIDDEN = "hidden"
 UNKNOWN = "an ending of no known format"
+NO_TARGET = "a link to nothing"
 NO_ROWS = "documents, not rows"
 NOT_DATA = "a description of the data set"
 
@@ -122,27 +123,6 @@ def find_files(name: str, wanted: Collection[str] = frozenset(FORMATS.values()))
     return FoundFiles([files[path] for path in sorted(files)], left_out)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """Return a few names, and how many there are in all if not all are shown.
-
-    Example:
-        >>> some_of(["a", "b", "c", "d"])
-        'a, b, c, … (4 in all)'
-    """
-    more = f", … ({len(names):,} in all)" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return a number of things.
-
-    Example:
-        >>> count_of(1, "file"), count_of(1200, "file")
-        ('1 file', '1,200 files')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _walk(folder: Path, left_out: Mapping[str, list[str]]) -> Iterator[Path]:
     """Yield all files below a folder that are not hidden; links to folders are followed, each folder once."""
 
@@ -167,6 +147,8 @@ def _reason_to_leave_out(path: Path, wanted: Collection[str], in_folder: bool) -
         return HIDDEN
     if in_folder and path.name in METADATA:
         return NOT_DATA
+    if not path.exists():
+        return NO_TARGET
     format = format_of(path)
     if format is None or not path.is_file():
         return UNKNOWN

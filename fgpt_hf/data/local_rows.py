@@ -7,10 +7,11 @@ from functools import cache
 from itertools import islice
 
 from fgpt_hf.data.encodings import encoding_of
-from fgpt_hf.data.local_files import CSV, JSON, TABLES, FoundFiles, LocalFile, count_of, find_files, some_of
+from fgpt_hf.data.local_files import CSV, JSON, TABLES, FoundFiles, LocalFile, find_files
 from fgpt_hf.data.readers import ROWS_AT_ONCE, Row, read_rows
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
+from fgpt_hf.wording import count_of, some_of
 
 logger = logging.getLogger(__name__)
 

@@ -32,9 +32,7 @@ from fgpt_hf.data.local_files import (
     TEXT,
     FoundFiles,
     LocalFile,
-    count_of,
     find_files,
-    some_of,
 )
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.readers import Reading, read_documents
@@ -42,6 +40,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_sealed_json, sha256_of, write_sealed_json
 from fgpt_hf.parsing import as_type
 from fgpt_hf.retries import reading
+from fgpt_hf.wording import count_of, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -299,8 +298,8 @@ def _scan(files: Sequence[LocalFile], source: TextSource) -> list[FileScan]:
 def _reading_of(file: LocalFile, source: TextSource) -> Reading:
     encoding = "utf-8" if file.format in NO_ENCODING else encoding_of(file, source.encoding)
     column = choose_column(file, encoding, source.text_column_name) if file.format in TABLES else None
-    separator = source.document_separator.encode().decode("unicode_escape") if source.document_separator else None
-    return Reading(encoding, column, separator)
+    separator = source.document_separator and source.document_separator.replace(r"\n", "\n").replace(r"\t", "\t")
+    return Reading(encoding, column, separator or None)
 
 
 def _scan_file(file: LocalFile, reading: Reading) -> tuple[FileScan, npt.NDArray[np.uint64]]:

@@ -27,6 +27,7 @@ from fgpt_hf.data.splits import NOTHING_HELD_OUT, TRAIN, VALIDATION, SplitSize
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.fast_encoding import UNMARKED, EncodedConversation, encode_conversations
+from fgpt_hf.wording import count_of
 
 
 class TokenizedReply(NamedTuple):
@@ -138,7 +139,7 @@ def load_preference_data(run: PreferenceRun, tokenizer: PreTrainedTokenizerBase,
     encoded = encode_pairs(tokenizer, load_pairs(run, issues), length, run, issues)
     train, validation = split_rows(encoded, run, "pairs", issues)
     validation.sort(key=lambda item: item[0].hash_fraction)
-    description = f"{run.dataset_name}: {len(train):,} pairs to train on, {len(validation):,} held out"
+    description = f"{run.dataset_name}: {count_of(len(train), 'pair')} to train on, {len(validation):,} held out"
     nothing_held_out = "" if validation else NOTHING_HELD_OUT
     return PreferenceData(
         PairRows.without_reference([tokenized for _, tokenized in train]),

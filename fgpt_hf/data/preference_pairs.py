@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.conversations import Message, hash_fraction_of, instruction_message, messages_in
+from fgpt_hf.data.dataset_names import parse_mixture, parse_validation_names
+from fgpt_hf.data.local_files import is_local
+from fgpt_hf.data.local_rows import sample_local_rows
 from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, read_mixture
 from fgpt_hf.data.sources import PREFERENCES
 from fgpt_hf.errors import UserError
@@ -46,6 +49,31 @@ def load_pairs(run: PreferenceRun, issues: RowIssues) -> list[Pair]:
         ('4', '5')
     """
     return read_mixture(run, PREFERENCES, _open_reader, issues)
+
+
+def describe_pair_columns(run: PreferenceRun) -> str:
+    """Return a line on the columns that each data set on this machine has its pairs in.
+
+    Raises:
+        UserError: there are no such files, or their columns hold no pairs.
+    """
+    lines = []
+    for entry in parse_mixture(run.dataset_name) + parse_validation_names(run.validation_dataset):
+        if entry.name not in PREFERENCES.names and is_local(entry.name):
+            rows = sample_local_rows(entry.name, run.encoding)
+            _open_reader(entry.name, rows)
+            used = " or ".join(dict.fromkeys(map(_prompt_columns, rows)))
+            lines.append(f"{entry.name}: replies are read from chosen and rejected, their prompt from {used}")
+    return "\n".join(lines)
+
+
+def _prompt_columns(row: DatasetRow) -> str:
+    """Return where the messages before a row's replies stand."""
+    chosen = row.get("chosen")
+    if isinstance(chosen, list) and chosen and isinstance(chosen[0], dict) and chosen[0].get("role") != "assistant":
+        return "the messages before them"
+    column = _prompt_column(row)
+    return "instruction and input" if column == "instruction" and row.get("input") else column
 
 
 def _open_reader(name: str, rows: Rows) -> tuple[Rows, RowReader[Pair]]:
@@ -90,5 +118,9 @@ def _conversation(row: DatasetRow, column: str) -> list[Message]:
 
 
 def _prompt(row: DatasetRow) -> list[Message]:
-    column = next((name for name in PROMPTS if row.get(name)), PROMPTS[0])
+    column = _prompt_column(row)
     return [instruction_message(row)] if column == "instruction" else messages_in(row, column, "user")
+
+
+def _prompt_column(row: DatasetRow) -> str:
+    return next((name for name in PROMPTS if row.get(name)), PROMPTS[0])

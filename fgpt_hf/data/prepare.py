@@ -48,6 +48,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL, atomic_directory, locked, remove, sha256_of, write_sealed_json
 from fgpt_hf.model.run_tokenizer import run_tokenizer
 from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
+from fgpt_hf.wording import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def _version_of(shard: Shard) -> str:
 def packing_report(records: Sequence[ShardRecord], row_length: int) -> str:
     """Return a line for each split: its documents, tokens, rows and padding."""
     return "\n".join(
-        f"{split}: {size.documents:,} documents, {describe_rows(size, row_length)}"
+        f"{split}: {count_of(size.documents, 'document')}, {describe_rows(size, row_length)}"
         for split, size in total_size(records).items()
     )
 
@@ -228,7 +229,8 @@ class _Preparation:
         except OSError as error:
             raise UserError(_interrupted(self.folder, self.records, error)) from error
         tokens = total_size(self.records)[TRAIN].tokens
-        logger.info("%s: %d shards, %s tokens", self.folder, len(self.records), f"{tokens:,}")
+        made = count_of(len(self.records), "shard"), count_of(tokens, "token")
+        logger.info("%s: %s, %s", self.folder, *made)
 
     def _close_buffers(self) -> None:
         if self._buffers is not None:

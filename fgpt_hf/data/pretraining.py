@@ -20,7 +20,7 @@ from torch import Tensor
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, StreamPosition, as_batch
 from fgpt_hf.data.corpora import Shard, open_corpus
-from fgpt_hf.data.local_files import count_of, is_local
+from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.prepare import prepared_once, recipe_of
 from fgpt_hf.data.shards import (
     PREPARED,
@@ -42,6 +42,7 @@ from fgpt_hf.files import cached_array, locked, sha256_of
 from fgpt_hf.retries import reading, retry
 from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
+from fgpt_hf.wording import count_of
 from fgpt_hf.workers import BackgroundIterator
 
 STREAMING_WORKERS = 2

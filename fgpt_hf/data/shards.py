@@ -26,6 +26,7 @@ from fgpt_hf.files import read_sealed_json, sha256_of
 from fgpt_hf.retries import retry
 from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
+from fgpt_hf.wording import count_of
 from fgpt_hf.workers import BackgroundCheck
 
 PREPARED, RECORD = "prepared.json", "shard.json"
@@ -150,7 +151,7 @@ class Manifest:
     def __str__(self) -> str:
         assert self.sizes is not None
         train, length = self.sizes[TRAIN], self.recipe.row_length
-        return f"{train.documents:,} documents of {self.recipe.dataset_name}, {describe_rows(train, length)}"
+        return f"{count_of(train.documents, 'document')} of {self.recipe.dataset_name}, {describe_rows(train, length)}"
 
 
 def describe_rows(size: SplitSize, row_length: int) -> str:
@@ -164,7 +165,8 @@ def describe_rows(size: SplitSize, row_length: int) -> str:
     """
     padding = size.padding / max(1, size.rows * row_length)
     cut = f", {size.cut / size.documents:.2%} of the documents cut to fill rows" if size.cut else ""
-    return f"{size.tokens:,} tokens in {size.rows:,} rows of {row_length}: none lost, {padding:.2%} padding{cut}"
+    rows = f"{count_of(size.rows, 'row')} of {row_length}"
+    return f"{count_of(size.tokens, 'token')} in {rows}: none lost, {padding:.2%} padding{cut}"
 
 
 class PreparedRows:

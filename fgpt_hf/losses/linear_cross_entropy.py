@@ -33,7 +33,13 @@ def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+def summed_cross_entropy(
+    states: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    softcap: float | None = None,
+    log_weights: Tensor | None = None,
+) -> Tensor:
     """Return the sum of `cross_entropy(logits, labels)` over scored rows, in nats, a float32 scalar.
 
     Loss and both gradients are formed in the forward pass, chunk by chunk, in buffers that every chunk uses again.
@@ -44,6 +50,7 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor, sof
         embeddings: `(V, D)`, the output head's weight.
         labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
         softcap: the number that logits are smoothly bound to.
+        log_weights: `(V,)`, float32, what is added to the logits: the logarithm of how many tokens each one stands for.
 
     Example:
         >>> states, embeddings = torch.zeros(3, 8), torch.zeros(100, 8)
@@ -51,7 +58,9 @@ def summed_cross_entropy(states: Tensor, embeddings: Tensor, labels: Tensor, sof
         tensor(9.2103)
     """
     states, labels, scored = _scored_rows(states, labels)
-    total: Tensor = _SummedCrossEntropy.apply(states, embeddings, labels, product_dtype(states), softcap, scored)
+    total: Tensor = _SummedCrossEntropy.apply(
+        states, embeddings, labels, product_dtype(states), softcap, scored, log_weights
+    )
     return total
 
 
@@ -161,7 +170,7 @@ def softmax_rows(device: str) -> int:
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """`apply(states, embeddings, labels, product_dtype, softcap, scored)`.
+    """`apply(states, embeddings, labels, product_dtype, softcap, scored, log_weights)`.
 
     Rows that are not `scored`, whose states are zero, add nothing; None stands for all rows.
     """
@@ -175,18 +184,21 @@ class _SummedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         softcap: float | None,
         scored: Tensor | None,
+        log_weights: Tensor | None,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:2]
-        losses, *gradients = _losses_and_gradients(states, embeddings, labels, dtype, softcap, wanted)
+        losses, *gradients = _losses_and_gradients(
+            states, embeddings, labels, dtype, softcap, wanted, log_weights=log_weights
+        )
         ctx.save_for_backward(*gradients)
         return losses.sum() if scored is None else losses.masked_fill(~scored, 0.0).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         # In place: nothing else holds these, and a second matrix of the embeddings' size would double their memory.
         states_grad, embeddings_grad = (None if grad is None else grad.mul_(upstream) for grad in ctx.saved_tensors)
-        return states_grad, embeddings_grad, None, None, None, None
+        return states_grad, embeddings_grad, None, None, None, None, None
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -234,10 +246,11 @@ def _losses_and_gradients(
     softcap: float | None,
     wanted: Sequence[bool],
     weights: Tensor | None = None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the losses, `(N,)` float32, and the gradients of their sum for states and embeddings where `wanted`.
 
-    `weights`, `(N,)`, multiply the losses in that sum.
+    `weights`, `(N,)`, multiply the losses in that sum; `log_weights`, `(V,)`, are added to the logits.
     """
     losses = states.new_empty(len(states), dtype=torch.float32)
     states_grad = torch.empty_like(states) if wanted[0] else None
@@ -245,7 +258,7 @@ def _losses_and_gradients(
     low_states, low_embeddings = states.to(dtype), embeddings.to(dtype)
     for chunk, chunk_states, logits in _logit_chunks(low_states, low_embeddings):
         rows = chunk.stop - chunk.start
-        losses[chunk] = _to_gradients_(logits[:rows], labels[chunk], softcap)
+        losses[chunk] = _to_gradients_(logits[:rows], labels[chunk], softcap, log_weights)
         logits[rows:] = 0  # padding adds nothing
         if weights is not None:
             logits[:rows] *= weights[chunk, None]
@@ -272,13 +285,15 @@ def _logit_chunks(states: Tensor, embeddings: Tensor) -> Iterator[tuple[slice, T
         yield chunk, chunk_states, torch.mm(chunk_states, embeddings.T, out=buffer[: rows + padding])
 
 
-def _to_gradients_(logits: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
+def _to_gradients_(logits: Tensor, labels: Tensor, softcap: float | None, log_weights: Tensor | None) -> Tensor:
     """Turn products, `(N, V)`, into the gradients of their losses in place; return the losses, `(N,)` float32."""
     losses = []
     for part in _softmax_parts(logits):
         targets = labels[part, None]
         values = logits[part].float()
         slopes = _cap_(values, softcap)
+        if log_weights is not None:
+            values += log_weights
         below_greatest = values.amax(dim=1, keepdim=True) - values.gather(1, targets)
         torch.softmax(values, dim=1, out=values)
         # The greatest probability is exp(0) over the sum, so its log gives the sum even where the target's underflows.

@@ -52,6 +52,9 @@ class LanguageModelObjective(Objective):
     `labels[:, t]` is the token at `t`, predicted from the state at `t - 1`, and `IGNORED` where it is not scored. Where
     documents end, `(B, K)`, may come with it, for attention that reads bounds (`model.packed_attention`).
 
+    Args:
+        sampled_softmax: the number of tokens of the vocabulary that the loss is estimated from; None for all.
+
     Example:
         >>> from fgpt_hf import FGPTConfig, FGPTForCausalLM
         >>> model = FGPTForCausalLM(FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
@@ -62,13 +65,17 @@ class LanguageModelObjective(Objective):
         (torch.Size([]), 2)
     """
 
+    def __init__(self, model: PreTrainedModel, sampled_softmax: int | None = None) -> None:
+        super().__init__(model)
+        self.sampled_softmax = sampled_softmax
+
     def num_items(self, batch: Batch) -> Tensor:
         """Return the number of scored tokens."""
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the sum of the token losses, a float32 scalar."""
-        return next_token_prediction(self.model, batch).summed_loss()
+        return next_token_prediction(self.model, batch).summed_loss(self.sampled_softmax)
 
 
 class Prediction(NamedTuple):
@@ -78,9 +85,9 @@ class Prediction(NamedTuple):
     labels: Tensor
     head: OutputHead
 
-    def summed_loss(self) -> Tensor:
-        """Return the sum of the losses in nats, a float32 scalar."""
-        return self.head.summed_loss(self.states, self.labels)
+    def summed_loss(self, sample_size: int | None = None) -> Tensor:
+        """Return the sum of the losses in nats, a float32 scalar, or its estimate from a sample of the vocabulary."""
+        return self.head.summed_loss(self.states, self.labels, sample_size)
 
     def token_losses(self) -> Tensor:
         """Return the loss of each label in nats, `(N,)` float32, zero where it is not scored."""

@@ -29,6 +29,7 @@ from fgpt_hf.losses.linear_cross_entropy import (
     summed_cross_entropy,
     token_losses,
 )
+from fgpt_hf.losses.sampled_softmax import sampled_cross_entropy
 from fgpt_hf.model.embeddings import output_embeddings, token_embeddings
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -39,8 +40,8 @@ TOLERANCE = 1e-4  # of the largest logit
 class OutputHead(Protocol):
     """Losses of final states, `(N, D)`, that are to predict labels, `(N,)`; `IGNORED` labels are not scored."""
 
-    def summed_loss(self, states: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the losses in nats, a float32 scalar."""
+    def summed_loss(self, states: Tensor, labels: Tensor, sample_size: int | None = None) -> Tensor:
+        """Return the sum of the losses in nats, a float32 scalar, or its estimate from a sample of the vocabulary."""
 
     def token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each row in nats, `(N,)` float32, zero where it is not scored."""
@@ -52,8 +53,11 @@ class ProductHead:
 
     model: PreTrainedModel
 
-    def summed_loss(self, states: Tensor, labels: Tensor) -> Tensor:
-        return summed_cross_entropy(states, self.embeddings, labels, logit_softcap(self.model))
+    def summed_loss(self, states: Tensor, labels: Tensor, sample_size: int | None = None) -> Tensor:
+        softcap = logit_softcap(self.model)
+        if sample_size is not None:
+            return sampled_cross_entropy(states, self.embeddings, labels, sample_size, softcap)
+        return summed_cross_entropy(states, self.embeddings, labels, softcap)
 
     def token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
         return token_losses(states, self.embeddings, labels, logit_softcap(self.model))
@@ -72,7 +76,10 @@ class OwnHead:
 
     model: PreTrainedModel
 
-    def summed_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+    def summed_loss(self, states: Tensor, labels: Tensor, sample_size: int | None = None) -> Tensor:
+        if sample_size is not None:
+            name = type(self.model).__name__
+            raise UserError(f"the output head of a {name} is more than a product: leave sampled_softmax out")
         return self.token_losses(states, labels).sum()
 
     def token_losses(self, states: Tensor, labels: Tensor) -> Tensor:

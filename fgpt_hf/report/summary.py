@@ -9,6 +9,7 @@ from pathlib import Path
 from fgpt_hf.report.measured import MEASUREMENTS, Lines, benchmark_keys, measured_lines, series
 from fgpt_hf.report.next_steps import describe_next_steps
 from fgpt_hf.training.run_folder import RECORD, read_record, read_samples
+from fgpt_hf.wording import count_of
 
 ANSWER_COLUMNS = {"prompt": 30, "before": 40, "after": 40}  # with their widths
 COLUMN_GAP = "  "
@@ -42,7 +43,7 @@ def summarize_run(folder: Path) -> str:
 def _changes(folder: Path, metrics: Lines) -> Iterator[str]:
     """Yield the first and the last value of each loss and benchmark, and the speed."""
     last = metrics[-1]
-    yield f"{folder}: {last['step']:,} steps, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
+    yield f"{folder}: {count_of(last['step'], 'step')}, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
     candidates = MEASUREMENTS | {key: key for key in benchmark_keys(metrics)}
     names = {key: name for key, name in candidates.items() if series(metrics, key).steps}
     width = max(map(len, (*names.values(), "speed")))
@@ -54,13 +55,13 @@ def _changes(folder: Path, metrics: Lines) -> Iterator[str]:
     if speeds := series(metrics, "tokens_per_second").values:
         yield f"  {'speed':<{width}}  {statistics.median(speeds):,.0f} tokens/s (median)"
     if last.get("skipped_steps"):
-        yield f"  {last['skipped_steps']} steps were skipped: a non-finite gradient, or a batch without labels"
+        yield f"  {count_of(last['skipped_steps'], 'step')} skipped: a non-finite gradient, or a batch without labels"
 
 
 def _sample_lines(samples: Lines) -> Iterator[str]:
     """Yield what the model wrote at the first and at the last step that has samples."""
     for step in sorted({samples[0]["step"], samples[-1]["step"]} if samples else ()):
-        yield f"samples after {step:,} steps:"
+        yield f"samples after {count_of(step, 'step')}:"
         for line in samples:
             if line["step"] == step:
                 yield f"  {line['prompt']!r} ... {line['sampled'][:160]!r}"
@@ -72,7 +73,7 @@ def _answer_table(samples: Lines) -> Iterator[str]:
         return
     steps = samples[0]["step"], samples[-1]["step"]
     before, after = ({line["prompt"]: line["greedy"] for line in samples if line["step"] == step} for step in steps)
-    yield f"greedy answers before training, and after {steps[1]:,} steps (sampled ones are in samples.jsonl):"
+    yield f"greedy answers before training, and after {count_of(steps[1], 'step')} (sampled ones are in samples.jsonl):"
     yield from _table_row(ANSWER_COLUMNS)
     for prompt, answer in after.items():
         yield COLUMN_GAP.join("-" * width for width in ANSWER_COLUMNS.values())

@@ -129,7 +129,8 @@ def flops_per_token(run: Run, config: Network) -> int:
     The formula is that of Chowdhery et al. 2022 (PaLM), appendix B, where width is that of all heads together. As in
     nanoGPT, N leaves out embeddings that are looked up and not multiplied. The causal mask saves nothing, and
     recomputed activations count once. Frozen weights have no gradients, a third of the work, so they count 4 N. The
-    embeddings under an adapter do have them, because the rows of the role tokens are trained.
+    embeddings under an adapter do have them, because the rows of the role tokens are trained. Of the output head only
+    the tokens of a sampled softmax count.
 
     Example:
         >>> f"{flops_per_token(PRESETS['fgpt-712m'], network(PRESETS['fgpt-712m'])):.3g}"
@@ -140,7 +141,9 @@ def flops_per_token(run: Run, config: Network) -> int:
     length = run.sequence_length(config.max_position_embeddings)
     attention = 12 * config.num_hidden_layers * _heads_width(config) * length
     frozen = counts.matrices + counts.vectors if adapter else 0
-    return 6 * (counts.multiplied + adapter) - 2 * frozen + attention
+    sampled = getattr(run, "sampled_softmax", None) or config.vocab_size
+    not_sampled = config.hidden_size * max(0, config.vocab_size - sampled)
+    return 6 * (counts.multiplied - not_sampled + adapter) - 2 * frozen + attention
 
 
 def mfu(run: Run, config: Network, tokens_per_second: float, machine: Machine) -> float | None:

@@ -32,6 +32,7 @@ from fgpt_hf.runtime.estimate import (
     rows_on_device,
 )
 from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine, this_machine
+from fgpt_hf.wording import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +231,9 @@ def _needs(run: Run, plan: TrainingPlan, config: Network, machine: Machine) -> I
             f"a few timed ones will decide how many fit max_minutes={plan.minutes:g}"
         )
     else:
-        tokens = plan.max_steps * per_step
+        tokens, steps = plan.max_steps * per_step, count_of(plan.max_steps, "step")
         yield (
-            f"{counts.total:,} parameters; {plan.max_steps:,} steps x {at_most}{per_step:,} tokens = {tokens:,} tokens "
+            f"{counts.total:,} parameters; {steps} x {at_most}{per_step:,} tokens = {tokens:,} tokens "
             f"({at_most}{tokens / counts.total:.3g} tokens per parameter)"
         )
     if adapter := adapter_parameters(run, config):
@@ -242,16 +243,16 @@ def _needs(run: Run, plan: TrainingPlan, config: Network, machine: Machine) -> I
     parts = ", ".join(f"{part} {_gigabytes(getattr(need, part))}" for part in PARTS)
     own = f", this process itself {_gigabytes(machine.own_bytes)}" if machine.own_bytes else ""
     total = _gigabytes(need.total + machine.own_bytes)
-    yield f"about {total} on each device with micro-batches of {plan.rows} rows: {parts}{own}"
+    yield f"about {total} on each device with micro-batches of {count_of(plan.rows, 'row')}: {parts}{own}"
     largest = largest_micro_batch(run, config, machine)
     more = " more" if machine.own_bytes else ""
     has = f"{machine.name} has {_gigabytes(machine.memory_bytes)}{more}"
     if largest is None:
         yield f"{has}: {_refusal(run, config, machine)}"
     elif need.total > USABLE_SHARE * machine.memory_bytes:
-        yield f"{has}, and only {largest} rows fit: try --per_device_train_batch_size auto"
+        yield f"{has}, and only micro-batches of {count_of(largest, 'row')} fit: try --per_device_train_batch_size auto"
     else:
-        yield f"{has}, and up to {largest} rows fit"
+        yield f"{has}, and micro-batches of up to {count_of(largest, 'row')} fit"
 
 
 def _arithmetic(run: Run, plan: TrainingPlan, config: Network, machine: Machine, at_most: str) -> str:

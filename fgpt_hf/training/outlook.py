@@ -6,6 +6,7 @@ from typing import NamedTuple
 from fgpt_hf.runtime.duration import MIN_STEPS, CheckTime, Steps, duration, time_of_day
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.training.checkpoints import Progress
+from fgpt_hf.wording import count_of
 
 TIMED_STEPS = 5  # before the end of a run is foreseen
 
@@ -31,7 +32,7 @@ class Epoch(NamedTuple):
         """
         times = self.times_seen(plan, processes)
         seen = f"its {self.name} will be seen {times:,.1f} times" if times >= 1 else f"{times:.2g} of its {self.name}"
-        return f"{plan.max_steps:,} steps: {seen}{'' if times >= 1 else ' will be seen'}"
+        return f"{count_of(plan.max_steps, 'step')}: {seen}{'' if times >= 1 else ' will be seen'}"
 
 
 class Forecast:

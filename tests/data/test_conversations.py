@@ -11,7 +11,13 @@ from datasets import Dataset
 
 from fgpt_hf.config.presets import INSTRUCT_PRESETS
 from fgpt_hf.config.runs import InstructRun
-from fgpt_hf.data.conversations import Conversation, best_paths, instruction_message, load_conversations
+from fgpt_hf.data.conversations import (
+    Conversation,
+    best_paths,
+    describe_layouts,
+    instruction_message,
+    load_conversations,
+)
 from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.errors import UserError
 
@@ -95,6 +101,11 @@ def test_a_row_that_is_no_conversation_is_counted_and_named_or_refused(tmp_path:
 def test_columns_without_conversations_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has the columns question, reply; conversations are in a column messages"):
         load(write(tmp_path, [{"question": "a", "reply": "b"}]))
+
+
+def test_the_columns_that_are_read_are_said(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"messages": turns("a", "b")}, {"question": "a", "answer": "c"}])
+    assert describe_layouts(run_on(path)) == f"{path}: conversations are read from messages; question and answer"
 
 
 def test_a_mixture_takes_a_random_choice_that_is_always_the_same(tmp_path: Path) -> None:

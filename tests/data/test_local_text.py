@@ -296,6 +296,33 @@ def test_what_cannot_be_read_is_one_line_with_what_would_work(tmp_path: Path) ->
         assert answer in str(error.value), name
 
 
+def pdf_of(*pages: str) -> bytes:
+    """Return a PDF with a line of text on each page."""
+    kids = " ".join(f"{3 + 2 * number} 0 R" for number in range(len(pages)))
+    font = "<< /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >>"
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>"]
+    for number, text in enumerate(pages):
+        content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+        where = f"/Parent 2 0 R /MediaBox [0 0 612 792] /Contents {4 + 2 * number} 0 R"
+        objects += [f"<< /Type /Page {where} /Resources {font} >>"]
+        objects += [f"<< /Length {len(content)} >>\nstream\n{content}\nendstream"]
+    body, offsets = "%PDF-1.4\n", []
+    for number, each in enumerate(objects, start=1):
+        offsets.append(len(body))
+        body += f"{number} 0 obj\n{each}\nendobj\n"
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    size = len(objects) + 1
+    trailer = f"trailer\n<< /Root 1 0 R /Size {size} >>\nstartxref\n{len(body)}\n%%EOF\n"
+    return f"{body}xref\n0 {size}\n0000000000 65535 f \n{table}{trailer}".encode()
+
+
+def test_a_pdf_is_the_text_of_its_pages(tmp_path: Path, report: Callable[[], str]) -> None:
+    pytest.importorskip("pypdf")
+    (tmp_path / "poems.PDF").write_bytes(pdf_of(POEMS[0], POEMS[2]))
+    assert texts_of(tmp_path) == [f"{POEMS[0]}\n\n{POEMS[2]}"]
+    assert "1 file, 1 document, 31 characters" in report()
+
+
 def test_a_pdf_without_text_is_left_out_with_what_would_help(tmp_path: Path) -> None:
     pypdf = pytest.importorskip("pypdf")
     writer = pypdf.PdfWriter()
@@ -303,6 +330,23 @@ def test_a_pdf_without_text_is_left_out_with_what_would_help(tmp_path: Path) -> 
     writer.write(tmp_path / "scan.pdf")
     with pytest.raises(UserError, match=r"a PDF without text: .*ocrmypdf: .*scan\.pdf"):
         texts_of(tmp_path / "scan.pdf")
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "rot13"])
+def test_an_encoding_that_is_none_is_refused(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_text("Roses")
+    with pytest.raises(UserError, match=f"encoding={encoding} is unknown: give one of Python's, such as cp1252"):
+        texts_of(tmp_path, encoding=encoding)
+
+
+def test_links_that_lead_in_circles_or_nowhere_are_followed_once_or_named(
+    tmp_path: Path, report: Callable[[], str]
+) -> None:
+    (tmp_path / "a.txt").write_text("Roses")
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    assert texts_of(tmp_path) == ["Roses"]
+    assert f"left out, a link to nothing: {tmp_path / 'gone.txt'}" in report()
 
 
 def test_a_missing_library_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

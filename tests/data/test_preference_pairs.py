@@ -8,7 +8,7 @@ import pytest
 
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.mixtures import RowIssues
-from fgpt_hf.data.preference_pairs import Pair, load_pairs
+from fgpt_hf.data.preference_pairs import Pair, describe_pair_columns, load_pairs
 
 PROMPT = {"role": "user", "content": "Say hello.\nIn French"}
 FORMS: dict[str, dict[str, Any]] = {
@@ -55,6 +55,21 @@ def test_every_form_gives_the_same_pair(form: str, tmp_path: Path) -> None:
     assert (list(pair.prompt), pair.chosen, pair.rejected) == ([PROMPT], "Salut", "Hi")
     assert pair.conversations[1] == [PROMPT, {"role": "assistant", "content": "Hi"}]
     assert not len(issues)
+
+
+@pytest.mark.parametrize(
+    ("form", "where"),
+    [
+        ("Raschka's", "instruction and input"),
+        ("TRL's conversations", "prompt"),
+        ("without a prompt", "the messages before them"),
+    ],
+)
+def test_the_columns_that_are_read_are_said(form: str, where: str, tmp_path: Path) -> None:
+    described = describe_pair_columns(run(tmp_path, [FORMS[form]]))
+    assert described.endswith(f"pairs.json: replies are read from chosen and rejected, their prompt from {where}")
+    with pytest.raises(ValueError, match="has the columns text; pairs are in chosen and rejected"):
+        describe_pair_columns(run(tmp_path, [{"text": "none"}]))
 
 
 def test_pairs_of_one_prompt_are_validation_together(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_an_open_micro_batch_is_chosen_and_the_step_stays(gpu: str, processes: i
 def test_numbers_that_were_given_stay_with_a_hint_that_they_do_not_fit(caplog: pytest.LogCaptureFixture) -> None:
     plan = plan_on(known_machine("l4"), PRESETS["fgpt-712m"])
     assert plan.fill_in(PRESETS["fgpt-712m"]).to_yaml() == PRESETS["fgpt-712m"].to_yaml()
-    assert "and only 4 rows fit: try --per_device_train_batch_size auto" in caplog.messages[-1]
+    assert "and only micro-batches of 4 rows fit: try --per_device_train_batch_size auto" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("is_open", [False, True])
