@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy
 
 

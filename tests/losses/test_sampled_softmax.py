@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fgpt_hf.data.batches import IGNORED
+from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy
 from fgpt_hf.losses.sampled_softmax import sampled_cross_entropy
 
