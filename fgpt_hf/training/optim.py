@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 ADAPTERS = Rule("adapters", is_inner=False, decays=False)
 VECTORS = Rule("biases, normalizations and other vectors", is_inner=False, decays=False)
 EMBEDDINGS = Rule("embeddings and head", is_inner=False, decays=True)
-OTHERS = Rule("arrays of other forms, such as stacked experts", is_inner=False, decays=True)
+OTHERS = Rule("stacked experts and arrays of other forms", is_inner=False, decays=True)
 MATRICES = Rule("matrices inside the layers", is_inner=True, decays=True)
 RULES = (ADAPTERS, VECTORS, EMBEDDINGS, OTHERS, MATRICES)
 Groups = list[dict[str, Any]]  # as torch's optimizers take them: parameters with their rate and decay

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -75,9 +76,10 @@ def open_model(run: TuningRun) -> StartModel:
     added: Sequence[str] = ()
     if not tokenizer.chat_template:
         added = _add_template(run, name, model, tokenizer)
-    elif run.new_token_init == "mean" and (tokens := unseen_role_tokens(model, tokenizer)):
-        start_from_mean(model, tokenizer, tokens)
-        logger.info("%s: never seen by %s, so they start from the mean of all embeddings", ", ".join(tokens), name)
+    unseen = [token for token in unseen_role_tokens(model, tokenizer) if token not in added]
+    if unseen and run.new_token_init == "mean":
+        start_from_mean(model, tokenizer, unseen)
+        logger.info("%s: never seen by %s, so they start from the mean of all embeddings", ", ".join(unseen), name)
     encoder = _encoder_for(name, model, tokenizer)
     _set_ends(model, tokenizer, encoder)
     context = context_length(model, tokenizer)
@@ -173,13 +175,27 @@ def _set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encode
     if encoder.rules is None:
         model.generation_config = GenerationConfig(**GENERATION_IDS)
         return
-    config = model.generation_config or GenerationConfig()
+    config = _saveable(model.generation_config or GenerationConfig())
     found = config.eos_token_id
     ends = [] if found is None else [found] if isinstance(found, int) else list(found)
     ends += [tokenizer.eos_token_id, end_of_turn(tokenizer)]
     config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
     config.pad_token_id = encoder.pad
     model.generation_config = config
+
+
+def _saveable(config: GenerationConfig) -> GenerationConfig:
+    """Return a generation config that can be saved: published ones may be of an age that allowed more.
+
+    Most often they have a temperature and do not sample; transformers' advice is to let them.
+    """
+    for changes in ({}, {"do_sample": True}):
+        config = GenerationConfig(**{**config.to_dict(), **changes})
+        with suppress(ValueError):
+            config.validate(strict=True)
+            return config
+    logger.warning("the generation config of the model cannot be saved, so the result gets a plain one")
+    return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
 
 
 def _add_template(

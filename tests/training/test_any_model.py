@@ -10,17 +10,28 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, OPTConfig
 
 from fgpt_hf.chat import ChatSession, load_for_chat
 from fgpt_hf.cli import train_base, train_instruct, train_preference
+from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.convert.export import export
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import Benchmark
 from fgpt_hf.files import read_json, read_json_lines
 from fgpt_hf.hub.front_matter import split_card
-from fgpt_hf.model.io import load_model
-from tests.support.any_models import NAMES, save_any, write_chats, write_documents, write_pairs
+from fgpt_hf.model.io import load_model, save_model
+from fgpt_hf.training.checkpoints import _stored_weights
+from fgpt_hf.training.start_model import open_model
+from tests.support.any_models import (
+    NAMES,
+    any_config,
+    any_tokenizer,
+    save_any,
+    write_chats,
+    write_documents,
+    write_pairs,
+)
 from tests.support.forked import run_command
 from tests.support.loopback_hub import LoopbackHub
 
@@ -162,6 +173,27 @@ def test_a_base_model_on_the_hub_is_named_with_its_relation(runs: Any, tmp_path:
     fields, text = split_card(write_card(run / "model").read_text())
     assert (fields["base_model"], fields["base_model_relation"]) == ("somebody/start", "finetune")
     assert "It was trained from [somebody/start]" in text
+
+
+def test_a_generation_config_that_transformers_would_not_save_does_not_stop_a_run(tmp_path: Path) -> None:
+    """Llama 2's has a temperature and does not sample."""
+    start = save_any("llama", tmp_path / "llama")
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}
+    (start / "generation_config.json").write_text(json.dumps(settings))
+    model = open_model(InstructRun(model_name_or_path=str(start))).model
+    model.save_pretrained(tmp_path / "saved")
+    saved = read_json(tmp_path / "saved" / "generation_config.json")
+    assert saved["do_sample"] is True and saved["temperature"] == 0.6 and 2 in saved["eos_token_id"]
+
+
+def test_experts_that_files_hold_by_other_names_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    start = any_config("llama").to_dict() | {"num_local_experts": 4}
+    model = AutoModelForCausalLM.from_config(MixtralConfig(**{**start, "model_type": "mixtral"}))
+    weights = model.state_dict()
+    save_model(model, any_tokenizer("llama"), tmp_path, dict(weights))
+    assert not set(weights) <= set(load_file(tmp_path / "model.safetensors"))
+    found = _stored_weights(model, tmp_path)
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
 # Bad input, each refused in one line
