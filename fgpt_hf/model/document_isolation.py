@@ -15,8 +15,8 @@ from fgpt_hf.model.embeddings import token_embeddings
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 LENGTHS = (5, 7)  # of two documents
-TOLERANCES = {torch.float32: 1e-4}  # of the length of the states; of those in half precision:
-LOW_TOLERANCE = 0.03
+TOLERANCES = {torch.float32: 1e-4}  # relative to the norm of the states
+LOW_TOLERANCE = 0.03  # of other types
 TELLING = 0.1  # what packing may change, of what mixing does
 
 
