@@ -29,6 +29,7 @@ from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets, v
 from fgpt_hf.data.splits import TRAIN
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
+from fgpt_hf.wording import some_of
 
 DOCUMENTS_AT_ONCE = 1000
 
@@ -165,7 +166,7 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
 
     Raises:
         UserError: there is no such corpus or configuration, this user may not read it, it has no split `train`, a file
-            holds no text, or the network is down.
+            holds no text, the same is to be trained on and held out, or the network is down.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -183,6 +184,12 @@ def open_corpus(source: TextSource) -> Sequence[Shard]:
     for entry, held_out in entries:
         if (entry, held_out) not in local:
             shards += _open_named(entry, source, held_out)
+    held_out_names = {shard.name for shard in shards if shard.is_validation}
+    if both := [shard.name for shard in shards if not shard.is_validation and shard.name in held_out_names]:
+        raise UserError(
+            f"validation_dataset={source.validation_dataset} is what is trained on ({some_of(both)}): give another, "
+            "or leave it out to hold out a fraction"
+        )
     return in_order(shards)
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun
-from fgpt_hf.data import prepare, pretraining
+from fgpt_hf.data import corpora, prepare, pretraining
 from fgpt_hf.data.instruct import load_instruct_data
 from fgpt_hf.data.preference import load_preference_data
 from fgpt_hf.data.pretraining import load_pretraining_data
 from fgpt_hf.data.shards import total_size
-from fgpt_hf.data.sources import validation_split
+from fgpt_hf.data.sources import CORPORA, validation_split
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 from tests.support.tiny import CONTEXT, tokenizer
@@ -115,6 +116,13 @@ def test_a_training_set_that_is_all_held_out_is_refused(tmp_path: Path) -> None:
     texts = lines(tmp_path / "texts.jsonl", [{"text": "one"}, {"text": "two"}])
     with pytest.raises(UserError, match="no text in .*texts.jsonl: 0 files, 0 documents"):
         load_pretraining_data(base_run(dataset_name=texts, validation_dataset=texts))
+
+
+def test_a_known_corpus_is_not_trained_on_and_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Dataset.from_dict({"text": ["one", "two"]})
+    monkeypatch.setattr(corpora, "CORPORA", CORPORA._replace(embedded={"pydocs": lambda: few}))
+    with pytest.raises(UserError, match=r"validation_dataset=pydocs is what is trained on \(pydocs\): give another"):
+        corpora.open_corpus(base_run(dataset_name="pydocs", validation_dataset="pydocs"))
 
 
 def test_conversations_are_held_out_and_dropped_from_training(tmp_path: Path) -> None:
