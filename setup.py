@@ -10,7 +10,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SPACE = Path("space")
-PATTERNS = ("*.py", "*.css", "*.txt", "*.md")
+PATTERNS = ("*.py", "*.css", "*.js", "*.txt", "*.md")
 
 
 class BuildWithSpace(build_py):

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 
 import gradio as gr
 
-from app_state import MODEL_QUEUE, Demo, visitor
+from chat_tab import MODEL_QUEUE, refusal
 from language_model import Settings
+from replies import Demo
+from visitors import visitor_of
 
 DEFAULTS = Settings()
 
@@ -47,10 +49,10 @@ def endpoint(demo: Demo) -> Callable[..., Iterator[str]]:
         """
         try:
             settings = Settings(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed, greedy)
-            demo.visitors.admit(visitor(request))
+            demo.visitors.admit(visitor_of(request))
             replies = demo.chat.reply(message, history, system_prompt, settings)
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refusal(error) from error
         yield from (reply.text for reply in replies)
 
     chat.__annotations__["return"] = str  # the type of each piece, for the signature that programs see

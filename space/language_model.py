@@ -8,6 +8,7 @@ except ImportError:
     spaces = None
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ MEASURED_SECONDS = 0.5
 USUAL_SECONDS = 20  # of a reply of the usual length
 USUAL_TOKENS = (48, 160)
 REPLY_SECONDS = (60.0, 300.0)
+GPU_START = 10  # seconds until ZeroGPU has moved the model to the GPU
+GPU_TOKENS_PER_SECOND = 20  # what a GPU writes at least
 _TURN = threading.Lock()  # torch's random state belongs to the whole process
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -253,6 +256,16 @@ class _Watch(StoppingCriteria):
         return torch.full((input_ids.shape[0],), ends, device=input_ids.device)  # type: ignore[return-value]
 
 
+def gpu_seconds(ids: Sequence[int], settings: Settings, seconds: float) -> int:
+    """Return how long a reply of this length may hold a GPU: short requests wait less in the queue of ZeroGPU.
+
+    Example:
+        >>> gpu_seconds([1, 2, 3], Settings(max_new_tokens=160), seconds=60)
+        18
+    """
+    return math.ceil(min(seconds, GPU_START + settings.max_new_tokens / GPU_TOKENS_PER_SECOND))
+
+
 def _on_gpu(function: F) -> F:
     """Return the function, on ZeroGPU with a GPU while it runs."""
-    return spaces.GPU(function) if spaces else function
+    return spaces.GPU(function, duration=gpu_seconds) if spaces else function

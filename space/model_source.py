@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import get_local_safetensors_metadata, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     NotASafetensorsRepoError,
@@ -17,6 +19,9 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
+logger = logging.getLogger(__name__)
+
+RECORD = ("README.md", "metrics.jsonl", "samples.jsonl")
 READ = ("*.json", "*.jsonl", "*.safetensors", "*.py", "*.jinja", "*.md", "*.txt")
 BYTES_WHILE_LOADING: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "int8": 2}  # per parameter, at the peak
 WORKING_MEMORY = 0.5e9  # bytes for the cache of a long reply and a prompt's activations
@@ -57,6 +62,18 @@ def fetch(model_id: str) -> Path:
         raise ModelUnavailableError(
             f"{repo_id} cannot be downloaded: the Hub does not answer. Restart later"
         ) from error
+
+
+def fetch_record(model_id: str) -> Path | None:
+    """Return a folder with a model's card and training record, without its weights; None if the Hub shows none.
+
+    A name that is no repository's, such as that of a folder on the machine of its author, is nothing to ask the Hub.
+    """
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=list(RECORD)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        logger.info("no record of %s: %s", model_id, error)
+        return None
 
 
 def parameter_count(folder: Path) -> int:

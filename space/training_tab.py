@@ -1,5 +1,6 @@
-"""The training tab: curves, samples by step, results and the card, from the record published with the model."""
+"""The training tab: for each stage its curves, samples by step, results and card, from the record beside the model."""
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,12 +9,13 @@ import gradio as gr
 import pandas as pd
 
 from card import Card
-from language_model import LanguageModel
-from model_summary import shown
+from model_source import fetch_record
+from page_text import card_text
 
 COLORS = ("#6366f1", "#f59e0b", "#10b981", "#ef4444", "#0ea5e9", "#a855f7", "#84cc16", "#ec4899")
 MOST_POINTS = 600  # per curve: more would not be visible, and slow the page
 FEW_POINTS = 4  # per curve: a table says as much as the curve
+MOST_STAGES = 5
 
 
 class Curves(NamedTuple):
@@ -55,32 +57,70 @@ PLOTS = (
 )
 
 
-def training_tab(models: Sequence[LanguageModel]) -> None:
-    """Lay out the training record of each model, the last stage first."""
-    if len(models) == 1:
-        _record(models[0].card)
-        return
-    for name, model in zip(("This model", "The base model"), models, strict=True):
-        with gr.Tab(name):
-            _record(model.card)
+class Stage(NamedTuple):
+    """One training stage: what it was, the model that came of it, and its record."""
+
+    title: str
+    name: str
+    card: Card
+
+
+def lineage(card: Card, served_base: Card | None = None) -> list[Stage]:
+    """Return the stages that led to a model, the first one first, as far as their cards and records can be read.
+
+    Args:
+        card: The card of the model, whose metadata may name the one before it.
+        served_base: The card of the base model that this page also serves, for a model whose card names none.
+    """
+    cards, names = [card], [card.title]
+    while len(cards) < MOST_STAGES and (name := cards[-1].base_model):
+        folder = fetch_record(name)
+        if folder is None or any(folder == known.folder for known in cards):
+            break
+        cards.append(Card(folder))
+        names.append(name)
+    if len(cards) == 1 and served_base:
+        cards.append(served_base)
+        names.append(served_base.title)
+    stages = [Stage(_kind(known, cards[at + 1 :]), names[at], known) for at, known in enumerate(cards)]
+    return stages[::-1]
+
+
+def _kind(card: Card, before: Sequence[Card]) -> str:
+    """Return the kind of a stage from what it measured, what its model is for and what came before it."""
+    if any(key.startswith("rewards/") for line in card.metrics for key in line):
+        return "Preference tuning"
+    return "Instruction tuning" if before or (card.data and card.is_conversational) else "Base training"
+
+
+def training_tab(stages: Sequence[Stage]) -> None:
+    """Lay out the record of each stage under a heading of its own; the last one is unfolded."""
+    for number, stage in enumerate(stages, start=1):
+        label = f"{number}. {stage.title}" if len(stages) > 1 else stage.title
+        named = f"{label}: {stage.name}" if stage.name else label
+        with gr.Accordion(named, open=number == len(stages)):
+            _record(stage.card)
 
 
 def _record(card: Card) -> None:
     if card.metrics:
-        plots = plots_of(card.metrics)
-        for first in range(0, len(plots), 2):
+        for row in _rows(plots_of(card.metrics)):
             with gr.Row():
-                for plot in plots[first : first + 2]:
+                for plot in row:
                     _plot(card.metrics, plot)
     else:
         gr.Markdown("This model was published without the record of its training (`metrics.jsonl`).")
     if card.samples:
         _samples(card.samples)
     if card.section("Results"):
-        gr.Markdown(shown(f"### Results\n{card.section('Results')}"), elem_classes="prose")
+        gr.Markdown(f"## Results\n{card_text(card.section('Results'))}", elem_classes="card-text")
     if card.text:
         with gr.Accordion("The model card", open=False):
-            gr.Markdown(shown(card.text), elem_classes="prose")
+            gr.Markdown(card_text(card.text), elem_classes="card-text")
+
+
+def _rows(plots: Sequence[Curves]) -> list[Sequence[Curves]]:
+    return [plots[first : first + 2] for first in range(0, len(plots), 2)]
 
 
 def plots_of(metrics: Sequence[Mapping[str, Any]]) -> list[Curves]:
@@ -134,7 +174,7 @@ def _plot(metrics: Sequence[Mapping[str, Any]], plot: Curves) -> None:
     points = table(metrics, plot)
     if points.groupby("curve").size().max() <= FEW_POINTS:
         unit = f", {plot.unit}" if plot.unit else ""
-        gr.Markdown(f"**{plot.title}**{unit}\n\n{few_points(points)}", elem_classes="prose")
+        gr.Markdown(f"**{plot.title}**{unit}\n\n{few_points(points)}", elem_classes="card-text")
         return
     names = list(plot.keys.values())
     gr.LinePlot(
@@ -159,11 +199,9 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
     after = gr.Slider(
         steps[0], max(steps[-1], steps[0] + 1), value=steps[-1], step=interval, label="Samples after this many steps"
     )
-    written = gr.Textbox(
-        _at(samples, steps[-1]), lines=10, max_lines=24, interactive=False, show_label=False, elem_id="samples"
-    )
+    written = gr.HTML(sample_cards(samples, steps[-1]), elem_classes="samples")
     after.change(
-        lambda step: _at(samples, max(known for known in steps if known <= max(step, steps[0]))),
+        lambda step: sample_cards(samples, max(known for known in steps if known <= max(step, steps[0]))),
         after,
         written,
         queue=False,
@@ -172,11 +210,13 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _at(samples: Sequence[Mapping[str, Any]], step: int) -> str:
-    """Return all samples of a step as text."""
-    parts = []
-    for line in samples:
-        if line["step"] == step:
-            written = [f"[{name}] {text}" for name, text in line.items() if name not in ("step", "prompt")]
-            parts.append("\n".join([f"» {line['prompt']}", *written]))
-    return "\n\n".join(parts)
+def sample_cards(samples: Sequence[Mapping[str, Any]], step: int) -> str:
+    """Return HTML with a card for each prompt of a step: the prompt, and what followed it in each way of decoding."""
+    return "".join(_sample_card(line) for line in samples if line["step"] == step)
+
+
+def _sample_card(line: Mapping[str, Any]) -> str:
+    written = [(name, text) for name, text in line.items() if name not in ("step", "prompt")]
+    parts = [f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(text))}</dd>" for name, text in written]
+    prompt = html.escape(str(line.get("prompt", "")))
+    return f'<article><p class="prompt">{prompt}</p><dl>{"".join(parts)}</dl></article>'

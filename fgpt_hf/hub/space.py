@@ -17,6 +17,7 @@ from fgpt_hf.model.io import model_folder
 
 # Of an installed package, into which setup.py puts them; of a clone.
 SOURCES = (Path(__file__).with_name("space_files"), Path(__file__).parents[2] / "space")
+PATTERNS = ("*.py", "*.css", "*.js", "*.txt", CARD)
 MODELS = "models.json"
 VARIABLES = ("MODEL_ID", "BASE_MODEL_ID")  # what `space/app.py` reads, in this order
 
@@ -79,7 +80,9 @@ def source_files() -> dict[str, Path]:
         UserError: The package lacks them.
     """
     for folder in SOURCES:
-        if files := [path for pattern in ("*.py", "*.css", "*.txt", CARD) for path in sorted(folder.glob(pattern))]:
+        if files := [
+            path for pattern in ("*.py", "*.css", "*.js", "*.txt", CARD) for path in sorted(folder.glob(pattern))
+        ]:
             return {path.name: path for path in files}
     raise UserError(f"the Space's files are missing from {SOURCES[0]}: install fgpt-hf again")
 

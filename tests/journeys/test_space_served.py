@@ -1,9 +1,6 @@
 """The published Space as visitors meet it: through its API, in a crowd, with hostile messages, and in a browser."""
 
 import asyncio
-import itertools
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,12 @@ import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from benchmarks.space import CHROMIUM, OFFLINE, Served, crowd
+from benchmarks.space import Served, crowd
 from fgpt_hf.model.io import load_fgpt
 from tests.support.served_space import published_space
+from tests.support.space_page import Page, chromium, new_address
 
 pytestmark = pytest.mark.slow
-ADDRESSES = itertools.count(1)
-LONG = {"max_new_tokens": 400, "greedy": True}
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +30,9 @@ def space(published: tuple[Served, Path]) -> Served:
     return published[0]
 
 
-def visitor() -> dict[str, str]:
-    """The header of a visitor who has not been here."""
-    return {"X-Forwarded-For": f"9.1.0.{next(ADDRESSES)}"}
-
-
 @pytest.fixture
 def client(space: Served) -> Client:
-    return Client(space.url, verbose=False, headers=visitor())
+    return Client(space.url, verbose=False, headers=new_address())
 
 
 # Through the API
@@ -129,7 +120,7 @@ def test_a_visitor_who_asks_too_often_is_told_when_to_come_again_and_others_are_
     with pytest.raises(AppError, match="more than 12 messages a minute: try again in"):
         for _ in range(13):
             client.predict("Hi", max_new_tokens=1, api_name="/chat")
-    assert Client(space.url, verbose=False, headers=visitor()).predict("Hi", max_new_tokens=1, api_name="/chat")
+    assert Client(space.url, verbose=False, headers=new_address()).predict("Hi", max_new_tokens=1, api_name="/chat")
 
 
 def test_in_a_crowd_everybody_is_answered_or_told_and_memory_returns(space: Served) -> None:
@@ -144,173 +135,22 @@ def test_in_a_crowd_everybody_is_answered_or_told_and_memory_returns(space: Serv
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if shutil.which("chromium") is None:
-        pytest.skip("there is no Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as tools:
-        chromium = tools.chromium.launch(executable_path=shutil.which("chromium"), args=[*CHROMIUM, OFFLINE])
-        yield chromium
-        chromium.close()
-
-
-class Page:
-    """A visitor's page."""
-
-    def __init__(self, browser: Any, space: Served, **options: Any) -> None:
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        self.page = browser.new_context(extra_http_headers=visitor(), **options).new_page()
-        self.page.set_default_timeout(20_000)
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(space.url)
-        self.page.locator("#message textarea").wait_for()
-
-    def send(self, text: str) -> None:
-        self.page.fill("#message textarea", text)
-        self.page.keyboard.press("Enter")
-
-    def longest(self, key: str) -> None:
-        """Set the slider of the longest reply, to 1 by "Home" and to 512 by "End"."""
-        slider = self.page.get_by_label("range slider for Longest reply")
-        settings = self.page.locator("button.label-wrap", has_text="Settings")  # Gradio's footer has Settings too
-        settings.wait_for()
-        if not slider.is_visible():
-            settings.click()
-        slider.focus()
-        self.page.keyboard.press(key)
-        self.page.focus("#message textarea")
-
-    def wait_until_written(self) -> None:
-        self.page.locator("#message .submit-button").wait_for(timeout=30_000)
-
-    def reply(self, chat: str = "#chat") -> str:
-        """The last reply and the line under it."""
-        return self.page.locator(f"{chat} .bot.message:not(.pending)").last.inner_text()
-
-    def written(self) -> int:
-        """How many tokens the last reply has, by the line under it."""
-        found = re.search(r"(\d+) written", self.reply())
-        return int(found[1]) if found else 0
-
-    def questions(self) -> list[str]:
-        return self.page.locator("#chat [data-testid=user]").all_inner_texts()
-
-
-@pytest.fixture(scope="module")
-def page(browser: Any, space: Served) -> Iterator[Page]:
-    page = Page(browser, space)
-    yield page
-    assert page.errors == []
-    assert not [url for url in page.requests if not re.match(rf"{space.url}|data:|blob:", url)]
-
-
-def test_words_arrive_one_by_one_and_stop_ends_the_writing(page: Page) -> None:
-    page.longest("End")
-    page.send("Tell me <b>all</b> &lt; <script>alert(1)</script>")
-    page.page.locator("#message .stop-button").wait_for()
-    page.page.wait_for_function("document.querySelector('#chat .bot.message:not(.pending)')?.innerText.length > 40")
-    first = page.written()
-    page.page.wait_for_function(f"+document.querySelector('#chat').innerText.match(/(\\d+) written/)[1] > {first}")
-    page.page.locator("#message .stop-button").click()
-    page.wait_until_written()
-    page.page.wait_for_timeout(500)  # what was on its way when Stop was pressed arrives
-    stopped = page.written()
-    page.page.wait_for_timeout(500)
-    assert first < stopped == page.written() < 400
-    assert page.questions()[0].replace("\u2060", "") == "Tell me <b>all</b> &lt; <script>alert(1)</script>"
-    assert page.page.locator("#chat .message-content :is(b, script)").count() == 0
-
-
-def test_retry_edit_and_undo_change_the_last_turn(browser: Any, space: Served) -> None:
-    page = Page(browser, space)
-    page.longest("Home")
-    page.send("First")
-    page.page.locator("#chat .bot.message:not(.pending)").wait_for()
-    page.wait_until_written()
-    before = page.reply()
-    page.page.get_by_label("Retry").click()
-    page.page.wait_for_function(
-        "before => document.querySelector('#chat').innerText.includes('1 written') && "
-        "document.querySelector('#chat .bot.message:not(.pending)').innerText !== before",
-        arg=before,
-    )
-    page.wait_until_written()
-    assert page.questions() == ["First"] and page.written() == 1
-    page.page.get_by_label("Edit").click()
-    page.page.locator("#chat textarea").fill("Second <b>")
-    page.page.get_by_label("Submit").click()
-    page.page.wait_for_function("document.querySelector('#chat').innerText.match(/Second <[^]*1 written/)")
-    page.wait_until_written()
-    assert [text.replace("\u2060", "") for text in page.questions()] == ["Second <b>"] and page.written() == 1
-    page.page.get_by_role("button", name="Undo").first.click()
-    page.page.wait_for_function("document.querySelector('#message textarea').value === 'Second <b>'")
-    assert page.questions() == []
-
-
-def test_an_example_the_comparison_and_clearing_by_the_keyboard_alone(browser: Any, space: Served) -> None:
-    page = Page(browser, space)
-    page.longest("Home")
-    page.page.focus("#compare input")
-    page.page.keyboard.press("Space")
-    page.page.locator("#base").wait_for()
-    page.page.locator("#chat .example").first.focus()
-    page.page.keyboard.press("Enter")
-    page.page.wait_for_function("document.querySelector('#base')?.innerText.includes('1 written')")
-    page.wait_until_written()
-    assert page.questions() == ["What is a tokenizer?"]
-    assert page.reply("#base") != page.reply("#chat")
-    page.page.get_by_role("button", name="Clear").first.focus()
-    page.page.keyboard.press("Enter")
-    page.page.locator("#chat .example").first.wait_for()
-    assert page.questions() == []
-
-
-def test_a_refusal_leaves_the_message_where_it_is(page: Page) -> None:
-    page.page.fill("#message textarea", "   ")
-    page.page.keyboard.press("Enter")
-    page.page.get_by_text("the message is empty: write something").wait_for()
-    assert page.page.input_value("#message textarea") == "   "
-
-
-def test_the_second_of_two_visitors_is_told_a_place_and_both_are_answered(
-    page: Page, browser: Any, space: Served
-) -> None:
-    other = Page(browser, space)
-    other.longest("Home")
-    page.longest("End")
-    page.send("A long one")
-    page.page.locator("#message .stop-button").wait_for()
-    other.send("A short one")
-    other.page.get_by_text(re.compile(r"queue: 1/1")).first.wait_for()
-    page.page.locator("#message .stop-button").click()
-    other.page.wait_for_function("document.querySelector('#chat').innerText.includes('1 written')")
-    assert other.questions() == ["A short one"] and "A long one" in page.questions()
-
-
-def test_the_training_tab_has_curves_samples_results_and_the_card(page: Page) -> None:
-    page.page.bring_to_front()
-    page.page.get_by_role("tab", name="How it was trained").click()
-    page.page.locator(".vega-embed svg.marks").first.wait_for()
-    samples = page.page.locator("#samples textarea").first
-    assert "upon upon" in samples.input_value()
-    page.page.get_by_label("number input for Samples after this many steps").first.fill("0")
-    page.page.keyboard.press("Tab")
-    page.page.wait_for_function("document.querySelector('#samples textarea').value.includes('early')")
-    text = page.page.locator("body").inner_text()
-    assert "divided by the ending's characters" in text and "The model card" in text and "Loss" in text
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_everything_in_both_schemes(browser: Any, space: Served, scheme: str) -> None:
-    phone = Page(browser, space, viewport={"width": 375, "height": 740}, color_scheme=scheme)
-    wide = "document.documentElement.scrollWidth > innerWidth"
-    colors = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g)"
-    assert not phone.page.evaluate(wide)
-    assert (sum(map(int, phone.page.evaluate(colors)[:3])) > 380) == (scheme == "light")
-    phone.page.get_by_role("tab", name="How it was trained").click()
-    phone.page.locator(".vega-embed").first.wait_for()
-    assert not phone.page.evaluate(wide)
+def test_the_published_page_answers_and_shows_how_the_model_was_trained(space: Served) -> None:
+    with chromium() as browser:
+        page = Page(browser, space)
+        page.set_longest(3)
+        page.ask("Who?")
+        assert page.written() == 3
+        page.page.get_by_role("tab", name="How it was trained").click()
+        page.page.get_by_role("button", name="2. Instruction tuning: quickstart-instruct").wait_for()
+        page.page.locator(".vega-embed svg.marks").first.wait_for()
+        samples = page.page.locator(".samples:visible")
+        assert "upon upon" in samples.inner_text() and "nats per token" in page.page.content()
+        page.page.get_by_label("number input for Samples after this many steps").last.fill("0")
+        page.page.keyboard.press("Tab")
+        page.page.locator(".samples:visible", has_text="early").wait_for()
+        page.page.get_by_role("button", name="1. Base training: tester/base").click()
+        page.page.locator(".samples:visible").nth(1).wait_for()
+        text = page.page.locator("body").inner_text()
+        assert "divided by the ending's characters" in text and "The model card" in text
+        page.check()

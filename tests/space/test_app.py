@@ -1,7 +1,6 @@
 """The modules of `space/`: what reaches the model, what is refused, and what is shown."""
 
 import html
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +11,15 @@ import torch
 import yaml
 
 import app
-from app_state import visitor
-from card import Card
-from chat import Chat
-from chat_tab import _said
-from escaping import as_text, said_text
+from chat_tab import _turns
 from fgpt_hf.hub.card import write_card
 from language_model import LanguageModel, Settings
-from model_summary import described, shown
-from prompts import (
+from page_text import as_reply, as_words
+from replies import (
     MAX_HISTORY,
     MAX_MESSAGE,
     MAX_TURN,
+    Chat,
     Message,
     chat_prompt,
     checked_history,
@@ -32,11 +28,10 @@ from prompts import (
     harmless,
     text_prompt,
 )
-from rate_limit import Visitors
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.run_folders import METRICS, write_run
+from tests.support.run_folders import write_run
 from tests.support.tiny import tokenizer
-from training_tab import LOSS, few_points, plots_of, table
+from visitors import Visitors, visitor_of
 
 ROOT = Path(__file__).parents[2]
 GREEDY = Settings(greedy=True, max_new_tokens=12)
@@ -73,18 +68,18 @@ def test_on_a_space_a_visitor_is_the_last_public_address_on_the_way(
     forwarded: str, nearest: str, counted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPACE_ID", "tester/chat")
-    assert visitor(request_from(nearest, forwarded)) == counted
+    assert visitor_of(request_from(nearest, forwarded)) == counted
 
 
 def test_all_addresses_of_a_household_are_one_visitor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "tester/chat")
     one, same, other = (request_from("10.0.0.1", f"2606:4700:0:{at}") for at in ("1::1", "1:ab:cd:ef:1", "2::1"))
-    assert visitor(one) == visitor(same) != visitor(other)
+    assert visitor_of(one) == visitor_of(same) != visitor_of(other)
 
 
 def test_without_the_proxy_of_a_space_the_header_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert {visitor(request_from("192.168.0.5", f"9.9.9.{at}")) for at in range(3)} == {"192.168.0.5"}
+    assert {visitor_of(request_from("192.168.0.5", f"9.9.9.{at}")) for at in range(3)} == {"192.168.0.5"}
 
 
 def request_from(nearest: str, forwarded: str) -> Any:
@@ -93,18 +88,17 @@ def request_from(nearest: str, forwarded: str) -> Any:
 
 
 def test_what_the_page_shows_is_always_a_history_that_is_taken() -> None:
-    def asked(text: str) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    def asked(text: str) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "text", "text": as_words(text)}]}
 
-    def answered(text: str) -> list[dict[str, Any]]:
-        line = {"role": "assistant", "content": [], "metadata": {"title": "1 written", "status": "done"}}
-        return [{"role": "assistant", "content": [{"type": "text", "text": text}]}, line]
+    def answered(text: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": [{"type": "text", "text": as_reply(text)}], "metadata": {"id": 7}}
 
-    stopped = [*asked("A"), *asked("B"), *answered("b"), *asked("c")]
-    assert [message["content"] for message in checked_history(_said(stopped))] == ["B", "b"]
-    assert checked_history(_said([])) == checked_history(_said(asked("A"))) == []
-    long = [message for _ in range(MAX_HISTORY) for message in (*asked("a"), *answered("b" * 2 * MAX_TURN))]
-    assert len(checked_history(_said(long))) == MAX_HISTORY
+    stopped = [asked("A"), asked("<B>*"), answered("List<int>"), asked("c")]
+    assert [message["content"] for message in checked_history(_turns(stopped))] == ["<B>*", "List<int>"]
+    assert checked_history(_turns([])) == checked_history(_turns([asked("A")])) == []
+    long = [message for _ in range(MAX_HISTORY) for message in (asked("a"), answered("b" * 2 * MAX_TURN))]
+    assert len(checked_history(_turns(long))) == MAX_HISTORY
 
 
 def test_first_turns_go_as_a_whole_until_the_reply_has_room() -> None:
@@ -258,81 +252,16 @@ def test_a_base_model_continues_the_message(tmp_path: Path) -> None:
 # What is shown
 
 
-@pytest.mark.parametrize("text", ["<b>bold</b>", "&lt;script&gt;", "a < b && c", "<!-- x -->", "R&D <3 </p>", "plain"])
-def test_text_begins_no_markup_on_the_page_and_comes_back_as_it_was(text: str) -> None:
-    assert not re.search(r"<[A-Za-z/!?]|&[A-Za-z#]", as_text(text))
-    assert said_text(as_text(text)) == text
-
-
 def test_the_description_is_the_cards_own(chat_model: LanguageModel) -> None:
-    text = described(chat_model)
-    assert (
-        "A chat model of " in text and "Trained on `pydocs-chat` (" in text and "without knowing what is true" in text
-    )
-
-
-def test_a_card_loads_nothing_from_elsewhere() -> None:
-    card = "# A\n![x](//a.b/c.png) ![y][z] <img src='//a.b'> <script>1</script> <details><summary>s</summary></details>"
-    assert not re.search(r"!\[|<img|<script|png", shown(card))
-    assert "<details><summary>" in shown(card)
-
-
-@pytest.mark.parametrize(
-    "card",
-    [
-        "<im<b>g src=//a.b/c.png onerror=alert(1)>",
-        "<<script>script>alert(1)<</script>/script>",
-        "<!-<!-- -->- --><iframe src=//a.b>",
-        "!![x](y)[z](//a.b/c.png)",
-        "![a![b](c)](//a.b/d.png)",
-        "<img src=//a.b/c.png",
-        "<details><svg/onload=alert(1)></details>",
-    ],
-)
-def test_what_is_left_of_a_nested_tag_is_no_tag(card: str) -> None:
-    assert not re.search(r"!\[|<(?!/?details>)[a-zA-Z/!?]", shown(card))
+    text = app.about(chat_model)
+    assert "A chat model of " in text and "Trained on `pydocs-chat` (" in text
+    assert "without knowing what is true" in text.partition("<summary>About this model and its limits</summary>")[2]
 
 
 def test_a_model_without_a_card_has_an_honest_description(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     model = LanguageModel(str(run / "model"))
-    assert model.answers and f"{model.model.num_parameters():,} parameters" in described(model)
-
-
-def test_the_record_is_read_from_the_repo_or_from_the_run_above(tmp_path: Path, chat_model: LanguageModel) -> None:
-    assert chat_model.card.metrics == METRICS
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(METRICS[0]) + "\n")
-    assert Card(tmp_path).metrics == METRICS[:1] and Card(tmp_path).samples == [] and Card(tmp_path).text == ""
-
-
-def test_a_plot_has_every_measured_point_and_of_many_evenly_some() -> None:
-    loss = LOSS
-    points = table(METRICS, loss)
-    assert set(points["curve"]) == {"training", "validation"} and len(points) == 3
-    many = table([{"step": step, "loss": 1.0} for step in range(5000)], loss)
-    assert 500 <= len(many) <= 600 and many["step"].iloc[0] == 0
-
-
-def test_a_preference_loss_is_per_pair_and_rewards_margins_and_shares_have_axes_of_their_own() -> None:
-    lines = [{"step": 1, "loss": 0.69, "rewards/chosen": 0.1, "rewards/margins": 0.2, "rewards/accuracies": 0.5}]
-    plots = {plot.title: plot for plot in plots_of(lines)}
-    assert plots.keys() == {"Preference loss", "Rewards", "Margin", "Pairs ranked as people did"}
-    assert plots["Preference loss"].unit == "per pair of replies"
-    assert LOSS in plots_of(METRICS) and LOSS.unit == "nats per token"
-
-
-def test_measures_of_a_benchmark_share_an_axis_only_if_both_are_shares() -> None:
-    line = {"step": 1, "h/acc": 0.3, "h/acc_norm": 0.4, "h/acc_stderr": 0.1, "h/bits_per_byte": 1.2}
-    assert [set(plot.keys.values()) for plot in plots_of([line])] == [{"acc", "acc_norm"}, {"bits_per_byte"}]
-
-
-def test_few_points_are_a_table_with_a_row_for_each_step() -> None:
-    assert few_points(table(METRICS, LOSS)).split("\n") == [
-        "| step | training | validation |",
-        "|---:|---:|---:|",
-        "| 0 | – | 10.8 |",
-        "| 400 | 4.6 | 4.7 |",
-    ]
+    assert model.answers and f"{model.model.num_parameters():,} parameters" in app.about(model)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +301,7 @@ def test_models_json_that_names_nothing_is_named(tmp_path: Path, monkeypatch: py
 
 def test_each_visitor_has_a_limit_and_is_told_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("rate_limit.time.monotonic", lambda: now)
+    monkeypatch.setattr("visitors.time.monotonic", lambda: now)
     visitors = Visitors(2)
     visitors.admit("a")
     now = 1020.0

@@ -1,18 +1,80 @@
-"""Turn a visitor's input into a prompt: checked, without control tokens, and within the model's context."""
+"""From a visitor's message to a reply: its check, its prompt, and the limits, which page and API share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypedDict
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from language_model import LanguageModel, Progress, Settings
+from visitors import Visitors
 
 MAX_MESSAGE = 4_000  # characters
 MAX_SYSTEM_PROMPT = 1_000
 MAX_HISTORY = 100  # messages
 MAX_TURN = 4 * MAX_MESSAGE  # characters per message: replies are longer
 MIN_ROOM = 8  # minimum number of tokens left for the reply
+
+
+class Reply(NamedTuple):
+    """A reply so far, and a note about it for the visitor."""
+
+    text: str
+    note: str
+
+
+class Chat:
+    """One model that writes one reply at a time, each within a number of seconds."""
+
+    def __init__(self, model: LanguageModel, seconds: float) -> None:
+        self.model, self.seconds = model, seconds
+
+    def reply(self, message: Any, history: Any, system_prompt: Any, settings: Settings) -> Iterator[Reply]:
+        """Check the input, and return an iterator over the reply as it grows.
+
+        Raises:
+            ValueError: the input is invalid; the message says why.
+        """
+        prompt = self._prompt(message, history, system_prompt, settings)
+        allowed = replace(settings, max_new_tokens=min(int(settings.max_new_tokens), prompt.room))
+        return self._replies(prompt, allowed)
+
+    def _replies(self, prompt: Prompt, allowed: Settings) -> Iterator[Reply]:
+        for progress in self.model.write(prompt.ids, allowed, self.seconds):
+            yield Reply(progress.text, self._note(prompt, progress, allowed))
+
+    def _prompt(self, message: Any, history: Any, system_prompt: Any, settings: Settings) -> Prompt:
+        text, turns = checked_message(message), checked_history(history)
+        system = checked_text(system_prompt, "system prompt", MAX_SYSTEM_PROMPT)
+        if not self.model.answers:
+            return text_prompt(self.model.tokenizer, text, self.model.context)
+        asked: Sequence[Message] = [*turns, {"role": "user", "content": text}]
+        return chat_prompt(self.model.tokenizer, asked, system, self.model.context, int(settings.max_new_tokens))
+
+    def _note(self, prompt: Prompt, progress: Progress, settings: Settings) -> str:
+        speed = f"{progress.tokens / progress.seconds:,.0f} tokens/s" if progress.seconds else ""
+        seed = "" if settings.greedy else f"seed {int(settings.seed)}"
+        parts = [f"{len(prompt.ids):,} tokens read, {progress.tokens:,} written", speed, seed]
+        if prompt.left_out:
+            turns = "turn" if prompt.left_out == 1 else f"{prompt.left_out} turns"
+            parts.append(f"the first {turns} left out: the model reads {self.model.context:,} tokens")
+        if progress.out_of_time:
+            parts.append(f"stopped after {self.seconds:.0f} s")
+        elif progress.tokens >= prompt.room:
+            parts.append("the context is full")
+        return " · ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the page and the API share: the model, the base model to compare it with, and the limit of each visitor."""
+
+    chat: Chat
+    base: Chat | None
+    visitors: Visitors
 
 
 class Message(TypedDict):

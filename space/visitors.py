@@ -1,28 +1,48 @@
-"""State that the page and the API share: the models, and the rate limit of each visitor."""
+"""Who visits, and how often each visitor may send a message."""
 
 import ipaddress
 import os
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections import deque
+from threading import Lock
 
 import gradio as gr
 
-from chat import Chat
-from rate_limit import Visitors
 
-MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # for every event that generates text
+class Visitors:
+    """Counts each visitor's messages of the last minute, and forgets visitors without any."""
+
+    def __init__(self, messages_per_minute: int) -> None:
+        self.messages_per_minute = messages_per_minute
+        self._times: dict[str, deque[float]] = {}
+        self._lock = Lock()
+
+    def admit(self, visitor: str) -> None:
+        """Count one more message.
+
+        Raises:
+            ValueError: It exceeds the limit; the message says how long to wait.
+        """
+        now = time.monotonic()
+        with self._lock:
+            self._forget(now - 60)
+            times = self._times.setdefault(visitor, deque())
+            if len(times) >= self.messages_per_minute:
+                wait = times[0] + 60 - now
+                raise ValueError(
+                    f"that is more than {self.messages_per_minute} messages a minute: try again in {wait:.0f} seconds"
+                )
+            times.append(now)
+
+    def _forget(self, before: float) -> None:
+        for visitor, times in list(self._times.items()):
+            while times and times[0] < before:
+                times.popleft()
+            if not times:
+                del self._times[visitor]
 
 
-@dataclass(frozen=True)
-class Demo:
-    """The model, the base model to compare it with, and the rate limit of visitors."""
-
-    chat: Chat
-    base: Chat | None
-    visitors: Visitors
-
-
-def visitor(request: gr.Request) -> str:
+def visitor_of(request: gr.Request) -> str:
     """Return what a visitor is counted by: an IPv4 address, or the /64 of an IPv6 address, which is one household.
 
     On a Space it is the last public address in `X-Forwarded-For`: a visitor can forge those before it, and the proxies
