@@ -82,6 +82,7 @@ class Page:
         number = self.page.get_by_label("number input for Longest reply")
         if not number.is_visible():
             settings.click()
+            self.page.wait_for_timeout(500)  # Gradio makes what is folded away when it is first shown
         number.fill(str(tokens))
         number.press("Tab")
         self.page.wait_for_timeout(100)  # until the page has the number
