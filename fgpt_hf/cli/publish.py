@@ -1,5 +1,6 @@
 """`fgpt publish`."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -42,6 +43,13 @@ BaseModel = Annotated[
 Space = Annotated[
     str | None, Option("--space", help="Also create or update this Space, user/name, to serve the model.")
 ]
+StaticSpace = Annotated[
+    str | None,
+    Option(
+        "--static_space",
+        help="Also create or update this Space, user/name, a page without a server that runs the model in the browser.",
+    ),
+]
 DollarsPerHour = Annotated[
     float | None, Option("--dollars_per_hour", help="For the card: price of one device, in dollars per hour.")
 ]
@@ -61,6 +69,7 @@ def publish(
     language: Language = None,
     base_model: BaseModel = None,
     space: Space = None,
+    static_space: StaticSpace = None,
     dollars_per_hour: DollarsPerHour = None,
     watts: Watts = None,
 ) -> None:
@@ -85,26 +94,38 @@ def publish(
         watts=watts,
     )
     show_or_publish = _list_files if dry_run else _publish
-    show_or_publish(model, destination, card)
+    show_or_publish(model, destination, card, static_space)
 
 
-def _list_files(model: Path, destination: "Destination", card: "CardOptions") -> None:
+def _list_files(model: Path, destination: "Destination", card: "CardOptions", static_space: str | None) -> None:
     from fgpt_hf.hub.publish import files_to_publish, size_table
     from fgpt_hf.hub.space import planned_files
+    from fgpt_hf.hub.static_space import static_space_files
 
     with files_to_publish(model, destination, card) as files:
         print(size_table(files))
         if card.space:
             print(f"\nand to its Space {card.space}")
             print(size_table(planned_files(model, destination, card, files)))
+    if static_space:
+        with static_space_files(model, static_space, destination.repo_id) as files:
+            print(f"\nand to its page {static_space}")
+            print(size_table(files))
 
 
-def _publish(model: Path, destination: "Destination", card: "CardOptions") -> None:
+def _publish(model: Path, destination: "Destination", card: "CardOptions", static_space: str | None) -> None:
     from fgpt_hf.hub.publish import publish as publish_model
     from fgpt_hf.hub.space import publish_with_space
+    from fgpt_hf.hub.static_space import push_static_space, static_space_files
 
-    if card.space:
-        model_url, space_url = publish_with_space(model, destination, card)
-        print(f"published: {model_url}\nits Space: {space_url}")
-    else:
-        print(f"published: {publish_model(model, destination, card)}")
+    repo_id = destination.repo_id
+    with ExitStack() as made:
+        # The page is made first: nothing is published if it cannot be.
+        page = made.enter_context(static_space_files(model, static_space, repo_id)) if static_space else {}
+        if card.space:
+            model_url, space_url = publish_with_space(model, destination, card)
+            print(f"published: {model_url}\nits Space: {space_url}")
+        else:
+            print(f"published: {publish_model(model, destination, card)}")
+        if static_space:
+            print(f"its page: {push_static_space(page, static_space, repo_id, destination.private)}")

@@ -70,7 +70,7 @@ def _export_stock(model: str, model_type: str, target: Path, format: str, outtyp
         )
     network, tokenizer = load_model(model, dtype="auto")
     if format == ONNX:
-        return _write_onnx(network.float(), tokenizer, target)
+        return write_onnx(network, tokenizer, target)
     written = _gguf_writer().write_gguf_file(network, tokenizer, target, outtype or DEFAULT_TYPE)
     return f"{type(network).__name__}, {written}"
 
@@ -114,18 +114,22 @@ def write_gguf_named(
     return file
 
 
-def write_onnx(model: FGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
-    """Write a folder that Optimum and Transformers.js load, with a float32 graph; return its class."""
-    return _write_onnx(to_stock(model).float(), tokenizer, folder)
+def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, int8: bool = False) -> str:
+    """Write a folder that Optimum and Transformers.js load, with weights in float32 or int8; return its class.
 
-
-def _write_onnx(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    Args:
+        model: A network of FGPT, or one of a class of transformers.
+        tokenizer: Its tokenizer.
+        folder: The folder to make.
+        int8: Whether to round the weights, to a quarter of the bytes.
+    """
     try:
         from fgpt_hf.convert.onnx import write_graph
     except ImportError as error:
         raise _missing_package(error) from error
+    network = (to_stock(model) if isinstance(model, FGPTForCausalLM) else model).float()
     with atomic_directory(folder) as partial_folder:
-        write_graph(network, partial_folder)
+        write_graph(network, partial_folder, int8)
         save_tokenizer(tokenizer, partial_folder)
         repeat_chat_template(partial_folder)
     return type(network).__name__

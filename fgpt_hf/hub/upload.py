@@ -47,6 +47,7 @@ class Destination:
     Attributes:
         repo_id: user/name or organization/name.
         kind: the type of the repo.
+        sdk: what runs a new Space.
         private: make a new repo private.
         revision: the branch (default: main), created if it is missing.
         tag: a name for the commit, such as v1.0.
@@ -58,6 +59,7 @@ class Destination:
 
     repo_id: str
     kind: Literal["model", "space"] = "model"
+    sdk: Literal["gradio", "static"] = "gradio"
     private: bool = False
     revision: str | None = None
     tag: str | None = None
@@ -248,7 +250,7 @@ def _make_repo(api: HfApi, destination: Destination) -> None:
         for other in ("dataset", "space") if kind == "model" else ():
             if api.repo_exists(repo_id, repo_type=other):
                 raise UserError(f"{repo_id} is a {other} on the Hub: choose another name for the model") from None
-        sdk = "gradio" if kind == "space" else None
+        sdk = destination.sdk if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, space_sdk=sdk, private=destination.private, exist_ok=True)
     else:
         if destination.private and not info.private:
