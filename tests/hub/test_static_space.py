@@ -56,7 +56,7 @@ def test_the_page_is_a_space_without_a_server_beside_the_model(
     space = server.repo("space", "tester/page")
     files = space.files()
     card = SpaceCard(files["README.md"].decode())
-    assert space.sdk == card.data.sdk == "static" and card.data.models == ["tester/tiny"]
+    assert space.sdk == card.data["sdk"] == "static" and card.data["models"] == ["tester/tiny"]
     assert {"index.html", "page.js", "worker.js", "style.css", "model/onnx/model_quantized.onnx"} <= files.keys()
     assert not [name for name in files if "secret" in str(files[name][:200])]
     settings = json.loads(files["settings.json"])
