@@ -133,6 +133,7 @@ READ_FROM_THE_RUN = {
         "weight_decay_scheduler_type",
         "max_grad_norm",
         "max_bad_steps",
+        "sampled_softmax",
         "trust_remote_code",
         "bf16",
         "fp16",
