@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 import yaml
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from fgpt_hf.data.shards import PREPARED
 from fgpt_hf.files import integrity_error, read_json, read_json_lines, sha256_of
+from fgpt_hf.training import shards
 from fgpt_hf.training.checkpoints import checkpoints
 
 SPEED = {"seconds", "tokens_per_second", "mfu", "data_wait_share", "peak_memory_bytes", "examples_per_second"}
@@ -30,8 +33,10 @@ def contents(run: Path) -> dict[str, Any]:
     for checkpoint in checkpoints(run / "checkpoints"):
         assert integrity_error(checkpoint) is None
         own = {"training.pt", "manifest.json"}
-        files = {path.name: sha256_of(path) for path in checkpoint.iterdir() if path.name not in own}
-        found |= {f"{checkpoint.name}/{name}": digest for name, digest in files.items()}
+        files = [path for path in checkpoint.iterdir() if path.is_file() and path.name not in own]
+        found |= {f"{checkpoint.name}/{path.name}": sha256_of(path) for path in files}
+        if (checkpoint / shards.FOLDER).is_dir():
+            found[f"{checkpoint.name}/shards"] = hashed(tensors_of_shards(checkpoint / shards.FOLDER))
         training = torch.load(checkpoint / "training.pt", weights_only=True)
         del training["progress"]["seconds"]
         found |= {f"{checkpoint.name}/training.pt/{name}": hashed(value) for name, value in training.items()}
@@ -44,6 +49,18 @@ def contents(run: Path) -> dict[str, Any]:
         "provenance.json": read_json(run / "provenance.json"),
         "results.json": results(run / "results.json"),
     }
+
+
+def tensors_of_shards(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a distributed checkpoint, whose files hold them in whichever order the threads wrote."""
+    found = shards._Reader(folder).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in found.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    load(tensors, storage_reader=shards._Reader(folder), no_dist=True)
+    return dict(sorted(tensors.items()))
 
 
 def results(path: Path) -> dict[str, Any]:
