@@ -1,5 +1,7 @@
 """The files for contributors are valid, and lead where they say."""
 
+import doctest
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -56,3 +58,32 @@ def test_the_index_lists_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text("utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "README.md" or f"]({page.name})" in index, page
+
+
+@pytest.fixture(scope="module")
+def release_check() -> Any:
+    spec = importlib.util.spec_from_file_location("release_check", ROOT / ".github" / "release_check.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_version_and_the_changelog_are_in_step(release_check: Any) -> None:
+    release_check.main()
+    assert doctest.testmod(release_check).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "changelog", "tag", "said"),
+    [
+        ("1.1.0", "## [Unreleased]\n## [1.1.0] - 2026-12-01", None, "is not newer than 1.1.0"),
+        ("1.1.0", "## [1.1.0]", "v1.1.0", "has no heading '## [1.1.0] - DATE' at its top"),
+        ("1.1.0", "## [Unreleased]\n## [1.0.0] - 2026-11-01", "v1.1.0", "has no heading"),
+        ("1.1.0", "## [1.0.0] - 2026-11-01\n## [1.1.0] - 2026-12-01", None, "not in order, newest first"),
+    ],
+)
+def test_a_release_that_is_out_of_step_is_refused(
+    release_check: Any, version: str, changelog: str, tag: str | None, said: str
+) -> None:
+    assert said in release_check.disagreement(version, changelog, tag)

@@ -14,7 +14,7 @@ from fgpt_hf.errors import UserError
 
 USER_ERROR = 2  # exit codes
 INTERRUPTED = 130
-ISSUES = "https://fgpt.example/issues"  # as pyproject.toml has it: an error is no time to look for metadata
+BUG = "FGPT did not expect this error. Please report it, with the lines above, to the project that you got FGPT from."
 
 
 def command_line(main: Callable[[Sequence[str]], None]) -> None:
@@ -31,7 +31,7 @@ def command_line(main: Callable[[Sequence[str]], None]) -> None:
     except Exception as error:
         message = explanation(error)
         if message is None:
-            error.add_note(f"FGPT did not expect this error. Please report it with the lines above: {ISSUES}")
+            error.add_note(BUG)
             raise
         if os.environ.get("FGPT_TRACEBACK"):
             raise

@@ -40,7 +40,10 @@ def start_accelerator(run: Run) -> Accelerator:
     device = _connect(cpu).device
     precision = _mixed_precision(run, device)
     if run.report_to != "none" and find_spec(run.report_to) is None:
-        raise UserError(f"report_to={run.report_to} is not installed: pip install {run.report_to}, or leave it out")
+        raise UserError(
+            f"report_to={run.report_to} is not installed: pip install {run.report_to} (all trackers are in "
+            "'fgpt-hf[trackers]'), or leave it out"
+        )
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,

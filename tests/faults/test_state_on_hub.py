@@ -22,7 +22,7 @@ from tests.faults.runs import CASES, LONG, SEED, Case, Disturbed, caches_of
 from tests.support.loopback_hub import WRITE_TOKEN, LoopbackHub
 
 REPO = "tester/tiny"
-KILLS, STEPS = (20, 16) if LONG else (2, 6)
+KILLS, STEPS = (20, 100) if LONG else (2, 6)
 LENGTH = (f"--max_steps={STEPS}", f"--eval_steps={STEPS // 2}", f"--sample_steps={STEPS // 2}")
 NAMES = ["base, streamed", "instruct", "preference", "base, prepared, two processes", "preference, two processes"]
 CHOSEN = [replace(case, options=(*case.options, *LENGTH)) for case in CASES if case.name in NAMES[: 5 if LONG else 1]]
@@ -58,12 +58,18 @@ class Machines:
             fault = self.chance.choice(TROUBLES)
             self.server.fail(method, path, times=self.chance.randint(1, 2), **fault)
 
+    def wait_for_requests(self, run: Disturbed, number: int) -> None:
+        """Wait until the Hub has had so many more requests, which are few while a run starts and many in an upload."""
+        wanted = len(self.server.requests) + number
+        while len(self.server.requests) < wanted and run.forked.returncode is None:
+            time.sleep(0.001)
+        time.sleep(self.chance.uniform(0, 0.01))
+
     def step(self) -> int:
         """Return the step of the state on the Hub, 0 if there is none."""
-        try:
-            return int(json.loads(self.server.repo("model", REPO).files(BRANCH)[STATE])["step"])
-        except Exception:
-            return 0
+        repo = self.server.endpoints.repos.get(("model", REPO))
+        files = repo.files(BRANCH) if repo and BRANCH in repo.branches else {}
+        return int(json.loads(files[STATE])["step"]) if STATE in files else 0
 
 
 def use_hub(url: str, folder: Path) -> None:
@@ -94,7 +100,7 @@ def test_a_run_goes_on_from_the_hub_alone_whatever_its_machines_and_the_network_
     for _ in range(KILLS):
         machines.trouble()
         run = machines.start()
-        run.forked.process.join(timeout=machines.chance.uniform(0, 1.5 * expected.seconds))
+        machines.wait_for_requests(run, machines.chance.randint(1, 80))
         if run.kill(machines.chance):
             tally(f"kill, and a new machine: {machines.case.name}")
         reached.append(machines.step())
@@ -102,7 +108,7 @@ def test_a_run_goes_on_from_the_hub_alone_whatever_its_machines_and_the_network_
     assert reached == sorted(reached) and (reached[-1] > 0 or not LONG)
     machines.start().succeed()
     assert unequal(machines.folder, expected.folder) == []
-    assert len(machines.server.repo("model", REPO).history(BRANCH)) == 1
+    assert len(machines.server.repo("model", REPO).history(BRANCH)) <= 2  # 2 if the last kill came before the squash
 
 
 # In the short form a single change, from two processes to one; dropout would differ with their number.
