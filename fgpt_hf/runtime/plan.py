@@ -128,7 +128,7 @@ def require_memory(run: Run, config: Network, machine: Machine) -> None:
             f"per_device_train_batch_size={rows} takes {_gigabytes(need.total)}, and {machine.name} has "
             f"{_gigabytes(machine.memory_bytes)}: {fits}"
         )
-    require_time(run, config, machine, _tokens_per_step(run, config, machine))
+    require_time(run, config, machine, tokens_per_step(run, config, machine))
 
 
 def _plan(run: Run, config: Network, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
@@ -152,6 +152,9 @@ class Estimation(BaseRun):
         None, f"Device: {', '.join(GPUS)}.", unset="this machine, followed by a table of all of those"
     )
     num_processes: int = option(1, "Number of devices.")
+    jobs: bool = option(
+        False, "Instead, show the machines of the Hub's Jobs with a GPU, with their prices now, and what the run costs."
+    )
     mfu: float = option(
         LIKELY_MFU,
         "Model FLOPs utilization: the fraction of the devices' peak that is reached. The original FGPT reached 0.24, "
@@ -166,27 +169,33 @@ class Estimation(BaseRun):
         super().__post_init__()
         if self.price_per_hour is not None and self.device is None:
             raise UserError(f"price_per_hour needs --device, since each has its own price: {', '.join(GPUS)}")
+        if self.jobs and (self.device is not None or self.num_processes > 1):
+            raise UserError("jobs shows machines with their own devices: leave out --device and --num_processes")
 
 
-def estimate_command(arguments: Sequence[str]) -> str:
-    """Return what `fgpt estimate` answers to these flags.
+def parse_estimation(arguments: Sequence[str]) -> Estimation:
+    """Return what the flags of `fgpt estimate` say; raise UserError if one does not work."""
+    presets = {name: Estimation(**asdict(preset)) for name, preset in PRESETS.items()}
+    return parse_run(Estimation, presets, arguments)
+
+
+def describe_estimation(run: Estimation) -> str:
+    """Return what a run takes of memory, time and money, on its device or on each that is known.
 
     Raises:
-        UserError: the device or the preset is unknown, or a flag does not work.
+        UserError: the device is unknown.
 
     Example:
-        >>> print(estimate_command(["--preset", "fgpt-124m", "--device", "h100"]).splitlines()[-1])
+        >>> print(describe_estimation(parse_estimation(["--preset=fgpt-124m", "--device=h100"])).splitlines()[-1])
         h100          128 rows   1.5 hours
     """
-    presets = {name: Estimation(**asdict(preset)) for name, preset in PRESETS.items()}
-    run = parse_run(Estimation, presets, arguments)
-    config, processes = _network_of(run), run.num_processes
+    config, processes = network_of(run), run.num_processes
     if run.device:
         machine = known_machine(run.device, processes)
     else:
         here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         machine = this_machine(here, processes)
-    run = _with_estimated_steps(run, config, machine)
+    run = with_estimated_steps(run, config, machine)
     lines = [*_unknown(config), *_needs(run, _plan(run, config, machine), config, machine)]
     lines += ["", f"{'':<12}micro-batch  time at {run.mfu:.0%} of the peak"]
     for name in [run.device] if run.device else GPUS:
@@ -194,7 +203,7 @@ def estimate_command(arguments: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _network_of(run: BaseRun) -> Network:
+def network_of(run: BaseRun) -> Network:
     """Return the network that a run trains: its own shape, or that of the model that it starts from."""
     if run.start_model is None:
         return network(run)
@@ -213,17 +222,17 @@ def _unknown(config: Network) -> Iterator[str]:
         yield "experts: counted as if each token went through all of them, so time and operations are upper bounds"
 
 
-def _with_estimated_steps(run: Estimation, config: Network, machine: Machine) -> Estimation:
+def with_estimated_steps(run: Estimation, config: Network, machine: Machine) -> Estimation:
     """Return the run with the steps that its time is likely to have room for, instead of that time."""
     if run.max_minutes is None:
         return run
-    step_seconds = likely_seconds(run, config, machine, _tokens_per_step(run, config, machine), run.mfu)
+    step_seconds = likely_seconds(run, config, machine, tokens_per_step(run, config, machine), run.mfu)
     return replace(run, max_steps=max(1, int(60 * run.max_minutes / step_seconds)), max_minutes=None)
 
 
 def _needs(run: Run, plan: TrainingPlan, config: Network, machine: Machine) -> Iterator[str]:
     """Yield lines on parameters, tokens, arithmetic, memory and time."""
-    counts, per_step = count_parameters(config), _tokens_per_step(run, config, machine)
+    counts, per_step = count_parameters(config), tokens_per_step(run, config, machine)
     at_most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are shorter than the longest ones
     if plan.minutes is not None:
         yield (
@@ -262,7 +271,7 @@ def _arithmetic(run: Run, plan: TrainingPlan, config: Network, machine: Machine,
     line = f"{flops / 1e9:.3g} GFLOPs per token ({passes} + 12 layers x width x length)"
     if plan.minutes is not None:
         return line
-    tokens = plan.max_steps * _tokens_per_step(run, config, machine)
+    tokens = plan.max_steps * tokens_per_step(run, config, machine)
     mfu = run.mfu if isinstance(run, Estimation) else LIKELY_MFU
     seconds = likely_seconds(run, config, machine, tokens, mfu)
     rate = "the peak" if machine.peak_flops else "the rate of its products, measured now"
@@ -276,7 +285,7 @@ def _on_device(run: Estimation, config: Network, machine: Machine) -> str:
     if rows is None:
         return "does not fit"
     assert machine.peak_flops is not None  # the table of GPUs has it
-    flops = flops_per_token(run, config) * run.max_steps * _tokens_per_step(run, config, machine)
+    flops = flops_per_token(run, config) * run.max_steps * tokens_per_step(run, config, machine)
     seconds = flops / (machine.peak_flops * machine.processes * run.mfu)
     cost = f", costs {seconds / 3600 * machine.processes * run.price_per_hour:,.2f}" if run.price_per_hour else ""
     return f"{rows:>5} rows   {duration(seconds)}{cost}"
@@ -291,7 +300,7 @@ def _refusal(run: Run, config: Network, machine: Machine) -> str:
     )
 
 
-def _tokens_per_step(run: Run, config: Network, machine: Machine) -> int:
+def tokens_per_step(run: Run, config: Network, machine: Machine) -> int:
     """Return the tokens of a step on all devices, if every sequence has the maximum length."""
     rows = run.rows_per_step(machine.processes)
     return rows * run.sequences_per_row * run.sequence_length(shape_of(config).max_position_embeddings)

@@ -22,6 +22,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from fgpt_hf.cli import estimate
 from fgpt_hf.cli.main import run as run_fgpt
 from fgpt_hf.config.parser import parse_options, parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
@@ -40,7 +41,7 @@ from fgpt_hf.hub.card_merge import mark_as_generated, merge_card
 from fgpt_hf.hub.front_matter import results_of_card, tidy_card
 from fgpt_hf.model.io import load_model
 from fgpt_hf.retries import reading
-from fgpt_hf.runtime.plan import Estimation, estimate_command
+from fgpt_hf.runtime.plan import Estimation
 from fgpt_hf.tokenizer.fast_encoding import encode_conversations
 from fgpt_hf.training.checkpoints import _read_training_state
 from fgpt_hf.training.run_folder import read_record
@@ -368,7 +369,7 @@ PARSERS: Mapping[str, tuple[Callable[[Sequence[str]], object], Sequence[str]]] =
     "train-instruct": (lambda given: parse_run(InstructRun, INSTRUCT_PRESETS, given), flags_of(InstructRun)),
     "train-preference": (lambda given: parse_run(PreferenceRun, PREFERENCE_PRESETS, given), flags_of(PreferenceRun)),
     "prepare": (lambda given: parse_options(Preparation, given), flags_of(Preparation)),
-    "estimate": (estimate_command, flags_of(Estimation)),
+    "estimate": (estimate.main, flags_of(Estimation)),
 }
 
 

@@ -43,11 +43,11 @@ class Machines:
     chance: Random
 
     def start(self, case: Case | None = None) -> Disturbed:
-        """Start the run on a new machine, by the same command or by one that names the Hub."""
+        """Start the run on a new machine, by the same command or by one that names the Hub; or another case of it."""
         for path in (self.folder, caches_of(self.folder)):
             shutil.rmtree(path, ignore_errors=True)
         flags = ["--push_to_hub", f"--hub_model_id={REPO}", "--hub_strategy=checkpoint"]
-        flags += ["--resume_from_checkpoint=hub"] * self.chance.randint(0, 1)
+        flags += ["--resume_from_checkpoint=hub"] if case or self.chance.random() < 0.5 else []
         return Disturbed(
             case or self.case, self.corpus, self.folder, *flags, fault=partial(use_hub, self.server.url, self.folder)
         )

@@ -12,7 +12,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.runtime.duration import MIN_STEPS, CheckTime, Steps, likely_seconds, require_steps
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.runtime.hardware import container_memory_bytes, known_machine, product_flops, this_machine
-from fgpt_hf.runtime.plan import estimate_command, plan_training
+from fgpt_hf.runtime.plan import describe_estimation, parse_estimation, plan_training
 
 
 @pytest.mark.parametrize("seconds", [3, 10, 59, 1000, 12345])
@@ -56,7 +56,8 @@ def test_the_start_says_how_long_the_run_takes_here_and_what_this_process_holds(
 
 
 def test_an_estimate_turns_a_time_into_steps() -> None:
-    first = estimate_command(["--preset=fgpt-124m", "--device=h100", "--max_minutes=2h"]).splitlines()[0]
+    estimation = parse_estimation(["--preset=fgpt-124m", "--device=h100", "--max_minutes=2h"])
+    first = describe_estimation(estimation).splitlines()[0]
     steps = int(first.split("parameters; ")[1].split(" steps")[0].replace(",", ""))
     run = PRESETS["fgpt-124m"]
     seconds = likely_seconds(run, network(run), known_machine("h100"), tokens=steps * 2**19)

@@ -8,7 +8,7 @@ from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.runtime.estimate import memory, network
 from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine
-from fgpt_hf.runtime.plan import TrainingPlan, estimate_command, plan_training
+from fgpt_hf.runtime.plan import TrainingPlan, describe_estimation, parse_estimation, plan_training
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_an_open_length_is_that_of_the_epochs(auto: bool, processes: int, steps:
 
 
 def test_the_command_answers_for_every_known_gpu() -> None:
-    answer = estimate_command(["--preset", "fgpt-712m"])
+    answer = describe_estimation(parse_estimation(["--preset", "fgpt-712m"]))
     assert (
         "712,035,360 parameters; 27,000 steps x 524,288 tokens = 14,155,776,000 tokens (19.9 tokens per parameter)"
         in answer
@@ -95,10 +95,10 @@ def test_time_and_cost_follow_from_what_is_given() -> None:
     """10 steps of 2^19 tokens on an H100 at half of 989 TFLOP/s."""
     flags = ["--device=h100", "--max_steps=10", "--mfu=0.5", "--price_per_hour=3600"]
     seconds = 10 * 2**19 * 4_773_000_000 / (989e12 * 0.5)
-    line = estimate_command(flags).splitlines()[-1]
+    line = describe_estimation(parse_estimation(flags)).splitlines()[-1]
     cost = float(line.rpartition("costs ")[2].replace(",", ""))
     assert cost == pytest.approx(seconds, rel=1e-3)
-    on_eight = estimate_command([*flags, "--num_processes=8"]).splitlines()[-1]
+    on_eight = describe_estimation(parse_estimation([*flags, "--num_processes=8"])).splitlines()[-1]
     assert float(on_eight.rpartition("costs ")[2].replace(",", "")) == pytest.approx(8 * cost, rel=1e-3)
 
 
@@ -119,5 +119,5 @@ def test_time_and_cost_follow_from_what_is_given() -> None:
 )
 def test_bad_input_is_answered_with_what_would_work(flags: list[str], answer: str) -> None:
     with pytest.raises(ValueError) as error:
-        estimate_command(flags)
+        describe_estimation(parse_estimation(flags))
     assert answer in str(error.value)

@@ -1,11 +1,14 @@
-"""Import every module of the package and of the Space: `python tests/support/import_all.py`.
+"""Import every module of the package and of the Space, and ask every command for its help.
 
-Where only the package's own dependencies are installed, this shows that no module needs an optional one.
+`python tests/support/import_all.py`: where only the package's own dependencies are installed, this shows that none of
+it needs an optional one.
 """
 
 import importlib
 import importlib.util
+import io
 import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +35,16 @@ def main() -> None:
     for name in names:
         importlib.import_module(name)
     print(f"{len(names)} modules imported")
+    from fgpt_hf.cli.main import COMMANDS, run
+    from fgpt_hf.errors import UserError
+
+    for command in COMMANDS:
+        # The options of lm-eval are those of a package that may be missing: its help says that, and which.
+        expected = (SystemExit, UserError) if command == "lm-eval" else SystemExit
+        with redirect_stdout(io.StringIO()) as shown, suppress(expected):
+            run([command, "--help"])
+        assert "Example: " in shown.getvalue(), command
+    print(f"{len(COMMANDS)} commands have help")
 
 
 if __name__ == "__main__":

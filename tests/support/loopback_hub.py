@@ -278,6 +278,7 @@ REVISION = r"/(?P<revision>[^/]+)"
 
 ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
+    ("GET", r"/api/jobs/hardware", "jobs_hardware"),
     ("POST", r"/api/validate-yaml", "validate_card"),
     ("POST", r"/api/repos/create", "create_repo"),
     ("DELETE", r"/api/repos/delete", "delete_repo"),
@@ -307,6 +308,7 @@ class Endpoints:
     def __init__(self, url: str) -> None:
         self.url = url
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.hardware: Any = []  # machines of the Jobs
         self._lock = threading.Lock()
 
     def answer(self, request: Request) -> Reply:
@@ -342,6 +344,9 @@ class Endpoints:
         token = {"displayName": "loopback", "role": request.role}
         auth = {"type": "access_token", "accessToken": token}
         return Reply.of({"type": "user", "name": USER, "orgs": [{"name": ORGANIZATION}], "auth": auth})
+
+    def jobs_hardware(self, request: Request) -> Reply:
+        return Reply.of(self.hardware)
 
     def validate_card(self, request: Request) -> Reply:
         errors = [{"message": error} for error in card_errors(request.json["repoType"], request.json["content"])]

@@ -291,11 +291,11 @@ def test_documents_that_a_model_does_not_keep_apart_have_rows_of_their_own(place
 
 
 def test_an_estimate_reads_the_shape_of_a_model(tmp_path: Path) -> None:
-    from fgpt_hf.runtime.plan import estimate_command
+    from fgpt_hf.runtime.plan import describe_estimation, parse_estimation
 
     start = save_any("qwen3", tmp_path / "qwen3")
     parameters = AutoModelForCausalLM.from_pretrained(start).num_parameters()
-    lines = estimate_command(["--model_name_or_path", str(start), "--device", "h100"]).splitlines()
+    lines = describe_estimation(parse_estimation(["--model_name_or_path", str(start), "--device", "h100"])).splitlines()
     assert lines[0].startswith("a qwen3: parameters and operations are those of its configuration")
     assert lines[1].startswith(f"{parameters:,} parameters")
 
