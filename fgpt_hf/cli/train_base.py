@@ -26,7 +26,7 @@ from fgpt_hf.model.run_tokenizer import run_tokenizer
 from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
-from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
+from fgpt_hf.tokenizer.tokenizer import generation_ids
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.start_model import StartModel, open_base_model, refuse_contradictions
 
@@ -87,5 +87,5 @@ def epoch_of(data: PretrainingData) -> Epoch | None:
 def new_model(run: BaseRun) -> StartModel:
     """Return a network of the run's shape, initialized as GPT-2, that stops at the end of a text or a turn."""
     tokenizer, model = run_tokenizer(run), FGPTForCausalLM(network(run))
-    model.generation_config = GenerationConfig(**GENERATION_IDS)
+    model.generation_config = GenerationConfig(**generation_ids(tokenizer))
     return StartModel(model, tokenizer, model.config.max_position_embeddings, DocumentEncoder.of(tokenizer))

@@ -147,11 +147,16 @@ def _shuffled(run: BaseRun, data: PreparedData, encoder: DocumentEncoder) -> Pre
 def _streamed(run: BaseRun, encoder: DocumentEncoder) -> PretrainingData:
     shards, collate = open_corpus(run), partial(as_batch, encoder=encoder)
     recipe = recipe_of(run, shards, encoder)
-    version, rule = recipe.shards, validation_rule(run, shards)
+    version, rule = f"{recipe.shards} {recipe.tokenizer}", validation_rule(run, shards)
     training = [shard for shard in shards if not shard.is_validation]
 
     def chunks_from(position: StreamPosition) -> Generator[RowChunk, None, None]:
         if position.corpus != version:
+            if position.corpus.partition(" ")[0] == recipe.shards:
+                raise UserError(
+                    "the tokenizer has changed since the checkpoint was written, so the run cannot be resumed exactly: "
+                    "restore its files, or start a new run"
+                )
             raise UserError(
                 f"{run.dataset_name} has changed since the checkpoint was written, so the run cannot be resumed "
                 f"exactly: {_how_to_restore(run.dataset_name)}"

@@ -1,10 +1,16 @@
 """The tokenizer of a run: the one that it names, its model's, or else the project's."""
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_tokenizer, model_name
+from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
+
+ROWS_MULTIPLE = 64
 
 
 def run_tokenizer(source: TextSource) -> PreTrainedTokenizerBase:
@@ -20,4 +26,34 @@ def run_tokenizer(source: TextSource) -> PreTrainedTokenizerBase:
     name = source.tokenizer or getattr(source, "model_name_or_path", None)
     if name is None:
         return build_tokenizer(source.max_position_embeddings)
-    return load_tokenizer(model_name(name), trust_remote_code=getattr(source, "trust_remote_code", False))
+    try:
+        tokenizer = load_tokenizer(model_name(name), trust_remote_code=getattr(source, "trust_remote_code", False))
+    except UserError as error:
+        if source.tokenizer is None or not isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(
+            f"no tokenizer {name!r}: give a folder, such as `fgpt tokenizer` writes, or the id of a model on the Hub"
+        ) from error
+    if source.tokenizer is not None:
+        tokenizer.model_max_length = source.max_position_embeddings  # of the network that is made for it
+    return tokenizer
+
+
+def vocabulary_of(source: TextSource) -> dict[str, Any]:
+    """Return what the configuration of a new network says of a run's own tokenizer; nothing for the project's.
+
+    The embeddings have a row for each token, and more up to a multiple of 64, which GPUs multiply faster.
+
+    Raises:
+        UserError: there is no such tokenizer, its files are damaged, or it has no end of text.
+
+    Example:
+        >>> vocabulary_of(TextSource())
+        {}
+    """
+    if source.tokenizer is None:
+        return {}
+    encoder = DocumentEncoder.of(run_tokenizer(source))
+    rows = -(-encoder.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    end = encoder.start if encoder.end is None else encoder.end
+    return {"vocab_size": rows, "bos_token_id": encoder.start, "eos_token_id": end, "pad_token_id": encoder.pad}

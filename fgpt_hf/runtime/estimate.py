@@ -18,6 +18,7 @@ from fgpt_hf.losses.linear_cross_entropy import logit_rows, softmax_rows
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.lora import adapted_layers, adapter_parameters
 from fgpt_hf.model.quantization import BITS_PER_WEIGHT
+from fgpt_hf.model.run_tokenizer import vocabulary_of
 from fgpt_hf.model.shapes import NetworkShape, shape_of
 from fgpt_hf.runtime.hardware import Machine
 
@@ -87,11 +88,11 @@ class Memory(NamedTuple):
 
 
 def network(run: BaseRun) -> FGPTConfig:
-    """Return the shape of the network that a run trains.
+    """Return the shape of the network that a run trains, with embeddings for the run's tokenizer.
 
     Raises:
-        UserError: the shape is impossible, such as a width that does not divide among the heads, or a switch has an
-            unknown value.
+        UserError: the shape is impossible, such as a width that does not divide among the heads, a switch has an
+            unknown value, or there is no such tokenizer.
     """
     options = {each.name: getattr(run, each.name) for each in fields(NetworkOptions)}
     dropout, theta = options.pop("dropout"), options.pop("rope_theta")
@@ -99,7 +100,7 @@ def network(run: BaseRun) -> FGPTConfig:
     if theta is not None:
         options["rope_parameters"] = {"rope_theta": theta}
     try:
-        config = FGPTConfig(**options, max_position_embeddings=run.max_position_embeddings)
+        config = FGPTConfig(**options, **vocabulary_of(run), max_position_embeddings=run.max_position_embeddings)
         shape_of(config)  # the network alone knows the names of its blocks
     except ValueError as error:  # both are published without this package's UserError
         raise UserError(str(error)) from error

@@ -139,6 +139,20 @@ def add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return new
 
 
+def generation_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what a generation config says of a tokenizer's tokens: a chat stops at `<|end|>`, where there is one.
+
+    Example:
+        >>> generation_ids(build_tokenizer()) == GENERATION_IDS
+        True
+    """
+    end_of_text, end_of_turn = tokenizer.eos_token_id, tokenizer.get_vocab().get("<|end|>")
+    ends = [end_of_text] if end_of_turn is None else [end_of_text, end_of_turn]
+    pad = end_of_text if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    start = end_of_text if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return {"bos_token_id": start, "eos_token_id": ends, "pad_token_id": pad}
+
+
 def read_vocabulary() -> tuple[dict[str, int], list[Any]]:
     """Return GPT-2's token ids, and its merges as pairs of tokens in the order in which they apply."""
     lines = _read_checked("vocab.bpe").decode("utf-8").split("\n")
