@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from fgpt_hf.ablation.trials import TrialResult
 
 COLUMNS = ("variant", "rate", "validation loss", "of the default's tokens", "tokens/s", "memory, MiB", "parameters")
+LABEL_CHARACTERS = 80  # of a line of the figure's legend
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,13 @@ def draw_losses(summaries: Sequence[Summary], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    canvas = Figure(figsize=(7, 5.5), dpi=150, layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.add_subplot()
     for index, summary in enumerate(summaries):
         tokens, losses = zip(*mean_curve(summary.results), strict=True)
         seeds = list(zip(*([loss for _, loss in result.curve] for result in summary.results), strict=True))
-        label = f"{summary.variant}, at the end {summary.loss:.3f}"
+        label = _wrapped(f"{summary.loss:.3f} at the end: {summary.variant}")
         axes.plot(tokens, losses, color=f"C{index}", linewidth=1.5, label=label)
         axes.fill_between(tokens, list(map(min, seeds)), list(map(max, seeds)), color=f"C{index}", alpha=0.2)
     # The first measurement is of the untrained network: its loss would flatten all that follows.
@@ -136,5 +138,10 @@ def draw_losses(summaries: Sequence[Summary], file: Path) -> None:
     axes.set_ylabel("validation loss, nats")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    canvas.legend(loc="outside lower left", frameon=False, fontsize="small")
     canvas.savefig(file)
+
+
+def _wrapped(label: str) -> str:
+    """Break a label between the settings of its variant, so that it leaves the axes their width."""
+    return "\n".join(textwrap.wrap(label.replace(",", ", "), LABEL_CHARACTERS, break_on_hyphens=False))

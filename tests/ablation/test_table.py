@@ -1,7 +1,9 @@
 """The best rate counts, seeds give the spread, and what never reaches the default says so."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,3 +49,14 @@ def test_the_table_has_a_line_for_each_variant_and_the_figure_is_a_picture(tmp_p
     assert len({line.count("|") for line in table}) == 1 and "never" in table[4]
     draw_losses(summarize(RESULTS), tmp_path / "figure.png")
     assert Image.open(tmp_path / "figure.png").width > 500
+
+
+def test_names_of_many_settings_leave_the_curves_their_width(tmp_path: Path) -> None:
+    long = ",".join(f"an_option_of_the_network_{number}=value" for number in range(8))
+    draw_losses(
+        summarize([replace(result, variant=f"{result.variant},{long}") for result in RESULTS]), tmp_path / "a.png"
+    )
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    first_curve = np.abs(picture - (31, 119, 180)).sum(2) < 30  # matplotlib's first colour
+    columns = np.flatnonzero(first_curve.any(0))
+    assert columns[-1] - columns[0] > picture.shape[1] / 2
