@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerBase
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_tokenizer, model_name
-from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 
 ROWS_MULTIPLE = 64
@@ -53,6 +52,10 @@ def vocabulary_of(source: TextSource) -> dict[str, Any]:
     """
     if source.tokenizer is None:
         return {}
+    from fgpt_hf.tokenizer.document_encoder import (
+        DocumentEncoder,
+    )  # its packages are not on every machine that measures
+
     encoder = DocumentEncoder.of(run_tokenizer(source))
     rows = -(-encoder.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
     end = encoder.start if encoder.end is None else encoder.end
