@@ -52,9 +52,8 @@ def vocabulary_of(source: TextSource) -> dict[str, Any]:
     """
     if source.tokenizer is None:
         return {}
-    from fgpt_hf.tokenizer.document_encoder import (
-        DocumentEncoder,
-    )  # its packages are not on every machine that measures
+    # Its packages are not on every machine that estimates.
+    from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 
     encoder = DocumentEncoder.of(run_tokenizer(source))
     rows = -(-encoder.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
