@@ -53,6 +53,7 @@ def test_a_recorded_run_repeats_no_order_for_one_start(tmp_path: Path) -> None:
     assert {field.name for field, option in described_fields(BaseRun) if option.one_time} == {
         "overwrite_output_dir",
         "print_groups",
+        "profile",
         "resume_from_checkpoint",
     }
 
