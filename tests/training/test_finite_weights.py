@@ -47,10 +47,18 @@ def test_the_loop_takes_no_step_from_weights_that_are_no_numbers(tmp_path: Path)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("stage", [train_instruct, train_preference])
-def test_a_tuning_script_names_the_model_and_leaves_nothing_behind(stage: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "row"),
+    [
+        (train_instruct, {"instruction": "Hi", "input": "", "output": "Hello"}),
+        (train_preference, {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}),
+    ],
+)
+def test_a_tuning_script_names_the_model_and_leaves_nothing_behind(
+    stage: Any, row: dict[str, str], tmp_path: Path
+) -> None:
     folder = save(broken_model(), tmp_path / "broken")
-    (tmp_path / "data.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Hello"}]))
+    (tmp_path / "data.json").write_text(json.dumps([row]))
     flags = [f"--model_name_or_path={folder}", f"--dataset_name={tmp_path / 'data.json'}", "--bf16=false"]
     with pytest.raises(UserError, match=f"weights of {folder} hold NaN or infinite values, {BROKEN}"):
         stage.main(["--preset=quickstart", f"--output_dir={tmp_path / 'run'}", *flags])
