@@ -117,16 +117,21 @@ def format_table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def draw_comparison(runs: Sequence[ComparedRun], target: Path | TextIO) -> None:
-    """Draw the losses of several runs over steps, tokens and hours, to a path or as SVG to a file."""
+    """Draw the losses of several runs over steps, tokens and hours, to a path or as SVG to a file.
+
+    Of runs with different vocabularies, whose losses per token do not compare, the bits per byte are drawn instead.
+    """
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     longest = max(run.metrics[-1]["seconds"] for run in runs)
     axes = (Axis("step", "steps"), Axis("tokens", "tokens"), HOURS if longest > 2 * HOURS.divisor else MINUTES)
     canvas, panels = new_axes(columns=len(axes), width=13)
+    alike = len({run.config.vocab_size for run in runs if run.config}) < 2
+    draw, label = (_draw_losses, "loss, nats") if alike else (_draw_bits, "bits per byte of held-out text")
     for axis, panel in zip(axes, panels, strict=True):
         for index, run in enumerate(runs):
-            _draw_losses(panel, axis, run, f"C{index % 10}")
-        style(panel, axis.label, "loss, nats" if panel is panels[0] else "")
+            draw(panel, axis, run, f"C{index % 10}")
+        style(panel, axis.label, label if panel is panels[0] else "")
         panel.xaxis.set_major_locator(MaxNLocator(5))
         if axis.divisor == 1:
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, 2M
@@ -136,7 +141,7 @@ def draw_comparison(runs: Sequence[ComparedRun], target: Path | TextIO) -> None:
 
 def _draw_losses(panel: Any, axis: Axis, run: ComparedRun, color: str) -> None:
     """Draw a run's training loss thinly under its validation loss, or alone."""
-    at = {line["step"]: line[axis.key] / axis.divisor for line in run.metrics}
+    at = _places(axis, run)
     training, validation = (series(run.metrics, key) for key in ("loss", "eval_loss"))
     if training.steps:
         smooth = running_mean(training.values)
@@ -152,6 +157,16 @@ def _draw_losses(panel: Any, axis: Axis, run: ComparedRun, color: str) -> None:
     if validation.steps:
         places = [at[step] for step in validation.steps]
         panel.plot(places, validation.values, color=color, marker="o", markersize=3, label=run.name)
+
+
+def _draw_bits(panel: Any, axis: Axis, run: ComparedRun, color: str) -> None:
+    at, measured = _places(axis, run), series(run.metrics, "eval_bits_per_byte")
+    panel.plot([at[step] for step in measured.steps], measured.values, color=color, marker="o", label=run.name)
+
+
+def _places(axis: Axis, run: ComparedRun) -> dict[int, float]:
+    """Return where on an axis each measured step is."""
+    return {line["step"]: line[axis.key] / axis.divisor for line in run.metrics}
 
 
 def _read_run(name: str, folder: Path) -> ComparedRun:

@@ -24,6 +24,7 @@ class Figure(NamedTuple):
 
 FIGURES: Mapping[str, Figure] = {
     "loss": Figure("loss, nats", {"loss": "training", "eval_loss": "validation"}),
+    "bits_per_byte": Figure("bits per byte", {"eval_bits_per_byte": "held-out text"}, noisy=False),
     "learning_rate": Figure("learning rate", {"learning_rate": "learning rate"}, noisy=False),
     "gradient_norm": Figure("gradient norm before clipping", {"grad_norm": "gradient norm"}, logarithmic=True),
     "speed": Figure("tokens per second", {"tokens_per_second": "tokens per second"}, from_zero=True),

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from fgpt_hf.cli.main import run
 from fgpt_hf.errors import UserError
-from fgpt_hf.report.comparison import comparison_table, read_runs
+from fgpt_hf.report.comparison import comparison_table, draw_comparison, read_runs
 from fgpt_hf.report.page import render_page
 from fgpt_hf.report.watch import render_frame, sparkline, watch_run
 from tests.report.test_summary import make_run
@@ -24,6 +25,8 @@ max_position_embeddings: 64
 max_steps: 20
 """
 
+SHAPE = {"model_type": "fgpt", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
@@ -33,6 +36,18 @@ def runs(tmp_path: Path) -> list[Path]:
     for folder in folders[1:]:
         (folder / "run.yaml").write_text(RECORD)
     return folders
+
+
+def test_runs_with_different_vocabularies_are_drawn_in_bits_per_byte(runs: list[Path]) -> None:
+    drawn = []
+    for vocabularies in ((50304, 50304), (50304, 320)):
+        for folder, size in zip(runs[1:], vocabularies, strict=True):
+            (folder / "model").mkdir(exist_ok=True)
+            (folder / "model" / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": size}))
+        draw_comparison(read_runs(runs[1:]), canvas := StringIO())
+        drawn.append(canvas.getvalue())
+    labels = ["<!-- loss, nats -->", "<!-- bits per byte of held-out text -->"]
+    assert [[label in each for label in labels] for each in drawn] == [[True, False], [False, True]]
 
 
 def test_the_table_has_a_row_for_each_run_and_no_empty_column(runs: list[Path]) -> None:

@@ -56,8 +56,8 @@ def test_rewards_are_no_benchmarks_and_have_figures_of_their_own(tmp_path: Path)
 
 def test_every_figure_is_a_picture_and_only_what_was_measured_is_drawn(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    assert [path.parent for path in draw_figures(folder)] == [folder / "figures"] * 4
-    assert figures(folder) == {"loss", "learning_rate", "gradient_norm", "speed"}
+    assert [path.parent for path in draw_figures(folder)] == [folder / "figures"] * 5
+    assert figures(folder) == {"loss", "bits_per_byte", "learning_rate", "gradient_norm", "speed"}
     for path in (folder / "figures").iterdir():
         with Image.open(path) as image:
             assert image.width >= 1000 and len(image.convert("RGB").getcolors(1 << 24)) > 10
