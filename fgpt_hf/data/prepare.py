@@ -46,7 +46,6 @@ from fgpt_hf.data.stream import EpochPosition, PackedBuffer, TokenizerPool
 from fgpt_hf.data.validation_rule import validation_rule
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import PARTIAL, atomic_directory, locked, remove, sha256_of, write_sealed_json
-from fgpt_hf.model.run_tokenizer import run_tokenizer
 from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 from fgpt_hf.wording import count_of
 
@@ -63,6 +62,8 @@ def prepare_documents(preparation: Preparation) -> str:
     Raises:
         UserError: as `prepare` does, or the Hub refuses the data set.
     """
+    from fgpt_hf.model.run_tokenizer import run_tokenizer  # with torch, which the worker processes do not need
+
     folder = Path(preparation.output_dir)
     encoder = DocumentEncoder.of(run_tokenizer(preparation))
     records = prepare(preparation, folder, preparation.max_train_tokens, in_processes=True, encoder=encoder)
