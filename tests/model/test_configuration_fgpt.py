@@ -51,7 +51,7 @@ def test_a_width_that_the_heads_do_not_divide_is_a_value_error_naming_both(width
 
 
 def test_an_unknown_activation_is_a_value_error_naming_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="hidden_act='gleu' is unknown; choose from .*'gelu_pytorch_tanh'"):
+    with pytest.raises(ValueError, match="hidden_act='gleu' is unknown; choose from .*, gelu_pytorch_tanh,"):
         FGPTConfig(hidden_act="gleu")
 
 
