@@ -45,6 +45,7 @@ def small_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fgpt_hf.data.prepare.SHARD_TOKENS", 2000)
         patch.setattr("fgpt_hf.data.stream.BLOCKS_PER_BUFFER", 2)
+        patch.setattr("fgpt_hf.data.stream.BUFFER_CHARACTERS", 0)
         yield
 
 
@@ -53,6 +54,7 @@ def prepared(source: TextSource, tmp_path_factory: pytest.TempPathFactory) -> Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fgpt_hf.data.prepare.SHARD_TOKENS", 2000)
         patch.setattr("fgpt_hf.data.stream.BLOCKS_PER_BUFFER", 2)
+        patch.setattr("fgpt_hf.data.stream.BUFFER_CHARACTERS", 0)
         folder = tmp_path_factory.mktemp("prepared") / "rows"
         assert len(prepare(source, folder)) == SHARDS
         return folder

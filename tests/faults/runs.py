@@ -232,7 +232,7 @@ def _train(script: Script, caches: Path, fault: Callable[[], None] | None, argum
     for name in ("huggingface_hub.constants", *import_caches):
         import_module(name).HF_HOME = str(caches)  # type: ignore[attr-defined]
     if script == "prepare":  # small shards, of few documents, so that there are several
-        prepare.SHARD_TOKENS, stream.BLOCKS_PER_BUFFER = 2000, 2
+        prepare.SHARD_TOKENS, stream.BLOCKS_PER_BUFFER, stream.BUFFER_CHARACTERS = 2000, 2, 0
     sys.argv = [script, *arguments]
     if fault:
         fault()
