@@ -112,7 +112,7 @@ def newton_schulz(matrices: Tensor, group: dict[str, Any], skip: Tensor | None =
     Example:
         >>> settings = {"ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": 5, "eps": 1e-7}
         >>> newton_schulz(torch.eye(2)[None] * 5, settings)[0].diagonal().round(decimals=1)
-        tensor([0.7000, 0.7000])
+        tensor([1.1000, 1.1000])
     """
     a, b, c = group["ns_coefficients"]
     is_tall = matrices.shape[1] > matrices.shape[2]

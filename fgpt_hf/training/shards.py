@@ -67,6 +67,7 @@ def staged(states: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a copy on the host of the tensors in an optimizer's state, by parameter and name, to be written later.
 
     Example:
+        >>> import torch
         >>> staged({"state": {"weight": {"exp_avg": torch.ones(2), "found": "no tensor"}}, "param_groups": []})
         {'weight exp_avg': tensor([1., 1.])}
     """
