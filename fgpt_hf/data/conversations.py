@@ -14,10 +14,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset
 
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.dataset_names import parse_mixture, parse_validation_names
-from fgpt_hf.data.local_files import is_local
-from fgpt_hf.data.local_rows import sample_local_rows
-from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, read_mixture
+from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, local_samples, read_mixture
 from fgpt_hf.data.sources import CONVERSATIONS
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
@@ -79,12 +76,10 @@ def describe_layouts(run: TuningRun) -> str:
         UserError: there are no such files, or their columns hold no conversations.
     """
     lines = []
-    for entry in parse_mixture(run.dataset_name) + parse_validation_names(run.validation_dataset):
-        if entry.name not in CONVERSATIONS.names and is_local(entry.name):
-            rows = sample_local_rows(entry.name, run.encoding)
-            layouts = _layouts(entry.name, rows.column_names)
-            used = dict.fromkeys(" and ".join(_layout_of(row, layouts)) for row in rows)
-            lines.append(f"{entry.name}: conversations are read from {'; '.join(used)}")
+    for name, rows in local_samples(run, CONVERSATIONS):
+        layouts = _layouts(name, rows.column_names)
+        used = dict.fromkeys(" and ".join(_layout_of(row, layouts)) for row in rows)
+        lines.append(f"{name}: conversations are read from {'; '.join(used)}")
     return "\n".join(lines)
 
 

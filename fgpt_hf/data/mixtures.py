@@ -7,7 +7,7 @@ rows are in memory at once, some kilobytes each; millions of conversations need 
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, TypeAlias, TypeVar
@@ -17,7 +17,8 @@ from datasets import Dataset
 from fgpt_hf.config.option_groups import BadRows, LongRows
 from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture, parse_validation_names
-from fgpt_hf.data.local_rows import LocalRows
+from fgpt_hf.data.local_files import is_local
+from fgpt_hf.data.local_rows import LocalRows, sample_local_rows
 from fgpt_hf.data.sources import DatasetRegistry, load_rows
 from fgpt_hf.data.splits import document_hash, validation_threshold
 from fgpt_hf.errors import UserError
@@ -93,6 +94,17 @@ class RowIssues:
             f"{len(rows):,} {done}, {reason}: {', '.join(rows[:SHOWN])}{', …' if len(rows) > SHOWN else ''}"
             for (done, reason), rows in self._rows.items()
         )
+
+
+def local_samples(run: TuningRun, registry: DatasetRegistry) -> Iterator[tuple[str, LocalRows]]:
+    """Yield the name of each data set of a run on this machine, and the first rows of its files.
+
+    Raises:
+        UserError: there are no such files, or they cannot be read.
+    """
+    for entry in parse_mixture(run.dataset_name) + parse_validation_names(run.validation_dataset):
+        if entry.name not in registry.names and is_local(entry.name):
+            yield entry.name, sample_local_rows(entry.name, run.encoding)
 
 
 def read_mixture(

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.conversations import Message, hash_fraction_of, instruction_message, messages_in
-from fgpt_hf.data.dataset_names import parse_mixture, parse_validation_names
-from fgpt_hf.data.local_files import is_local
-from fgpt_hf.data.local_rows import sample_local_rows
-from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, read_mixture
+from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, local_samples, read_mixture
 from fgpt_hf.data.sources import PREFERENCES
 from fgpt_hf.errors import UserError
 
@@ -58,12 +55,10 @@ def describe_pair_columns(run: PreferenceRun) -> str:
         UserError: there are no such files, or their columns hold no pairs.
     """
     lines = []
-    for entry in parse_mixture(run.dataset_name) + parse_validation_names(run.validation_dataset):
-        if entry.name not in PREFERENCES.names and is_local(entry.name):
-            rows = sample_local_rows(entry.name, run.encoding)
-            _open_reader(entry.name, rows)
-            used = " or ".join(dict.fromkeys(map(_prompt_columns, rows)))
-            lines.append(f"{entry.name}: replies are read from chosen and rejected, their prompt from {used}")
+    for name, rows in local_samples(run, PREFERENCES):
+        _open_reader(name, rows)
+        used = " or ".join(dict.fromkeys(map(_prompt_columns, rows)))
+        lines.append(f"{name}: replies are read from chosen and rejected, their prompt from {used}")
     return "\n".join(lines)
 
 

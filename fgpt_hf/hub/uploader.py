@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from threading import Lock, Thread
 from uuid import uuid4
 
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # imported lazily there
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError, first_line

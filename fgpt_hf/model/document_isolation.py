@@ -3,8 +3,8 @@
 No attribute of a model says so, hence a trial with a few tokens.
 """
 
-from collections.abc import Callable
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,11 +71,11 @@ def _documents(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 def _states(model: PreTrainedModel, ids: Tensor, **inputs: Tensor) -> Tensor:
     """Return the final states, `(1, T, D)`, as training computes them but for dropout."""
-    network: Callable[..., Tensor] = model.get_decoder()
+    network: Any = model.get_decoder()
     was_training = model.training
     model.eval()
     try:
-        states: Tensor = network(input_ids=ids, use_cache=False, **inputs).last_hidden_state  # type: ignore[attr-defined]
+        states: Tensor = network(input_ids=ids, use_cache=False, **inputs).last_hidden_state
     finally:
         model.train(was_training)
     return states

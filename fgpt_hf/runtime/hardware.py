@@ -35,12 +35,11 @@ GPUS: Mapping[str, GPU] = {
     "h200": GPU(989, 141, r"\bH200$"),  # SXM
     "gh200": GPU(989, 96, r"\bGH200 480GB"),
     "a10": GPU(125, 24, r"\bA10$"),
-    "a10g": GPU(70, 24, r"\bA10G$"),
     "l4": GPU(121, 24, r"\bL4$"),
     "l40s": GPU(362, 48, r"\bL40S$"),
     "rtx-3090": GPU(71, 24, r"\bRTX 3090$"),
     "rtx-4090": GPU(165, 24, r"\bRTX 4090$"),
-    "rtx-pro-6000": GPU(504, 96, r"\bRTX PRO 6000 Blackwell"),  # from NVIDIA's paper on the architecture
+    "rtx-pro-6000": GPU(504, 96, r"\bRTX PRO 6000 Blackwell"),  # 503.8 without sparsity, by hmc-tech.com
 }
 
 

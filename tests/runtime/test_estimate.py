@@ -290,7 +290,7 @@ def test_remedies_of_a_run_with_an_adapter_do_not_share_it() -> None:
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA A10", "a10"),
-        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA A10G", None),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
         ("Tesla T4", None),
     ],
