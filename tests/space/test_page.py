@@ -234,13 +234,13 @@ def test_an_example_and_the_comparison_by_the_keyboard_alone(page: Page) -> None
 
 
 def test_a_conversation_survives_a_reload(page: Page) -> None:
-    page.ask("Keep *me* <b>")
-    page.page.wait_for_timeout(200)
+    with page.saving():
+        page.ask("Keep *me* <b>")
     page.open()
     page.page.locator("#chat [data-testid=bot]").wait_for()
     assert page.words() == ["Keep *me* <b>"]
-    page.page.get_by_label("Clear").first.click()
-    page.page.locator("#chat .example").first.wait_for()
+    with page.saving():
+        page.page.get_by_label("Clear").first.click()
     page.open()
     assert page.words() == []
 

@@ -73,6 +73,13 @@ class Page:
         self.send(text)
         self.wait_until_written()
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Wait at the end until the browser keeps another conversation than before."""
+        kept = self.page.evaluate("JSON.stringify(localStorage)")
+        yield
+        self.page.wait_for_function("kept => JSON.stringify(localStorage) !== kept", arg=kept)
+
     def wait_until_written(self) -> None:
         self.page.locator("#chat .bot.message:not(.pending)").first.wait_for()
         self.page.get_by_role("button", name="Send", exact=True).wait_for()
