@@ -6,13 +6,12 @@ A model that was not taught to answer continues texts instead, each by itself.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.model.cpu_generation import (
     TEXT,
     TIMED_PARAMETERS,
@@ -48,9 +47,9 @@ class ChatReply:
     """The outcome of a message.
 
     Attributes:
-        text: The reply, without control tokens.
-        stopped: Whether a KeyboardInterrupt ended it.
-        turns_dropped: Number of turns that no longer fit in the context since the reply before.
+        text: the reply, without control tokens.
+        stopped: whether a KeyboardInterrupt ended it.
+        turns_dropped: number of turns that no longer fit in the context since the reply before.
     """
 
     text: str
@@ -75,9 +74,9 @@ def turns_to_drop(turns: int, length_without: Callable[[int], int], max_length: 
     """Return how many of the oldest turns must go for the prompt to fit; all of them if it never does.
 
     Args:
-        turns: Number of turns before the message that the prompt ends with, which always stays.
-        length_without: Tokens of the prompt without this many of the oldest turns.
-        max_length: Tokens that the prompt may have.
+        turns: number of turns before the message that the prompt ends with, which always stays.
+        length_without: tokens of the prompt without this many of the oldest turns.
+        max_length: tokens that the prompt may have.
 
     Example:
         >>> turns_to_drop(2, [30, 20, 10].__getitem__, max_length=25)
@@ -110,13 +109,13 @@ def load_for_chat(
     On a GPU its weights stay as they are stored.
 
     Args:
-        name: A model's folder, or its id on the Hub.
-        number_format: Format of the weights on a CPU: float32, bfloat16 or int8, or `auto` for the fastest here that
+        name: a model's folder, or its id on the Hub.
+        number_format: format of the weights on a CPU: float32, bfloat16 or int8, or `auto` for the fastest here that
             keeps the loss of a fixed text.
-        trust_remote_code: Run the code that comes with a model on the Hub.
+        trust_remote_code: run the code that comes with a model on the Hub.
 
     Raises:
-        UserError: There is no such model, it cannot be loaded, or this machine has no such format.
+        UserError: there is no such model, it cannot be loaded, or this machine has no such format.
     """
     if number_format not in ("auto", *available_formats()):
         raise UserError(
@@ -143,19 +142,19 @@ class ChatSession:
     """A chat of one user with one model.
 
     Args:
-        model: Any causal language model, on its device.
-        tokenizer: Its tokenizer.
-        decoding: Options of `generate`, such as `{"do_sample": True, "temperature": 0.7}`.
-        max_new_tokens: Longest reply, for which room is kept in the context (default: 512, or half the context).
-        system: System prompt.
+        model: any causal language model, on its device.
+        tokenizer: its tokenizer.
+        decoding: options of `generate`, such as `{"do_sample": True, "temperature": 0.7}`.
+        max_new_tokens: longest reply, for which room is kept in the context (default: 512, or half the context).
+        system: system prompt.
 
     Attributes:
-        answers: Whether the model was taught to answer; one that was not continues texts, and remembers none of them.
-        system: System prompt, which may be changed at any time.
-        turns: All turns, including those that no longer fit in the context.
+        answers: whether the model was taught to answer; one that was not continues texts, and remembers none of them.
+        system: system prompt, which may be changed at any time.
+        turns: all turns, including those that no longer fit in the context.
 
     Raises:
-        UserError: A model that was not taught to answer is given a system prompt, or the longest reply fills the whole
+        UserError: a model that was not taught to answer is given a system prompt, or the longest reply fills the whole
             context.
 
     Example:
@@ -214,11 +213,11 @@ class ChatSession:
         """Reply to a message, and remember both; a KeyboardInterrupt stops the reply and keeps what was written.
 
         Args:
-            message: The user's message.
-            write: Called with each piece of the reply, of whole words, as soon as it is there.
+            message: the user's message.
+            write: called with each piece of the reply, of whole words, as soon as it is there.
 
         Raises:
-            UserError: The message alone fills the context, the chat template refuses it, or the model cannot write,
+            UserError: the message alone fills the context, the chat template refuses it, or the model cannot write,
                 because its weights are not finite, say. The message is not remembered.
         """
         dropped_before = self._dropped
@@ -248,8 +247,7 @@ class ChatSession:
         except OSError:  # the reader of the reply has left
             raise
         except Exception as error:  # weights and the generation config come with the model, and can hold anything
-            reason = shorten(str(error), 300, placeholder=" …") or type(error).__name__
-            raise UserError(f"{self.model.name_or_path} cannot write a reply: {reason}") from error
+            raise UserError(f"{self.model.name_or_path} cannot write a reply: {one_line(error)}") from error
 
     def _prompt(self, message: str) -> torch.Tensor:
         """Return the ids `(1, tokens)` of the system prompt, the latest turns that fit, and the message.

@@ -21,7 +21,7 @@ from typing import TypeVar
 import pyarrow
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Attempts:
         if not is_transient(error) or self.failures >= attempts:
             raise error
         seconds = self.policy.seconds_before(self.failures + 1)
-        logger.warning("%s: %s; trying again in %g s", self.what, _first_line(error), seconds)
+        logger.warning("%s: %s; trying again in %g s", self.what, first_line(error), seconds)
         time.sleep(seconds)
 
 
@@ -134,7 +134,7 @@ def reading(what: str) -> Iterator[None]:
         if _is_disk_error(error):
             raise
         damage = "; it may be damaged or cut short" if _is_damage(error) else ""
-        raise UserError(f"{what} cannot be read{damage}: {_first_line(error)}") from error
+        raise UserError(f"{what} cannot be read{damage}: {first_line(error)}") from error
 
 
 def _is_damage(error: Exception) -> bool:
@@ -144,7 +144,3 @@ def _is_damage(error: Exception) -> bool:
 
 def _is_disk_error(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0]

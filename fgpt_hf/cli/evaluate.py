@@ -105,7 +105,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
     """Evaluate each model on each task, print a table, and write what was asked for; also under `torchrun`.
 
     Raises:
-        UserError: An unknown model or task, or examples that cannot be scored.
+        UserError: an unknown model or task, or examples that cannot be scored.
     """
     import torch  # this and the next imports take seconds, which a mistake in the options need not wait for
     from accelerate import Accelerator

@@ -5,11 +5,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from fgpt_hf.cli.options import ModelName
+
 
 def export(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Folder of a model or a run, or the id of a model on the Hub.")
-    ],
+    model: ModelName,
     target: Annotated[
         Path, Argument(metavar="TARGET", help="New folder; for gguf, a new file whose name ends in .gguf.")
     ],

@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> None:
     """Run the command that the first argument names with the others.
 
     Raises:
-        UserError: An unknown command or option, or a value that does not work.
+        UserError: an unknown command or option, or a value that does not work.
 
     Example:
         >>> run(["--version"])  # doctest: +ELLIPSIS

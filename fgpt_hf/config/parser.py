@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from argparse import (
     SUPPRESS,
     Action,
@@ -212,8 +213,8 @@ def _without_foreign_tasks(run: SomeRun, preset: SomeRun) -> SomeRun:
 
 
 def _data_sets(run: Run) -> set[str]:
-    """Return the names of a run's data sets, without the limits of a mixture."""
-    return {entry.partition(":")[0] for entry in getattr(run, "dataset_name", "").split(",")}
+    """Return the names of a run's data sets, without the limits and repeats of a mixture."""
+    return {re.split("[:*]", entry)[0] for entry in getattr(run, "dataset_name", "").split(",")}
 
 
 def _flags_of(config: Path) -> list[str]:

@@ -144,7 +144,7 @@ class BaseRun(LanguageModelLossOptions, Run, TextSource, NetworkOptions, RunOpti
         None,
         "Model to go on training, whose network and tokenizer the run has: its folder, a run's folder, or an id on the "
         "Hub.",
-        unset="a new network of the shape below",
+        unset="a new network, of the shape that the network options give",
         fixed_on_resume=True,
         group=StartOptions,
     )

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from fgpt_hf.convert.export import refuse_existing
 from fgpt_hf.convert.layouts import ConvertedWeights, from_checkpoint, from_gpt2, pad_vocabulary
 from fgpt_hf.convert.stock import STOCK_CLASSES, from_stock, network_with
-from fgpt_hf.errors import UserError, first_line
+from fgpt_hf.errors import UserError, first_line, one_line
 from fgpt_hf.files import atomic_directory
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_config, load_tokenizer, load_weights, save_model
@@ -183,7 +183,7 @@ def _generation_config(config: FGPTConfig, own: GenerationConfig | None) -> Gene
     try:
         generation.validate(strict=True)
     except ValueError as error:
-        raise UserError(f"generation_config.json cannot be kept: {' '.join(str(error).split())}") from error
+        raise UserError(f"generation_config.json cannot be kept: {one_line(error)}") from error
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(generation, name) is None:
             setattr(generation, name, getattr(config, name))

@@ -9,7 +9,7 @@ from types import ModuleType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.stock import AUTO, STOCK_CLASSES, to_stock
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.files import atomic_directory, read_json, write_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_config, load_fgpt, load_model, model_source, save_model, save_tokenizer
@@ -118,10 +118,10 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """Write a folder that Optimum and Transformers.js load, with weights in float32 or int8; return its class.
 
     Args:
-        model: A network of FGPT, or one of a class of transformers.
-        tokenizer: Its tokenizer.
-        folder: The folder to make.
-        int8: Whether to round the weights, to a quarter of the bytes.
+        model: a network of FGPT, or one of a class of transformers.
+        tokenizer: its tokenizer.
+        folder: the folder to make.
+        int8: whether to round the weights, to a quarter of the bytes.
     """
     try:
         from fgpt_hf.convert.onnx import write_graph
@@ -156,5 +156,4 @@ def _gguf_writer() -> ModuleType:
 
 
 def _missing_package(error: ImportError) -> UserError:
-    problem = " ".join(str(error).split())
-    return UserError(f"a package is missing ({problem}): pip install 'fgpt-hf[export]'")
+    return UserError(f"a package is missing ({one_line(error)}): pip install 'fgpt-hf[export]'")

@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import GPT2Config
 
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -270,7 +270,7 @@ def _network(weights: dict[str, Tensor], options: Mapping[str, Any]) -> tuple[FG
         with torch.device("meta"):
             expected = FGPTForCausalLM(config).state_dict()
     except (ValueError, StrictDataclassError) as error:  # heads that do not divide the width; an unknown activation
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     for name, tensor in expected.items():
         if name.endswith(".bias"):
             weights.setdefault(name, torch.zeros(tensor.shape, dtype=embeddings.dtype))

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from fgpt_hf.convert.layouts import ConvertedWeights, to_gpt2_state
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
@@ -211,7 +211,7 @@ def from_stock(config: PreTrainedConfig, state: Mapping[str, Tensor]) -> Convert
         ours = FGPTConfig(**values | dict(stock.needs))
         again = _stock_config(stock, ours)
     except (ValueError, StrictDataclassError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     for name in sorted(get_annotations(type(config)).keys() - UNREAD):
         found, needed = getattr(config, name), getattr(again, name)
         if found != needed:
@@ -234,7 +234,7 @@ def _stock_config(stock: StockClass, config: FGPTConfig, **options: Any) -> PreT
     try:
         return kind(**{stock.fields.get(name, name): value for name, value in values.items()}, **options)
     except (ValueError, StrictDataclassError) as error:  # such as Llama's heads, which must divide its width
-        raise UserError(f"{stock.network.__name__} refuses this network: {' '.join(str(error).split())}") from error
+        raise UserError(f"{stock.network.__name__} refuses this network: {one_line(error)}") from error
 
 
 def _stock_weights(model: FGPTForCausalLM, stock: StockClass) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from fgpt_hf.data.splits import SPLITS, TRAIN, Sizes, SplitSize
 from fgpt_hf.data.stream import EpochPosition, PackedBuffer
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.files import read_sealed_json, sha256_of
 from fgpt_hf.retries import retry
 from fgpt_hf.tokenizer.byte_bpe import Ids
@@ -271,8 +271,9 @@ def push_dataset(folder: Path, repo_id: str) -> None:
         retry(repo_id, lambda: rows.push_to_hub(repo_id))
         retry(repo_id, upload_manifest)
     except (HfHubHTTPError, ConnectionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{repo_id} could not be written to: {reason}. The rows are complete in {folder}") from error
+        raise UserError(
+            f"{repo_id} could not be written to: {one_line(error)}. The rows are complete in {folder}"
+        ) from error
 
 
 def complete_shards(folder: Path, recipe: Recipe) -> list[ShardRecord]:

@@ -20,7 +20,7 @@ from fgpt_hf.data.local_rows import LocalRows, load_local_rows
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import load_pydocs_chat, load_pydocs_preference
 from fgpt_hf.data.splits import Sizes
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.retries import READ_ERRORS, reading, retry
 
 HELD_OUT_SPLITS = ("validation", "test")
@@ -172,7 +172,7 @@ def reading_with_datasets(name: str) -> Iterator[None]:
     except (UserError, *READ_ERRORS):
         raise
     except (DatasetsError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         raise UserError(f"{name} cannot be read, it may be damaged: {reason}") from error
 
 

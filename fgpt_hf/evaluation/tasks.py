@@ -15,7 +15,7 @@ from fgpt_hf.data.basic_qa import Question, first_questions, unseen_questions
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.pydocs_derived import VALIDATION_FRACTION, load_pydocs_choice
 from fgpt_hf.data.splits import document_hash
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.parsing import parse_json
 from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.surrogates import repair_surrogates
@@ -120,7 +120,7 @@ def _rows(name: str, task: Task, file: str | None) -> Sequence[Fields]:
     try:
         rows: Sequence[Fields] = load_dataset(source.path, source.configuration, split=source.split)
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"{name}: cannot load {source.path} from the Hub: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: cannot load {source.path} from the Hub: {one_line(error)}") from error
     return rows
 
 

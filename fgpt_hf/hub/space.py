@@ -28,8 +28,8 @@ def publish_with_space(model: Path, destination: Destination, options: CardOptio
     The Space also shows the model on the Hub from which this one was trained, if that is known.
 
     Raises:
-        UserError: As `publish`; the base model is not on the Hub; the Space's files are missing.
-        OSError: As `publish`.
+        UserError: as `publish`; the base model is not on the Hub; the Space's files are missing.
+        OSError: as `publish`.
     """
     space = Destination(repo_id=str(options.space), kind="space", private=destination.private)
     check_name(space.repo_id)
@@ -48,10 +48,10 @@ def planned_files(
     """Return the Space's files for a model that is not published yet, without asking the Hub.
 
     Args:
-        files: The model's files. Its commit, which the Hub has not named yet, is a row of zeros.
+        files: the model's files. Its commit, which the Hub has not named yet, is a row of zeros.
 
     Raises:
-        UserError: The Space's name cannot be a repo's; the Space's files are missing.
+        UserError: the Space's name cannot be a repo's; the Space's files are missing.
     """
     check_name(str(options.space))
     weights = tuple(name for name in files if name.endswith(".safetensors"))
@@ -77,12 +77,10 @@ def source_files() -> dict[str, Path]:
     """Return the files of `space/` by name.
 
     Raises:
-        UserError: The package lacks them.
+        UserError: the package lacks them.
     """
     for folder in SOURCES:
-        if files := [
-            path for pattern in ("*.py", "*.css", "*.js", "*.txt", CARD) for path in sorted(folder.glob(pattern))
-        ]:
+        if files := [path for pattern in PATTERNS for path in sorted(folder.glob(pattern))]:
             return {path.name: path for path in files}
     raise UserError(f"the Space's files are missing from {SOURCES[0]}: install fgpt-hf again")
 

@@ -30,7 +30,7 @@ def push_static_space(files: Files, space: str, model_repo: str, private: bool =
     """Publish the files of `static_space_files` as the Space `space`; return the URL of the commit.
 
     Raises:
-        UserError: As `push_files`.
+        UserError: as `push_files`.
     """
     destination = Destination(repo_id=space, kind="space", sdk="static", private=private)
     return push_files(files, destination, f"Run {model_repo} in the browser")
@@ -41,7 +41,7 @@ def static_space_files(model: Path, space: str, model_repo: str) -> Iterator[dic
     """Yield the files of the page by their path in the Space; they exist until the block ends.
 
     Raises:
-        UserError: The Space's name cannot be a repo's; the folder holds no model, or one that is too large for a
+        UserError: the Space's name cannot be a repo's; the folder holds no model, or one that is too large for a
             browser or that ONNX cannot express; the extra `export` is not installed.
     """
     check_name(space)

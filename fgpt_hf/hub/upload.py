@@ -22,7 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from huggingface_hub.utils._validators import validate_repo_id
 
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.files import sha256_of
 from fgpt_hf.hub.front_matter import CARD, read_card
 from fgpt_hf.hub.published_files import WEIGHTS_AND_CODE, Files, matches, publishable
@@ -307,7 +307,7 @@ def plain_errors(repo_id: str, then: str = TRY_AGAIN) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise UserError(f"{repo_id} cannot be reached offline: unset HF_HUB_OFFLINE") from error
     except HfHubHTTPError as error:
-        problem, status = error.server_message or _one_line(error), error.response.status_code
+        problem, status = error.server_message or one_line(error), error.response.status_code
         if is_transient(error):
             raise UserError(f"{repo_id}: the Hub answered {status} ({problem}); {then}") from error
         meaning = REFUSALS.get(status, f"{repo_id}: the Hub refuses with {status}")
@@ -317,12 +317,8 @@ def plain_errors(repo_id: str, then: str = TRY_AGAIN) -> Iterator[None]:
             raise
         raise UserError(f"{repo_id}: the Hub refuses the card. {error}") from error
     except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:  # the last two from downloads
-        raise UserError(f"{repo_id}: the Hub cannot be reached ({_one_line(error)}); {then}") from error
+        raise UserError(f"{repo_id}: the Hub cannot be reached ({one_line(error)}); {then}") from error
     except RuntimeError as error:
         if error.__cause__ is None:  # huggingface_hub raises the error of a large file's upload so
             raise
-        raise UserError(f"{repo_id}: {_one_line(error)} ({_one_line(error.__cause__)}); {then}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{repo_id}: {one_line(error)} ({one_line(error.__cause__)}); {then}") from error

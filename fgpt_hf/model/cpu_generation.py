@@ -156,9 +156,9 @@ def prepare(model: PreTrainedModel, number_format: str, text: Sequence[int] = ()
     can write, and can be neither trained nor saved.
 
     Args:
-        model: A model loaded in `loaded_dtype(number_format)`, in evaluation mode.
-        number_format: A key of `BYTES`.
-        text: Ids of a text that the model knows how to write, such as `TEXT`. In int8 its loss may rise by 1 %. A model
+        model: a model loaded in `loaded_dtype(number_format)`, in evaluation mode.
+        number_format: a key of `BYTES`.
+        text: ids of a text that the model knows how to write, such as `TEXT`. In int8 its loss may rise by 1 %. A model
             that returned False has lost its weights: load it again in another format.
 
     Example:
@@ -213,8 +213,8 @@ def formats_by_speed(parameters: int, seconds: Mapping[str, float]) -> list[str]
     """Return the formats for a model of this size, the best first; float32 goes last only if others gain enough.
 
     Args:
-        parameters: Number of the model's parameters.
-        seconds: What `time_formats` measured, or nothing for a small model.
+        parameters: number of the model's parameters.
+        seconds: what `time_formats` measured, or nothing for a small model.
 
     Example:
         >>> formats_by_speed(712_000_000, {"float32": 0.08, "bfloat16": 0.05, "int8": 0.03})
@@ -237,8 +237,8 @@ def time_formats(layers: int = 16, seconds: float = 0.5) -> dict[str, float]:
     """Return the seconds for one token's products with the same layers in each format that this machine has.
 
     Args:
-        layers: Number of the layers, 2 million weights each, which no processor's cache should hold.
-        seconds: Time for all formats together; with the making of the layers it takes about twice as long.
+        layers: number of the layers, 2 million weights each, which no processor's cache should hold.
+        seconds: time for all formats together; with the making of the layers it takes about twice as long.
     """
     formats, times = available_formats(), {}
     for name in formats:

@@ -4,7 +4,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, first_line, one_line
 from fgpt_hf.files import apply_umask, read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.folder_checks import check_config_file, check_size
@@ -204,7 +203,7 @@ def _user_errors(name: str, part: str) -> Iterator[None]:
             raise UserError(
                 f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`"
             ) from error
-        raise _no_model(name, error) from error
+        raise _no_model(name, first_line(error)) from error
     except SafetensorError as error:
         raise UserError(f"the weights of {name} are damaged: {error}") from error
     except Exception as error:
@@ -213,8 +212,7 @@ def _user_errors(name: str, part: str) -> Iterator[None]:
                 f"{name} comes with code of its own, which transformers does not have: read it, and if you trust it, "
                 "give --trust_remote_code"
             ) from error
-        reason = shorten(str(error), 300, placeholder=" …") or type(error).__name__
-        raise UserError(f"the {part} of {name} cannot be loaded: {reason}") from error
+        raise UserError(f"the {part} of {name} cannot be loaded: {one_line(error)}") from error
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -308,12 +306,11 @@ def model_name(name: str) -> str:
     return str(Path(name, "model")) if is_run else name
 
 
-def _no_model(name: str, reason: object) -> UserError:
+def _no_model(name: str, reason: str) -> UserError:
     """Return the one error for a name that leads to no model, with the models of the runs in this folder."""
     found = sorted(str(path.parent) for path in Path("runs").glob("**/model/config.json"))
     here = f" (here: {', '.join(found)})" if found else ""
-    first_line = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
     return UserError(
         f"no model {name!r}: give a folder with config.json and *.safetensors, a run's folder{here}, or the id of a "
-        f"model on the Hub; {first_line}"
+        f"model on the Hub; {reason}"
     )

@@ -10,7 +10,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fgpt_hf.config.runs import Run, TuningRun
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.files import read_json
 from fgpt_hf.model.shapes import NetworkShape, shape_of
 from fgpt_hf.tokenizer.tokenizer import ROLE_TOKENS, has_role_tokens
@@ -114,7 +114,7 @@ def merge_adapter_into(base: PreTrainedModel, adapter: str | Path) -> PreTrained
         try:
             merged: PreTrainedModel = PeftModel.from_pretrained(base, adapter).merge_and_unload()
         except (UserWarning, RuntimeError, KeyError) as error:
-            problem = " ".join(str(error).split()) + (" is missing" if isinstance(error, KeyError) else "")
+            problem = one_line(error) + (" is missing" if isinstance(error, KeyError) else "")
             raise UserError(f"the adapter {adapter} does not fit {base.name_or_path}: {problem}") from error
     merged.name_or_path = str(adapter)  # a further adapter is one on this one
     if Path(adapter, GENERATION_CONFIG_NAME).is_file():

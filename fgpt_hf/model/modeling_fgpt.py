@@ -35,9 +35,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_fgpt import FGPTConfig
 
 PADDED_DEVICES = ("cuda",)  # their attention kernels need head sizes that are multiples of 8
-VARLEN_ATTENTION = (
-    "varlen_attention"  # registered by the package fgpt_hf; reads document bounds, as flash attention does
-)
+VARLEN_ATTENTION = "varlen_attention"  # registered by fgpt_hf; reads document bounds, as flash attention does
 
 
 def layer_norm(config: FGPTConfig, size: int) -> nn.Module:

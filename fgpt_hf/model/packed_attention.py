@@ -50,8 +50,8 @@ def block_mask(ends: Tensor, tokens: int) -> BlockMask:
         >>> block_mask(torch.tensor([[128, 256]], dtype=torch.int32), tokens=256).to_dense()[0, 0].tolist()
         [[1, 0], [0, 1]]
     """
-    places = torch.arange(tokens, device=ends.device, dtype=ends.dtype).repeat(len(ends), 1)
-    document = torch.searchsorted(ends, places, right=True)
+    positions = torch.arange(tokens, device=ends.device, dtype=ends.dtype).repeat(len(ends), 1)
+    document = torch.searchsorted(ends, positions, right=True)
 
     def same_document(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (document[row, query] == document[row, key])
@@ -132,8 +132,8 @@ def same_document_mask(bounds: Tensor, rows: int, tokens: int) -> Tensor:
         >>> same_document_mask(torch.tensor([0, 1, 3]), rows=1, tokens=3)[0, 0].int().tolist()
         [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
     """
-    places = torch.arange(rows * tokens, device=bounds.device, dtype=bounds.dtype)
-    document = torch.searchsorted(bounds[1:], places, right=True).view(rows, 1, tokens)
+    positions = torch.arange(rows * tokens, device=bounds.device, dtype=bounds.dtype)
+    document = torch.searchsorted(bounds[1:], positions, right=True).view(rows, 1, tokens)
     return (document[..., :, None] == document[..., None, :]).tril()
 
 

@@ -172,6 +172,7 @@ def test_an_open_micro_batch_is_recorded_and_a_later_number_closes_it(tmp_path: 
     ("flags", "tasks"),
     [
         ([], "basic-qa,capitals-unseen"),
+        (["--dataset_name=basic-qa*2"], "basic-qa,capitals-unseen"),
         (["--dataset_name=novels"], None),
         (["--dataset_name=pydocs-chat,novels"], None),
         (["--dataset_name=novels", "--eval_tasks=pydocs-choice"], "pydocs-choice"),
