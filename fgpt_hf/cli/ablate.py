@@ -53,8 +53,8 @@ def ablate(
     """Compare settings of base runs by their validation loss.
 
     Each variant is trained at several learning rates, and its best one with several seeds. All other options are
-    those of train-base, for every run; fgpt train-base --help lists them. The same command again goes on where it
-    was interrupted.
+    those of train-base, for every run; fgpt train-base --help lists them. The same command resumes a comparison
+    that was interrupted.
 
     Example: fgpt ablate --preset quickstart --max_steps 100 --vary optim=muon,adamw
     """

@@ -43,14 +43,22 @@ Greedy = Annotated[bool, Option("--greedy", help="Always take the likeliest toke
 Temperature = Annotated[
     float | None, Option("--temperature", help="Sampling temperature; above 1 is more varied (default: the model's).")
 ]
-TopK = Annotated[int | None, Option("--top_k", help="Sample from this many likeliest tokens (default: the model's).")]
+TopK = Annotated[
+    int | None, Option("--top_k", help="Sample only from this many of the likeliest tokens (default: the model's).")
+]
 TopP = Annotated[
     float | None,
-    Option("--top_p", help="Sample from the likeliest tokens that reach this probability (default: the model's)."),
+    Option(
+        "--top_p",
+        help="Sample only from the likeliest tokens whose probabilities add up to this (default: the model's).",
+    ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    Option("--repetition_penalty", help="Make tokens that were used less likely; 1 is off (default: the model's)."),
+    Option(
+        "--repetition_penalty",
+        help="Make tokens that were used before less likely; 1 turns it off (default: the model's).",
+    ),
 ]
 MaxNewTokens = Annotated[
     int | None,
@@ -61,7 +69,10 @@ Seed = Annotated[int | None, Option("--seed", help="Random seed, for the same re
 
 NumberFormat = Annotated[
     Literal["auto", "float32", "bfloat16", "int8"],
-    Option("--number_format", help="Format of the weights on a CPU; auto takes the fastest here that writes as well."),
+    Option(
+        "--number_format",
+        help="Number format of the weights on a CPU; auto takes the fastest one that keeps the quality.",
+    ),
 ]
 
 

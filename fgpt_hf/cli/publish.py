@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 Folder = Annotated[Path, Argument(metavar="MODEL", help="Folder of a model or a run.")]
 RepoId = Annotated[str, Argument(metavar="REPO_ID", help="Repo on the Hub: user/name or organization/name.")]
-DryRun = Annotated[bool, Option("--dry_run", help="Only list the files that would go, with their sizes.")]
+DryRun = Annotated[
+    bool, Option("--dry_run", help="List the files that would be uploaded, with their sizes, and upload nothing.")
+]
 Private = Annotated[bool, Option("--private", help="Make a new repo private.")]
-Revision = Annotated[str | None, Option("--revision", help="Branch, created where it does not exist (default: main).")]
+Revision = Annotated[str | None, Option("--revision", help="Branch, created if it does not exist (default: main).")]
 Tag = Annotated[str | None, Option("--tag", help="Tag for the commit, such as v1.0 (default: none).")]
 Architecture = Annotated[
     Literal["fgpt", "auto", "gpt2", "llama", "qwen3", "arcee", "nanochat"],

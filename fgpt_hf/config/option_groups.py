@@ -30,22 +30,23 @@ def is_hub_kernel(name: str) -> bool:
 class RunOptions:
     """Where the run starts from and where it writes."""
 
-    preset: str = option("fgpt-712m", "Named run whose values every other option starts from.", fixed_on_resume=True)
+    preset: str = option(
+        "fgpt-712m", "Named run to start from, which every other option changes.", fixed_on_resume=True
+    )
     output_dir: str | None = option(
         None,
         "Folder of the run.",
-        unset="runs/PRESET, with -instruct or -preference added for those stages",
+        unset="runs/PRESET, plus -instruct or -preference in those stages",
     )
     overwrite_output_dir: bool = option(
-        False, "Delete the run that output_dir already holds and start anew.", one_time=True
+        False, "Delete the run that output_dir already holds, and start over.", one_time=True
     )
     resume_from_checkpoint: str | None = option(
         None,
-        "Continue the run in output_dir exactly from this folder under checkpoints/, or from 'latest', which starts "
-        "the run where nothing was saved yet; from 'hub', the state that --hub_strategy checkpoint keeps, where it is "
-        "newer than output_dir; or from user/name@branch. Needed only where options change: the same command goes on "
-        "by itself.",
-        unset="start anew, or go on with the same unfinished run",
+        "Checkpoint to resume from, exactly: a folder under checkpoints/; 'latest', which starts the run if nothing is "
+        "saved yet; 'hub', the state that --hub_strategy checkpoint uploads, if it is newer than output_dir; or "
+        "user/name@branch. Needed only to change options: the same command resumes its unfinished run by itself.",
+        unset="start the run, or resume it if it is unfinished",
         one_time=True,
     )
     seed: int = option(
@@ -90,10 +91,10 @@ class NetworkOptions:
     norm: str = option("layernorm", "Normalization: layernorm or rmsnorm.", fixed_on_resume=True)
     norm_elementwise_affine: bool = option(True, "Give normalizations weights.", fixed_on_resume=True)
     norm_bias: bool | None = option(
-        None, "Give normalizations biases.", unset="as layernorm with weights has them", fixed_on_resume=True
+        None, "Give normalizations biases.", unset="true for layernorm with weights", fixed_on_resume=True
     )
     embedding_norm: bool = option(False, "Normalize the embeddings before the first layer.", fixed_on_resume=True)
-    qk_norm: bool = option(False, "Normalize each query and key over its head.", fixed_on_resume=True)
+    qk_norm: bool = option(False, "Normalize the queries and keys of each head.", fixed_on_resume=True)
     mlp: str = option(
         "plain", "MLP: plain (two matrices) or gated (three; SwiGLU with --hidden_act silu).", fixed_on_resume=True
     )
@@ -109,7 +110,7 @@ class NetworkOptions:
         False, "Start the projections that feed the residual stream at zero.", fixed_on_resume=True
     )
     final_logit_softcapping: float | None = option(
-        None, "Bind logits smoothly to plus and minus this number.", unset="no bound", fixed_on_resume=True
+        None, "Cap logits smoothly at plus and minus this number.", unset="no cap", fixed_on_resume=True
     )
     dropout: float = option(0.0, "Dropout probability for embeddings, attention and residuals.", minimum=0, below=1)
 
@@ -123,10 +124,10 @@ class StartOptions:
     )
     new_token_init: TokenInit = option(
         "mean",
-        "Embeddings of role tokens that the model has never seen: the mean of all embeddings, or kept.",
+        "Embeddings of role tokens that the model has never seen: the mean of all embeddings, or as they are.",
         fixed_on_resume=True,
     )
-    trust_remote_code: bool = option(False, "Run the code that comes with the model, if transformers has none for it.")
+    trust_remote_code: bool = option(False, "Run the model's own code, if transformers does not know its architecture.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,19 +157,19 @@ class Documents:
         fixed_on_resume=True,
     )
     encoding: str | None = option(
-        None, "Encoding of files on this machine, such as cp1252.", unset="recognized", fixed_on_resume=True
+        None, "Encoding of files on this machine, such as cp1252.", unset="detected", fixed_on_resume=True
     )
     validation_fraction: float = option(
         0.01,
-        "Fraction of the documents held out for validation, chosen by a hash of each: at least one; 0 holds out none.",
+        "Fraction of the documents to hold out for validation, chosen by hash: at least one document, or none with 0.",
         minimum=0,
         below=1,
         fixed_on_resume=True,
     )
     validation_dataset: str | None = option(
         None,
-        "Documents to hold out in place of validation_fraction, named as dataset_name names them. Those that are in "
-        "dataset_name too are not trained on.",
+        "Documents to hold out instead of validation_fraction, in the form of dataset_name. Those that dataset_name "
+        "holds too are not trained on.",
         unset="a fraction of dataset_name",
         fixed_on_resume=True,
     )
@@ -208,7 +209,7 @@ class DatasetOptions:
         fixed_on_resume=True,
     )
     encoding: str | None = option(
-        None, "Encoding of files on this machine, such as cp1252.", unset="recognized", fixed_on_resume=True
+        None, "Encoding of files on this machine, such as cp1252.", unset="detected", fixed_on_resume=True
     )
     dataset_config_name: str | None = option(
         None, "Configuration of data sets on the Hub that have no short name.", fixed_on_resume=True
@@ -221,15 +222,15 @@ class DatasetOptions:
     )
     validation_fraction: float = option(
         0.05,
-        "Fraction of the rows held out for validation, chosen by a hash of each row: at least one; 0 holds out none.",
+        "Fraction of the rows to hold out for validation, chosen by hash: at least one row, or none with 0.",
         minimum=0,
         below=1,
         fixed_on_resume=True,
     )
     validation_dataset: str | None = option(
         None,
-        "Rows to hold out in place of validation_fraction, named as dataset_name names them. Those that are in "
-        "dataset_name too are not trained on.",
+        "Rows to hold out instead of validation_fraction, in the form of dataset_name. Those that dataset_name holds "
+        "too are not trained on.",
         unset="a fraction of dataset_name",
         fixed_on_resume=True,
     )
@@ -253,8 +254,8 @@ class OptimizationOptions:
     max_steps: int = option(27_000, "Number of optimizer steps of the whole run.")
     max_minutes: float | None = option(
         None,
-        "Time for the whole run, from its start to its end, in place of max_steps: such as 30, 90s, 2h or 1.5d. A "
-        "plain number is in minutes. A few timed steps decide the number of steps.",
+        "Time for the whole run, from start to end, instead of max_steps: such as 30 (minutes), 90s, 2h or 1.5d. A few "
+        "timed steps decide how many steps fit.",
         unset="as long as max_steps takes",
     )
     per_device_train_batch_size: int = option(
@@ -277,25 +278,25 @@ class OptimizationOptions:
     )
     lr_decay_ratio: float = option(
         1.0,
-        "Fraction of the steps after the warm-up, the last ones, over which the learning rate follows its schedule; "
-        "until then it stays at its peak.",
+        "Last fraction of the steps after the warm-up, over which the learning rate follows its schedule; before that "
+        "it stays at its peak.",
         maximum=1,
     )
     optim: str = option(
         "muon",
-        "Optimizer of the matrices inside the layers: muon or adamw. All other parameters have AdamW.",
+        "Optimizer of the matrices inside the layers: muon or adamw. All other parameters use AdamW.",
         fixed_on_resume=True,
     )
     weight_decay: float = option(0.1, "Decoupled weight decay, applied to matrices only.", minimum=0)
     weight_decay_scheduler_type: str = option(
-        "constant", "Schedule by which weight decay falls to zero over the run.", choices=tuple(SCHEDULES)
+        "constant", "Schedule of the weight decay over the run; all but constant end at zero.", choices=tuple(SCHEDULES)
     )
     muon_momentum: float = option(0.95, "Decay rate of Muon's momentum.", below=1)
     adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.", below=1)
     adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.", below=1)
     max_grad_norm: float = option(1.0, "Clip gradients to this norm.")
     print_groups: bool = option(
-        False, "Say at the start which parameters have which optimizer and weight decay.", one_time=True
+        False, "Log at the start which optimizer and weight decay each kind of parameter has.", one_time=True
     )
     max_bad_steps: int = option(10, "Stop the run after this many unusable steps in a row, such as non-finite ones.")
 
@@ -306,9 +307,8 @@ class LanguageModelLossOptions:
 
     sampled_softmax: int | None = option(
         None,
-        "Compute the training loss over this many tokens of the vocabulary: those that the batch predicts, and others "
-        "drawn anew for each batch. Faster where the vocabulary is most of a small network. What is measured on "
-        "validation data is over all tokens.",
+        "Estimate the training loss from this many tokens of the vocabulary: those that the batch predicts, and a "
+        "random sample of the others. Faster if the vocabulary is most of a small network. Validation uses all tokens.",
         unset="all of them",
         group=OptimizationOptions,
     )
@@ -328,14 +328,14 @@ class HardwareOptions:
     attn_implementation: str = option(
         "auto",
         "Attention: auto, sdpa, eager, varlen_attention (torch's kernel for packed rows), flex_attention, "
-        "flash_attention_2, flash_attention_3, or a kernel of the Hub such as kernels-community/flash-attn3; 'auto' "
-        "takes varlen_attention on CUDA in bfloat16 or float16, else sdpa.",
+        "flash_attention_2, flash_attention_3, or a kernel of the Hub such as kernels-community/flash-attn3. On CUDA "
+        "in bfloat16 or float16, auto takes flash_attention_3 if installed, or else varlen_attention; elsewhere sdpa.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """What is measured while the run trains, and how often. Everything is also measured before and after."""
+    """What is measured during training, and how often. All of it is also measured before and after."""
 
     eval_steps: int = option(500, "Number of steps between measurements of the validation loss.")
     max_eval_rows: int = option(512, "Maximum number of rows in the fixed validation set.")
@@ -359,7 +359,7 @@ class CheckpointOptions:
     logging_steps: int = option(10, "Number of steps between lines of metrics.jsonl.")
     profile: int = option(
         0,
-        "Number of steps to profile, after the first two: a trace and a table go to profile/ in the run's folder.",
+        "Number of steps to profile, after the first two; a trace and a table are written to profile/ in output_dir.",
         minimum=0,
         one_time=True,
     )
@@ -370,13 +370,13 @@ class CheckpointOptions:
 class HubOptions:
     """Whether and where the model is published on the Hugging Face Hub."""
 
-    push_to_hub: bool = option(False, "Publish the finished model, and more while the run trains: see hub_strategy.")
+    push_to_hub: bool = option(False, "Publish the finished model, and during training what hub_strategy says.")
     hub_model_id: str | None = option(None, "Repository to publish to: user/name.")
     hub_strategy: HubStrategy = option(
         "every_save",
-        "What to upload, in the background: end, the finished model; every_save, also the model of each checkpoint; "
-        "checkpoint, also the whole state to resume from, the newest on the branch last-checkpoint; all_checkpoints, "
-        "also each state on a branch of its own, step_….",
+        "What to upload: end, the finished model; every_save, also the model of each checkpoint; checkpoint, also the "
+        "newest state to resume from, on the branch last-checkpoint; all_checkpoints, also each state, on a branch of "
+        "its own, step_….",
     )
     hub_private_repo: bool = option(False, "Make a newly created repository private.")
 

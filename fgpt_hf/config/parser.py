@@ -89,7 +89,10 @@ def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOpti
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
-    """Names each option once, without the spelling with hyphens, and appends its default, in words where it is None."""
+    """Show each option once, without the spelling with hyphens, with the kind of its value and its default in words."""
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        return METAVARS.get(action.type, "TEXT")
 
     def _format_action_invocation(self, action: Action) -> str:
         named = copy.copy(action)
@@ -100,6 +103,8 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
         unset = getattr(action, "unset", None)
         if action.default is None and unset:
             return f"{action.help} (default: {unset})"
+        if isinstance(action.default, bool):
+            return f"{action.help} (default: {str(action.default).lower()})"
         return super()._get_help_string(action)
 
 
@@ -198,6 +203,11 @@ READ_BY: Mapping[str, tuple[Any, Callable[[str], Any]]] = {
     "per_device_train_batch_size": (_RowsOrAuto, _rows_or_auto),
     "max_steps": (_StepsNotMinutes, int),
     "max_minutes": ("store", _minutes),
+}
+# What `--help` shows in the place of a value, by what reads the value.
+METAVARS: Mapping[object, str] = {
+    **{int: "N", float: "X", Path: "FILE", string_to_bool: "true|false"},
+    **{_rows_or_auto: "N|auto", _minutes: "TIME"},
 }
 
 

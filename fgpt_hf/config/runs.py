@@ -103,7 +103,7 @@ class Preparation(TextSource):
     max_train_tokens: int | None = option(
         None, "Stop after about this many training tokens.", unset="prepare all documents"
     )
-    hub_dataset_id: str | None = option(None, "Also push the rows to this data set on the Hub: user/name.")
+    hub_dataset_id: str | None = option(None, "Data set on the Hub to push the rows to as well: user/name.")
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -142,14 +142,13 @@ class BaseRun(LanguageModelLossOptions, Run, TextSource, NetworkOptions, RunOpti
 
     model_name_or_path: str | None = option(
         None,
-        "Model to go on training, whose network and tokenizer the run has: its folder, a run's folder, or an id on the "
-        "Hub.",
+        "Model to train further, with its own network and tokenizer: its folder, a run's folder, or an id on the Hub.",
         unset="a new network, of the shape that the network options give",
         fixed_on_resume=True,
         group=StartOptions,
     )
     trust_remote_code: bool = option(
-        False, "Run the code that comes with the model, if transformers has none for it.", group=StartOptions
+        False, "Run the model's own code, if transformers does not know its architecture.", group=StartOptions
     )
     streaming: bool = option(
         True,
@@ -158,11 +157,11 @@ class BaseRun(LanguageModelLossOptions, Run, TextSource, NetworkOptions, RunOpti
         group=TextSource,
     )
     verify_rows: bool = option(
-        True, "Hash prepared rows while training begins, and stop at damaged ones.", group=TextSource
+        True, "Check the hashes of prepared rows as training begins, and stop if they are damaged.", group=TextSource
     )
     sample_prompt: str = option(
         "Once upon a time",
-        "Prompt that is continued at every sample, beside one from the validation set.",
+        "Prompt to continue at every sample, besides one from the validation set.",
         group=EvaluationOptions,
     )
 
@@ -232,7 +231,7 @@ class InstructRun(LanguageModelLossOptions, TuningRun):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRun(PreferenceLossOptions, TuningRun):
-    """Preference optimization on pairs of replies, of which the chosen one is to become more likely.
+    """Preference optimization on pairs of replies: the chosen one becomes more likely than the rejected one.
 
     Example:
         >>> PreferenceRun(loss_type="ipo", label_smoothing=0.1)
@@ -246,8 +245,8 @@ class PreferenceRun(PreferenceLossOptions, TuningRun):
 
     dataset_name: str = option(
         "HuggingFaceH4/ultrafeedback_binarized",
-        "Preference pairs to train on: a known data set, one on the Hub, or a file; or a mixture NAME:MAX*REPEATS,… "
-        "that takes at most MAX rows of each, REPEATS times per epoch.",
+        "Preference pairs to train on: a known data set, one on the Hub, or a file, a folder or a glob of files; or a "
+        "mixture NAME:MAX*REPEATS,… that takes at most MAX rows of each, REPEATS times per epoch.",
         fixed_on_resume=True,
     )
 

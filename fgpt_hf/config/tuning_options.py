@@ -10,26 +10,28 @@ PreferenceLoss = Literal["sigmoid", "ipo", "simpo"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAOptions:
-    """Low-rank adapters (PEFT) in place of training all weights."""
+    """Low-rank adapters (PEFT) instead of training all weights."""
 
     use_peft: bool = option(
         False, "Train LoRA adapters and the embeddings of the role tokens, and nothing else.", fixed_on_resume=True
     )
     load_in_4bit: bool = option(
         False,
-        "Hold the frozen weights under the adapters in 4 bits (QLoRA): a fraction of the memory, for a GPU and with "
+        "Hold the frozen weights under the adapters in 4 bits (QLoRA), in a fraction of the memory; needs a GPU and "
         "bitsandbytes.",
         fixed_on_resume=True,
     )
     lora_r: int = option(16, "Rank of the adapters.", fixed_on_resume=True)
-    lora_alpha: float = option(32, "The adapters' output is scaled by lora_alpha / lora_r.", fixed_on_resume=True)
+    lora_alpha: float = option(
+        32, "Scale of the adapters: their output is multiplied by lora_alpha / lora_r.", fixed_on_resume=True
+    )
     lora_dropout: float = option(0.0, "Dropout probability applied to the adapters' inputs.", minimum=0, below=1)
     lora_target_modules: str = option(
         "all-linear", "Layers with an adapter, by name and separated by commas, or all-linear.", fixed_on_resume=True
     )
     merge_adapter: bool = option(
         True,
-        "Merge the adapters into the model at the end; false leaves them apart, to be merged when loaded.",
+        "Merge the adapters into the model at the end; false saves the adapters alone.",
     )
 
 

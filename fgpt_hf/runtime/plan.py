@@ -148,12 +148,10 @@ def _plan(run: Run, config: Network, machine: Machine, epoch_rows: int = 0) -> T
 class Estimation(BaseRun):
     """A run, and the machine for which its memory, time and cost are estimated."""
 
-    device: str | None = option(
-        None, f"Device: {', '.join(GPUS)}.", unset="this machine, followed by a table of all of those"
-    )
+    device: str | None = option(None, f"Device: {', '.join(GPUS)}.", unset="this machine, then a table of all of these")
     num_processes: int = option(1, "Number of devices.")
     jobs: bool = option(
-        False, "Instead, show the machines of the Hub's Jobs with a GPU, with their prices now, and what the run costs."
+        False, "Show instead what the run takes and costs on each GPU machine of the Hub's Jobs, at today's prices."
     )
     mfu: float = option(
         LIKELY_MFU,

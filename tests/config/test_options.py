@@ -45,7 +45,14 @@ def test_the_help_states_the_presets_defaults_in_words_where_there_is_no_value(
     text = help_of(BaseRun, {"fgpt-712m": PRESETS["quickstart"]}, capsys)
     assert "Number of optimizer steps of the whole run. (default: 160)" in text
     assert "Compute in bfloat16. (default: where the hardware supports it)" in text
-    assert "(default: None)" not in text
+    assert "(default: None)" not in text and "(default: False)" not in text
+
+
+def test_the_help_shows_what_kind_of_value_an_option_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(BaseRun, PRESETS, capsys)
+    for shown in ("--seed N ", "--learning_rate X ", "--fsdp [true|false] ", "--max_minutes TIME ", "--config FILE "):
+        assert shown in text
+    assert "--per_device_train_batch_size N|auto " in text and "--optim TEXT " in text
 
 
 def test_beta_is_said_to_hold_the_model_to_its_reference(capsys: pytest.CaptureFixture[str]) -> None:
