@@ -1,9 +1,9 @@
-"""Say what the quickstart has learned, stage by stage, beside what compression and counting know of the same text.
+"""Summarize what the quickstart has learned, stage by stage, next to what compression and counting reach on its text.
 
     python benchmarks/quickstart.py runs/quickstart
 
-reads what `make quickstart` has measured. `--record FILE` also writes it as JSON: docs/quickstart.json is such a
-record, and the README shows its figures.
+reads what `make quickstart` has measured. `--record FILE` also writes it as JSON, as docs/quickstart.json, whose
+figures the README shows.
 """
 
 import argparse
@@ -61,13 +61,13 @@ class QuickstartRecord:
         others = ", ".join(f"{name} {bits:.2f}" for name, bits in self.compressors.items())
         seconds = " + ".join(f"{self.seconds[stage]:.0f}" for stage in STAGES)
         return [
-            f"seconds of training                       {seconds} (base, instruct, preference)",
-            f"validation loss of the base model         {_shown(self.validation_loss)} nats per token",
-            f"bits per byte of text that it never saw   {_shown(self.bits_per_byte)} ({others})",
-            f"replies that end by themselves            {_percent(self.replies_that_end)}",
-            f"facts asked in wordings of its tuning     {_percent(self.facts)}",
-            f"capitals asked in wordings it never saw   {_percent(self.unseen_capitals)}",
-            f"reward margin of pairs it never saw       {_shown(self.reward_margin)}",
+            f"seconds of training                   {seconds} (base, instruct, preference)",
+            f"validation loss of the base model     {_shown(self.validation_loss)} nats per token",
+            f"bits per byte of held-out text        {_shown(self.bits_per_byte)} ({others})",
+            f"replies that end by themselves        {_percent(self.replies_that_end)}",
+            f"facts, in wordings used in training   {_percent(self.facts)}",
+            f"capitals, in wordings never seen      {_percent(self.unseen_capitals)}",
+            f"reward margin of held-out pairs       {_shown(self.reward_margin)}",
         ]
 
 
@@ -109,7 +109,7 @@ def read_record(file: Path) -> QuickstartRecord:
 
 
 def compressors() -> dict[str, float]:
-    """Return the bits per byte that gzip and the frequencies of tokens need for the corpus' held-out documents.
+    """Return the bits per byte that gzip and token frequencies need for the corpus' held-out documents.
 
     gzip compresses each document alone, since the model sees no other document either. The frequencies are those of
     training documents, each token counted once more than it occurs.
@@ -125,7 +125,7 @@ def compressors() -> dict[str, float]:
     bits = -sum(math.log2((counts[token] + 1) / total) for ids in encode_documents(held_out) for token in ids.tolist())
     return {
         "gzip": 8 * sum(len(zlib.compress(text, 9)) for text in texts) / size,
-        "frequencies of tokens": bits / size,
+        "token frequencies": bits / size,
     }
 
 

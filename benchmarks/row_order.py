@@ -3,7 +3,7 @@
     python benchmarks/row_order.py
 
 trains the same small network twice on the same rows with the same seed; only the order differs. The documents are in
-alphabetical order of their modules, so neighbours are often about the same subject, like the pages of a crawl.
+alphabetical order of their modules, so neighbors are often about the same subject, like the pages of a crawl.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder
 
 ROW_LENGTH = 128
-NEIGHBOURS = 16  # documents packed together, so that rows stay in document order
+NEIGHBORS = 16  # documents packed together, so that rows stay in document order
 VALIDATION_FRACTION = 0.01
 VALIDATION_ROWS = 256
 
@@ -54,12 +54,12 @@ def main() -> None:
 
 
 def rows_in_order(texts: list[str]) -> Ids:
-    """Pack a few neighbouring documents at a time into rows."""
+    """Pack a few neighboring documents at a time into rows."""
     documents = encode_documents(texts)
     return np.concatenate(
         [
-            pack_documents(documents[first : first + NEIGHBOURS], ROW_LENGTH).ids
-            for first in range(0, len(documents), NEIGHBOURS)
+            pack_documents(documents[first : first + NEIGHBORS], ROW_LENGTH).ids
+            for first in range(0, len(documents), NEIGHBORS)
         ]
     )
 

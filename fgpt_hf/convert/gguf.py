@@ -33,21 +33,21 @@ class Architecture(NamedTuple):
     Attributes:
         arch: its name there.
         activations: names of the only function that it computes in the MLP.
-        pairs_neighbours: whether its rotary positions turn neighbouring values of a head rather than its halves.
+        pairs_neighbors: whether its rotary positions turn neighboring values of a head rather than its halves.
         has_biases: whether its projections may have biases.
     """
 
     arch: gguf.MODEL_ARCH
     activations: tuple[str, ...]
-    pairs_neighbours: bool = False
+    pairs_neighbors: bool = False
     has_biases: bool = True
 
 
 ARCHITECTURES = {
     "gpt2": Architecture(gguf.MODEL_ARCH.GPT2, TANH_GELU),
-    "llama": Architecture(gguf.MODEL_ARCH.LLAMA, ("silu", "swish"), pairs_neighbours=True),
+    "llama": Architecture(gguf.MODEL_ARCH.LLAMA, ("silu", "swish"), pairs_neighbors=True),
     "qwen3": Architecture(gguf.MODEL_ARCH.QWEN3, ("silu", "swish"), has_biases=False),
-    "arcee": Architecture(gguf.MODEL_ARCH.ARCEE, ("relu2",), pairs_neighbours=True, has_biases=False),
+    "arcee": Architecture(gguf.MODEL_ARCH.ARCEE, ("relu2",), pairs_neighbors=True, has_biases=False),
 }
 
 
@@ -226,7 +226,7 @@ def _as_llama_cpp(model: PreTrainedModel, architecture: Architecture, name: str,
     module, _, kind = name.rpartition(".")
     if model.config.model_type == "gpt2" and kind == "weight" and module.endswith(LINEAR_MODULES):
         return tensor.T
-    if architecture.pairs_neighbours and module.endswith(("q_proj", "k_proj")):
+    if architecture.pairs_neighbors and module.endswith(("q_proj", "k_proj")):
         halves: Tensor = tensor.unflatten(0, (-1, 2, _head_dim(model.config) // 2))
         return halves.transpose(1, 2).flatten(0, 2)
     return tensor

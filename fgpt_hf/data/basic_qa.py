@@ -4,7 +4,7 @@ They are the questions that a newcomer asks first. There are few facts, each in 
 learn them in minutes. Some wordings for capitals are never trained on: whoever is asked in those shows that the fact
 was learnt, and not the sentence. What is not among the facts a model of this size does not know.
 
-Capitals come from the package `countryinfo` (MIT licence).
+Capitals come from the package `countryinfo` (MIT license).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -203,7 +203,7 @@ def _row_inputs(batch: TreeBatch) -> dict[str, Tensor]:
 
 
 def _has_window(model: PreTrainedModel) -> bool:
-    """Return whether some layer does not attend to all earlier tokens, or summarises them in a state."""
+    """Return whether some layer does not attend to all earlier tokens, or summarizes them in a state."""
     config = model.config.get_text_config()
     if layers := getattr(config, "layer_types", None):
         return any(layer != "full_attention" for layer in layers)

@@ -50,4 +50,4 @@ def test_a_record_is_read_as_it_was_written(runs: Path, tmp_path: Path) -> None:
 
 def test_text_is_compressed_below_a_byte_a_character() -> None:
     bits = quickstart.compressors()
-    assert 1 < bits["gzip"] < 8 and 1 < bits["frequencies of tokens"] < 8
+    assert 1 < bits["gzip"] < 8 and 1 < bits["token frequencies"] < 8
