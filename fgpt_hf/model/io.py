@@ -18,13 +18,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from fgpt_hf.errors import UserError, first_line, one_line
 from fgpt_hf.files import apply_umask, read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.folder_checks import check_config_file, check_size
-from fgpt_hf.model.lora import adapters_below, merge_adapter_into
+from fgpt_hf.model.lora import adapters_below, has_adapter, merge_adapter_into
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.model.own_code import causal_model_class
 from fgpt_hf.tokenizer.chat_template import require_bounded_template
@@ -251,6 +252,20 @@ def save_model(
         apply_umask(folder)  # safetensors' files can be read by their owner alone
     except Exception as error:  # a full disk is a SafetensorError, or from the tokenizer a bare Exception
         raise OSError(errno.EIO, f"could not write: {error}", str(folder)) from error
+
+
+def stores_weights_as_named(model: PreTrainedModel) -> bool:
+    """Return whether `save_model` writes the weights by the names that they have in the model, as its only files.
+
+    It does not for an adapter, and for networks whose files are from before transformers' own form of them.
+
+    Example:
+        >>> config = FGPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> stores_weights_as_named(FGPTForCausalLM(config))
+        True
+    """
+    weights = {name: weight.to("meta") for name, weight in model.state_dict().items()}
+    return not has_adapter(model) and revert_weight_conversion(model, weights).keys() == weights.keys()
 
 
 @contextmanager

@@ -5,14 +5,17 @@ A single process goes through the same functions, which then have nothing to exc
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,6 +28,7 @@ from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+SHARED_WITHIN = 60  # seconds
 
 
 def start_accelerator(run: Run) -> Accelerator:
@@ -87,6 +91,40 @@ def shared_machine(accelerator: Accelerator) -> Machine:
     """Return the machine with the least free memory among all processes, so that each of them decides alike."""
     machines: list[Machine] = gather_object([this_machine(accelerator.device, accelerator.num_processes)])
     return min(machines, key=lambda machine: machine.memory_bytes)
+
+
+def require_shared_disk(folder: Path, accelerator: Accelerator) -> None:
+    """Refuse a folder that is not the same for all processes, which write to it together; every process calls it.
+
+    Raises:
+        UserError: a process does not see what the main process writes beside the folder, on all processes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    name = [f".{folder.name}.{uuid4().hex}"]
+    broadcast_object_list(name)
+    probe = folder.with_name(name[0])
+    if accelerator.is_main_process:
+        probe.touch()
+    accelerator.wait_for_everyone()
+    seen = gather_object([_appears(probe)])
+    if accelerator.is_main_process:
+        probe.unlink()
+    if not all(seen):
+        raise UserError(
+            f"output_dir={folder}: process {seen.index(False)} does not see what the main process writes there: "
+            "several machines need an output_dir on a shared disk"
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Return whether there is such a file, or will be soon: network file systems take a while to show a new one."""
+    until = time.monotonic() + SHARED_WITHIN
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def shard(objective: Objective, accelerator: Accelerator) -> nn.Module:

@@ -14,18 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.batches import Batches
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import atomic_directory
 from fgpt_hf.losses.objectives import Objective
-from fgpt_hf.model.io import non_finite_weights, save_model
+from fgpt_hf.model.io import non_finite_weights
 from fgpt_hf.runtime.attention import resolve_attn_implementation, set_attention
-from fgpt_hf.runtime.distributed import all_reduce_sum, shard
+from fgpt_hf.runtime.distributed import all_reduce_sum, require_shared_disk, shard
 from fgpt_hf.runtime.hardware import peak_memory_bytes
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.signals import exit_code_of, stop_signals
-from fgpt_hf.training.checkpoints import Progress, TrainingState, step_of, too_few_steps
+from fgpt_hf.training.checkpoints import step_of, too_few_steps
 from fgpt_hf.training.optim import build_optimizer, describe_groups
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.run_folder import RunFolder
+from fgpt_hf.training.state import Progress, TrainingState
 from fgpt_hf.training.step import Stepper
 from fgpt_hf.training.step_loop import Check, StepLoop
 
@@ -101,9 +101,11 @@ class Trainer:
         checkpoint and return early.
 
         Raises:
-            UserError: the checkpoint to resume from cannot be used, or too many steps in a row were unusable.
+            UserError: the processes do not share a disk, the checkpoint to resume from cannot be used, or too many
+                steps in a row were unusable.
             OSError: the model could not be written.
         """
+        require_shared_disk(self.folder.path, self.accelerator)
         forward, state = self._start()
         stepper = Stepper(forward, state, self.plan, self.run.max_grad_norm)
         loop = StepLoop(stepper, self.run, self.folder, self.checks, self.epoch, self.on_checkpoint)
@@ -116,7 +118,7 @@ class Trainer:
         if stopped_by:
             logger.info("stopped after step %d: the same command goes on from there", progress.step)
         else:
-            self._save_model(state)
+            state.save_model(self.folder.model)
             memory = peak_memory_bytes(self.accelerator.device) / 2**30
             logger.info("trained for %s s; peak memory %.2f GiB", f"{progress.seconds:,.0f}", memory)
         self.accelerator.wait_for_everyone()
@@ -166,9 +168,3 @@ class Trainer:
             start = self.folder.checkpoint or "the model"
             example = f", such as {broken[0]}" if broken else ""
             raise UserError(f"weights of {start} hold NaN or infinite values{example}: take an earlier checkpoint")
-
-    def _save_model(self, state: TrainingState) -> None:
-        weights = state.weights()
-        if self.accelerator.is_main_process:
-            with atomic_directory(self.folder.model) as new_folder:
-                save_model(state.model, self.tokenizer, new_folder, weights)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from fgpt_hf.runtime.duration import MIN_STEPS, CheckTime, Steps, duration, time_of_day
 from fgpt_hf.runtime.plan import TrainingPlan
-from fgpt_hf.training.checkpoints import Progress
+from fgpt_hf.training.state import Progress
 from fgpt_hf.wording import count_of
 
 TIMED_STEPS = 5  # before the end of a run is foreseen

@@ -1,23 +1,27 @@
-"""Optimizer states in shards: every process writes its own part, in the background, and any number of them reads it.
+"""Checkpoints of several processes: each writes its own part, in the background, and any number of them reads it.
 
-torch's distributed checkpoints hold tensors in files of each process, and in `.metadata` which part of which tensor
-lies where. That is a pickle, so only the few classes are read that such a file needs: a checkpoint from elsewhere runs
-no code. Only tensors are in the shards, since other values would be pickles too.
+The weights become one `model.safetensors`, which the main process joins from the parts of all, a tensor at a time. The
+optimizer's state stays in shards: torch's distributed checkpoints hold tensors in files of each process, and in
+`.metadata` which part of which tensor lies where. That is a pickle, so only the few classes are read that such a file
+needs: a checkpoint from elsewhere runs no code. Only tensors are in the shards: other values would be pickles too.
 """
 
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from fgpt_hf.errors import UserError, first_line
 
@@ -63,36 +67,88 @@ class _Writer(FileSystemWriter):
         return StorageMeta()
 
 
-def staged(states: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a copy on the host of the tensors in an optimizer's state, by parameter and name, to be written later.
+Complete = Callable[[Callable[[Path], None]], Path]  # of `BackgroundWriter.write`
+
+
+class Part(NamedTuple):
+    """A process's part of a checkpoint, on the host: tensors by name, or None where no shards of them are written."""
+
+    weights: dict[str, Tensor] | None = None
+    optimizer: dict[str, Tensor] | None = None
+
+    def write(self, folder: Path, processes: dist.ProcessGroup) -> None:
+        """Write it; every process must call it, in a thread of its own if it likes.
+
+        Args:
+            processes: a group that nothing else uses meanwhile.
+
+        Raises:
+            OSError: one of the processes could not write, on all of them.
+        """
+        if self.weights is not None:
+            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=True)
+            _write(self.weights, writer, processes)
+        if self.optimizer is not None:
+            _write(self.optimizer, _Writer(folder / FOLDER), processes)
+
+
+def _write(tensors: dict[str, Tensor], writer: FileSystemWriter, processes: dist.ProcessGroup) -> None:
+    try:
+        save(tensors, storage_writer=writer, process_group=processes)
+    except CheckpointException as error:
+        failures = [failure for failure, _ in error.failures.values()]
+        raise OSError(f"could not write: {first_line(failures[0])}") from error
+
+
+def _keep_joined_weights(folder: Path) -> None:
+    """Leave, of what torch wrote, the file with all weights, under the name that `save_pretrained` gives it."""
+    shutil.rmtree(folder / "sharded")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-00001-of-00001.safetensors").rename(folder / "model.safetensors")
+
+
+def can_join(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether torch joins the parts of all tensors: it leaves one without dimensions 0, and wants real numbers.
 
     Example:
         >>> import torch
-        >>> staged({"state": {"weight": {"exp_avg": torch.ones(2), "found": "no tensor"}}, "param_groups": []})
+        >>> [can_join({"buffer": tensor}) for tensor in (torch.ones(2), torch.tensor(2.0), torch.arange(2))]
+        [True, False, False]
+    """
+    return all(tensor.ndim and tensor.is_floating_point() for tensor in weights.values())
+
+
+def tensors_of(states: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors in an optimizer's state, by parameter and name.
+
+    Example:
+        >>> import torch
+        >>> tensors_of({"state": {"weight": {"exp_avg": torch.ones(2), "found": "no tensor"}}, "param_groups": []})
         {'weight exp_avg': tensor([1., 1.])}
     """
     return {
-        f"{parameter} {name}": value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
+        f"{parameter} {name}": value
         for parameter, values in states["state"].items()
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
 
 
-def write(tensors: dict[str, Tensor], checkpoint: Path, processes: dist.ProcessGroup) -> None:
-    """Write this process's shards; every process must call it, in a thread of its own if it likes.
+def staged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy this process's part of some tensors to the host, to be written later.
 
-    Args:
-        processes: a group that nothing else uses meanwhile.
-
-    Raises:
-        OSError: one of the processes could not write, on all of them.
+    Of a tensor that is sharded, it is the process's own shard. Those that every process holds whole, all with the same
+    names in the same order, are divided among the processes.
     """
-    try:
-        save(tensors, storage_writer=_Writer(checkpoint / FOLDER), process_group=processes)
-    except CheckpointException as error:
-        failures = [failure for failure, _ in error.failures.values()]
-        raise OSError(f"could not write: {first_line(failures[0])}") from error
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    whole = [name for name, tensor in tensors.items() if not isinstance(tensor, DTensor)]
+    whole.sort(key=lambda name: tensors[name].numel())  # so that each process gets as much
+    others = {name for index, name in enumerate(whole) if index % processes != rank}
+    return {
+        name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+        for name, tensor in tensors.items()
+        if name not in others
+    }
 
 
 def read(states: Mapping[str, Any], checkpoint: Path) -> None:
@@ -103,14 +159,8 @@ def read(states: Mapping[str, Any], checkpoint: Path) -> None:
     Raises:
         UserError: the shards are not those of such a state.
     """
-    tensors = {
-        f"{parameter} {name}": value
-        for parameter, values in states["state"].items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
     try:
-        load(tensors, storage_reader=_Reader(checkpoint / FOLDER), no_dist=not dist.is_initialized())
+        load(tensors_of(states), storage_reader=_Reader(checkpoint / FOLDER), no_dist=not dist.is_initialized())
     except OSError:
         raise
     except (Exception, CheckpointException) as error:  # torch raises any for what others made of such files
@@ -127,45 +177,41 @@ class BackgroundWriter:
         self._processes = dist.new_group(backend="gloo")  # beside the one that training uses meanwhile
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
-    def write(
-        self, tensors: dict[str, Tensor], checkpoint: Path, complete: Callable[[Callable[[Path], None]], Path]
-    ) -> Future[Path]:
-        """Begin to write; every process must call it, the next time when this has ended.
+    def write(self, part: Part, folder: Path, complete: Complete) -> Future[Path]:
+        """Begin to write a folder; every process must call it, the next time when this has ended.
 
         Args:
-            tensors: this process's part of the optimizer's state, from `staged`.
-            checkpoint: the path of the checkpoint.
-            complete: writes all of it but the shards, for which it calls back with the folder to write to, and returns
-                its path; the main process alone calls it.
+            part: what this process writes of it.
+            folder: its path.
+            complete: writes the rest, calls back with the folder to write the parts to, and returns the path; the main
+                process alone calls it.
         """
-        return self._threads.submit(self._write, tensors, checkpoint, complete)
+        return self._threads.submit(self._lead if dist.get_rank() == 0 else self._follow, part, folder, complete)
 
-    def _write(
-        self, tensors: dict[str, Tensor], checkpoint: Path, complete: Callable[[Callable[[Path], None]], Path]
-    ) -> Path:
-        if dist.get_rank() == 0:
-            return self._lead(tensors, complete)
-        (folder,) = self._announced([None])
-        if folder is None:
-            raise OSError(f"the main process could not begin {checkpoint}")
-        write(tensors, folder, self._processes)
-        return checkpoint
-
-    def _lead(self, tensors: dict[str, Tensor], complete: Callable[[Callable[[Path], None]], Path]) -> Path:
-        """Write the checkpoint as the main process, which tells the others where to; they wait to hear of it."""
+    def _lead(self, part: Part, folder: Path, complete: Complete) -> Path:
+        """Write as the main process, which tells the others where to; they wait to hear of it."""
         has_announced = False
 
-        def write_shards(folder: Path) -> None:
+        def write_part(partial: Path) -> None:
             nonlocal has_announced
             has_announced = True
-            self._announced([folder])
-            write(tensors, folder, self._processes)
+            self._announced([partial])
+            part.write(partial, self._processes)
+            if part.weights is not None:  # when the others are done, since they would not hear of a failure
+                _keep_joined_weights(partial)
 
         try:
-            return complete(write_shards)
+            return complete(write_part)
         finally:
             if not has_announced:
                 self._announced([None])
+
+    def _follow(self, part: Part, folder: Path, complete: Complete) -> Path:
+        (partial,) = self._announced([None])
+        if partial is None:
+            raise OSError(f"the main process could not begin {folder}")
+        part.write(partial, self._processes)
+        return folder
 
     def _announced(self, folder: list[Path | None]) -> list[Path | None]:
         """Return what the main process says."""

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from fgpt_hf.runtime.distributed import sync_gradients
 from fgpt_hf.runtime.plan import TrainingPlan, split_on_oom
 from fgpt_hf.runtime.transfers import HostCopy, to_device
-from fgpt_hf.training.checkpoints import TrainingState
+from fgpt_hf.training.state import TrainingState
 from fgpt_hf.workers import STOP_SIGNALS
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from fgpt_hf.losses.objectives import Batch
 from fgpt_hf.runtime.plan import split_batch
-from fgpt_hf.training.checkpoints import TrainingState
+from fgpt_hf.training.state import TrainingState
 from fgpt_hf.training.step import Stepper
 
 Value = TypeVar("Value")

@@ -21,9 +21,10 @@ from fgpt_hf.evaluation.checks import Benchmarks, ChatSamples, ValidationLoss, V
 from fgpt_hf.files import read_json, read_json_lines
 from fgpt_hf.model.lora import ADAPTER
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
-from fgpt_hf.training.checkpoints import TrainingState, checkpoints
+from fgpt_hf.training.checkpoints import checkpoints
 from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder, read_record
+from fgpt_hf.training.state import TrainingState
 from tests.support.tiny import random_model, save
 
 pytestmark = pytest.mark.slow
@@ -221,7 +222,7 @@ def test_a_run_killed_after_its_last_checkpoint_loses_no_result(home: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_save_model", killed)
+        patch.setattr(TrainingState, "save_model", killed)
         train_base.main(flags(BaseRun, home, **changes))
     train_base.main(flags(BaseRun, home, **changes, resume_from_checkpoint="latest"))
     (values,) = read_json(home / "killed" / "results.json")["tasks"].values()

@@ -8,8 +8,8 @@ import pytest
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
-from fgpt_hf.runtime import hardware
-from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
+from fgpt_hf.runtime import distributed, hardware
+from fgpt_hf.runtime.distributed import require_shared_disk, shared_machine, start_accelerator
 from fgpt_hf.runtime.estimate import largest_micro_batch, network
 from fgpt_hf.runtime.hardware import Machine
 from fgpt_hf.runtime.plan import plan_training
@@ -25,6 +25,27 @@ def choose(arguments: Sequence[str]) -> None:
     accelerator = start_accelerator(run)
     hardware._free_memory_bytes = lambda: FREE_BYTES[accelerator.process_index]
     print(plan_training(run, network(run), shared_machine(accelerator)).rows)
+
+
+def share(arguments: Sequence[str]) -> None:
+    """Look for one folder on all processes, or for another one on each, as on machines with disks of their own."""
+    own_disks = "--own_disks" in arguments
+    run = parse_run(BaseRun, PRESETS, [*OPEN, *(flag for flag in arguments if flag != "--own_disks")])
+    accelerator = start_accelerator(run)
+    distributed.SHARED_WITHIN = 1
+    disk = run.folder / str(accelerator.process_index if own_disks else 0)
+    disk.mkdir(parents=True, exist_ok=True)
+    require_shared_disk(disk / "run", accelerator)
+
+
+@pytest.mark.slow
+def test_machines_without_a_shared_disk_are_refused_on_all_processes(tmp_path: Path) -> None:
+    done = Launched(tmp_path / "run", processes=2, main=share).wait()
+    assert done.exit_codes == [0, 0], done.errors
+    assert not list((tmp_path / "run" / "0").iterdir())
+    done = Launched(tmp_path / "run", "--own_disks", processes=2, main=share).wait()
+    assert done.exit_codes == [2, 2]
+    assert "process 1 does not see what the main process writes there: several machines need" in done.errors
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ from fgpt_hf.evaluation.benchmark import Benchmark
 from fgpt_hf.files import read_json, read_json_lines
 from fgpt_hf.hub.front_matter import split_card
 from fgpt_hf.model.io import load_model, save_model
-from fgpt_hf.training.checkpoints import _stored_weights
 from fgpt_hf.training.start_model import open_model
+from fgpt_hf.training.state import _stored_weights
 from tests.support.any_models import (
     NAMES,
     any_config,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.training.checkpoints import _read_training_state
+from fgpt_hf.training.state import _read_training_state
 
 PROGRESS = {"step": 1, "tokens": 2, "seconds": 0.5, "skipped_steps": 0, "skipped_in_a_row": 0}
 STATE: dict[str, Any] = {"optimizer": {}, "random": [], "batches": {}, "progress": PROGRESS, "scaler": None}

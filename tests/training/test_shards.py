@@ -18,11 +18,13 @@ from fgpt_hf.data.batches import RowsInMemory, ShuffledRows
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import integrity_error
 from fgpt_hf.losses.objectives import LanguageModelObjective
+from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.runtime.distributed import shard, start_accelerator
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from fgpt_hf.training import shards
-from fgpt_hf.training.checkpoints import Progress, TrainingState, checkpoints
+from fgpt_hf.training.checkpoints import checkpoints
 from fgpt_hf.training.optim import build_optimizer
+from fgpt_hf.training.state import Progress, TrainingState
 from tests.support.launched import Launched
 from tests.support.loop_run import TINY, TinyRun, ragged_rows
 
@@ -46,6 +48,21 @@ def save_again(arguments: Sequence[str]) -> None:
     accelerator.wait_for_everyone()
 
 
+def save_with_a_scale(arguments: Sequence[str]) -> None:
+    """Save a model with a buffer without dimensions, such as some classes of transformers have."""
+    torch.set_num_threads(1)
+    run = parse_run(TinyRun, {"tiny": TINY}, ["--preset=tiny", *arguments])
+    accelerator = start_accelerator(run)
+    model = FGPTForCausalLM(FGPTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).train()
+    model.register_buffer("scale", torch.tensor(1.5))
+    objective = LanguageModelObjective(model)
+    shard(objective, accelerator)
+    rows = ShuffledRows(RowsInMemory(ragged_rows()), run.seed, accelerator.process_index, accelerator.num_processes)
+    state = TrainingState(accelerator, objective, build_tokenizer(), build_optimizer(model, run), rows, Progress())
+    state.save_model(run.folder)
+    accelerator.wait_for_everyone()
+
+
 def launch(folder: Path, *flags: object, processes: int, **options: Any) -> None:
     done = Launched(folder, *flags, processes=processes, **options).wait()
     assert done.exit_codes == [0] * processes, done.errors
@@ -56,7 +73,7 @@ def contents(checkpoint: Path) -> dict[str, torch.Tensor]:
     assert integrity_error(checkpoint) is None
     recorded = torch.load(checkpoint / "training.pt", weights_only=True)["optimizer"]
     if recorded is not None:
-        return shards.staged(recorded)
+        return shards.tensors_of(recorded)
     metadata = shards._Reader(checkpoint / shards.FOLDER).read_metadata()
     found = {name: torch.empty(tensor.size) for name, tensor in metadata.state_dict_metadata.items()}
     load(found, storage_reader=shards._Reader(checkpoint / shards.FOLDER), no_dist=True)
@@ -76,7 +93,7 @@ def test_any_number_of_processes_goes_on_with_the_state_bit_for_bit(
     written_by_two: tuple[Path, bool], tmp_path: Path
 ) -> None:
     checkpoint, fsdp = written_by_two
-    expected = contents(checkpoint)
+    expected, weights = contents(checkpoint), load_file(checkpoint / "model.safetensors")
     assert {file.name for file in (checkpoint / shards.FOLDER).iterdir()} == {
         *(".metadata", "__0_0.distcp", "__1_0.distcp")
     }
@@ -90,6 +107,18 @@ def test_any_number_of_processes_goes_on_with_the_state_bit_for_bit(
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
         assert (checkpoint / shards.FOLDER).exists() == (processes > 1)
+        assert [file.name for file in checkpoint.glob("**/*.safetensors")] == ["model.safetensors"]
+        loaded = load_file(checkpoint / "model.safetensors")
+        assert loaded.keys() == weights.keys()
+        assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.slow
+def test_weights_that_cannot_be_joined_from_shards_are_gathered(tmp_path: Path) -> None:
+    launch(tmp_path / "model", "--fsdp=true", processes=2, main=save_with_a_scale)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert weights.pop("scale").item() == 1.5
+    assert weights.keys() == load_fgpt(str(tmp_path / "model"))[0].state_dict().keys() - {"lm_head.weight"}
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ from fgpt_hf.model import packed_attention
 from fgpt_hf.runtime import transfers
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.training import step
-from fgpt_hf.training.checkpoints import Progress, TrainingState
 from fgpt_hf.training.optim import build_optimizer
+from fgpt_hf.training.state import Progress, TrainingState
 from fgpt_hf.training.step import Stepper, TakenStep
 from tests.support.loop_run import ragged_rows
 
