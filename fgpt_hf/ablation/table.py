@@ -1,4 +1,7 @@
-"""The result of a comparison: a Markdown table, and a figure of the validation losses."""
+"""The result of a comparison: a Markdown table, and a figure.
+
+Variants are compared by their bits per byte, because losses in nats depend on how much text a token stands for.
+"""
 
 import math
 import statistics
@@ -9,7 +12,10 @@ from pathlib import Path
 
 from fgpt_hf.ablation.trials import TrialResult
 
-COLUMNS = ("variant", "rate", "validation loss", "of the default's tokens", "tokens/s", "memory, MiB", "parameters")
+COLUMNS = (
+    *("variant", "rate", "validation loss", "bits per byte", "of the default's tokens", "tokens/s", "memory, MiB"),
+    "parameters",
+)
 LABEL_CHARACTERS = 80  # of a line of the figure's legend
 
 
@@ -19,8 +25,8 @@ class Summary:
 
     Attributes:
         results: one for each seed.
-        tokens_share: the tokens after which the mean loss is the default's final one, as a share of all; None if it
-            never is.
+        tokens_share: the tokens after which the mean of the bits per byte is the default's final one, as a share of
+            all; None if it never is.
         speed: tokens per second, as a ratio to the default's.
     """
 
@@ -31,14 +37,13 @@ class Summary:
 
     @property
     def loss(self) -> float:
-        """The mean of the final validation losses."""
+        """The mean of the final validation losses in nats."""
         return statistics.fmean(result.loss for result in self.results)
 
     @property
-    def spread(self) -> float:
-        """The standard deviation of the final losses over the seeds; 0 for a single one."""
-        losses = [result.loss for result in self.results]
-        return statistics.stdev(losses) if len(losses) > 1 and math.isfinite(sum(losses)) else 0.0
+    def bits(self) -> float:
+        """The mean of the final bits per byte."""
+        return statistics.fmean(result.bits for result in self.results)
 
 
 def summarize(results: Sequence[TrialResult]) -> list[Summary]:
@@ -49,7 +54,7 @@ def summarize(results: Sequence[TrialResult]) -> list[Summary]:
     names = list(dict.fromkeys(result.variant for result in results))
     best = {name: _at_best_rate([result for result in results if result.variant == name]) for name in names}
     default = best[names[0]]
-    target = statistics.fmean(result.loss for result in default)
+    target = statistics.fmean(result.bits for result in default)
     default_speed = statistics.fmean(result.tokens_per_second for result in default)
     return [
         Summary(
@@ -69,10 +74,10 @@ def _at_best_rate(results: Sequence[TrialResult]) -> list[TrialResult]:
 
 
 def mean_curve(results: Sequence[TrialResult]) -> list[tuple[float, float]]:
-    """Return the tokens and the mean validation losses of runs that were measured at the same steps."""
+    """Return the tokens and the mean bits per byte of runs that were measured at the same steps."""
     return [
-        (points[0][0], statistics.fmean(loss for _, loss in points))
-        for points in zip(*(result.curve for result in results), strict=True)
+        (points[0][0], statistics.fmean(bits for _, bits in points))
+        for points in zip(*(result.bits_curve for result in results), strict=True)
     ]
 
 
@@ -96,7 +101,7 @@ def tokens_share(curve: Sequence[tuple[float, float]], target: float) -> float |
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """Return a Markdown table with a line for each variant.
 
-    Losses are means over the seeds with their standard deviation; speed is relative to the default.
+    Losses and bits are means over the seeds with their standard deviation; speed is relative to the default.
     """
     rows = [COLUMNS, ("---",) * len(COLUMNS), *map(_row, summaries)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -104,11 +109,11 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
 
 def _row(summary: Summary) -> tuple[str, ...]:
     first = summary.results[0]
-    loss = f"{summary.loss:.3f}" + (f" ± {summary.spread:.3f}" if len(summary.results) > 1 else "")
     return (
         summary.variant,
         first.learning_rate or "the run's",
-        loss,
+        with_spread([result.loss for result in summary.results]),
+        with_spread([result.bits for result in summary.results]),
         "never" if summary.tokens_share is None else f"{summary.tokens_share:.2f}",
         f"{summary.speed:.2f}",
         f"{max(result.peak_memory_bytes for result in summary.results) / 2**20:,.0f}",
@@ -116,8 +121,19 @@ def _row(summary: Summary) -> tuple[str, ...]:
     )
 
 
+def with_spread(values: Sequence[float]) -> str:
+    """Return the mean of values, and of several their standard deviation.
+
+    Example:
+        >>> with_spread([4.0, 4.2]), with_spread([4.0])
+        ('4.100 ± 0.141', '4.000')
+    """
+    spread = statistics.stdev(values) if len(values) > 1 and math.isfinite(sum(values)) else 0.0
+    return f"{statistics.fmean(values):.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
+
+
 def draw_losses(summaries: Sequence[Summary], file: Path) -> None:
-    """Draw the mean validation loss of each variant against tokens, and the range over its seeds."""
+    """Draw the mean bits per byte of each variant against tokens, and the range over its seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -125,17 +141,17 @@ def draw_losses(summaries: Sequence[Summary], file: Path) -> None:
     FigureCanvasAgg(canvas)
     axes = canvas.add_subplot()
     for index, summary in enumerate(summaries):
-        tokens, losses = zip(*mean_curve(summary.results), strict=True)
-        seeds = list(zip(*([loss for _, loss in result.curve] for result in summary.results), strict=True))
-        label = _wrapped(f"{summary.loss:.3f} at the end: {summary.variant}")
-        axes.plot(tokens, losses, color=f"C{index}", linewidth=1.5, label=label)
+        tokens, bits = zip(*mean_curve(summary.results), strict=True)
+        seeds = list(zip(*(result.bits_per_byte for result in summary.results), strict=True))
+        label = _wrapped(f"{summary.bits:.3f} at the end: {summary.variant}")
+        axes.plot(tokens, bits, color=f"C{index}", linewidth=1.5, label=label)
         axes.fill_between(tokens, list(map(min, seeds)), list(map(max, seeds)), color=f"C{index}", alpha=0.2)
-    # The first measurement is of the untrained network: its loss would flatten all that follows.
-    shown = [loss for summary in summaries for _, loss in mean_curve(summary.results)[1:] if math.isfinite(loss)]
+    # The first measurement is of the untrained network, which would flatten all that follows.
+    shown = [bits for summary in summaries for _, bits in mean_curve(summary.results)[1:] if math.isfinite(bits)]
     if shown:
-        axes.set_ylim(min(shown) - 0.1, max(shown) + 0.1)
+        axes.set_ylim(min(shown) - 0.05, max(shown) + 0.05)
     axes.set_xlabel("tokens")
-    axes.set_ylabel("validation loss, nats")
+    axes.set_ylabel("bits per byte of held-out text")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     canvas.legend(loc="outside lower left", frameon=False, fontsize="small")

@@ -65,6 +65,7 @@ class TrialResult:
     Attributes:
         name: that of the trial.
         curve: the validation loss in nats after so many tokens, `(tokens, loss)` from the first step to the last.
+        bits_per_byte: of the held-out text, as often as `curve`; only these compare where tokenizers differ.
         tokens_per_second: the median over the run.
         peak_memory_bytes: of the process, or on a GPU of its tensors.
         parameters: of the network.
@@ -75,6 +76,7 @@ class TrialResult:
     learning_rate: str | None
     seed: int
     curve: Sequence[tuple[float, float]]
+    bits_per_byte: Sequence[float]
     tokens_per_second: float
     peak_memory_bytes: int
     parameters: int
@@ -82,8 +84,21 @@ class TrialResult:
     @property
     def loss(self) -> float:
         """The validation loss at the end; infinite if the run diverged."""
-        loss = self.curve[-1][1]
-        return loss if math.isfinite(loss) else math.inf
+        return _finite(self.curve[-1][1])
+
+    @property
+    def bits(self) -> float:
+        """The bits per byte at the end; infinite if the run diverged."""
+        return _finite(self.bits_per_byte[-1])
+
+    @property
+    def bits_curve(self) -> list[tuple[float, float]]:
+        """The bits per byte after so many tokens."""
+        return [(tokens, bits) for (tokens, _), bits in zip(self.curve, self.bits_per_byte, strict=True)]
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
 
 
 def train_base(flags: Sequence[str], log: Path) -> int:
@@ -194,6 +209,7 @@ class Ablation:
             learning_rate=trial.learning_rate,
             seed=trial.seed,
             curve=[(line["tokens"], line["eval_loss"]) for line in metrics if "eval_loss" in line],
+            bits_per_byte=[line["eval_bits_per_byte"] for line in metrics if "eval_loss" in line],
             tokens_per_second=statistics.median(
                 line["tokens_per_second"] for line in metrics if "tokens_per_second" in line
             ),

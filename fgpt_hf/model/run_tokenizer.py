@@ -10,6 +10,7 @@ from fgpt_hf.model.io import load_tokenizer, model_name
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 
 ROWS_MULTIPLE = 64
+UNUSED_ROWS = 8  # at least: tuning tells by them which tokens the base run never saw
 
 
 def run_tokenizer(source: TextSource) -> PreTrainedTokenizerBase:
@@ -41,7 +42,8 @@ def run_tokenizer(source: TextSource) -> PreTrainedTokenizerBase:
 def vocabulary_of(source: TextSource) -> dict[str, Any]:
     """Return what the configuration of a new network says of a run's own tokenizer; nothing for the project's.
 
-    The embeddings have a row for each token, and more up to a multiple of 64, which GPUs multiply faster.
+    The embeddings have a row for each token, and eight more or as many as make a multiple of 64, which GPUs multiply
+    faster.
 
     Raises:
         UserError: there is no such tokenizer, its files are damaged, or it has no end of text.
@@ -56,6 +58,6 @@ def vocabulary_of(source: TextSource) -> dict[str, Any]:
     from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 
     encoder = DocumentEncoder.of(run_tokenizer(source))
-    rows = -(-encoder.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    rows = -(-(encoder.vocab_size + UNUSED_ROWS) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     end = encoder.start if encoder.end is None else encoder.end
     return {"vocab_size": rows, "bos_token_id": encoder.start, "eos_token_id": end, "pad_token_id": encoder.pad}

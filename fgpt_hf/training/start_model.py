@@ -27,6 +27,10 @@ from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS, ROLE_TOKENS, add_role_to
 
 logger = logging.getLogger(__name__)
 
+# Of the typical distance. At a width of 256, the distances of rows that no text has differ by 4 %, and tuning for a few
+# minutes moves a token to 1.5 and more.
+UNSEEN_DISTANCE = 1.25
+
 
 class StartModel(NamedTuple):
     """A model to train, and what its rows of tokens follow from.
@@ -225,19 +229,22 @@ def unseen_role_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     """Return the role tokens that training never saw: their embeddings lie within the cluster of unused tokens.
 
     Each step moves the embeddings of all tokens that occur in no text in the same way, away from the states that
-    predict other tokens. Unused are padding and the embeddings behind those of the tokenizer. Without such, and for
-    tokenizers without role tokens, no token counts as unseen.
+    predict other tokens. What is left between them is their random start, so one more of them is as far from their
+    center as they typically are. Unused are padding and the embeddings behind those of the tokenizer. With fewer than
+    two, and for tokenizers without role tokens, no token counts as unseen.
     """
     rows = token_embeddings(model)
     pad, tokens = tokenizer.pad_token_id, len(tokenizer)
     padding = rows[pad : pad + 1] if isinstance(pad, int) and pad != tokenizer.eos_token_id else rows[:0]
     unused = torch.cat([padding, rows[tokens:]])
-    if not len(unused) or not has_role_tokens(tokenizer):
+    count = len(unused)
+    if count < 2 or not has_role_tokens(tokenizer):
         return []
     center = unused.mean(dim=0)
-    farthest = (unused - center).norm(dim=1).max()
+    # The center is nearer to the rows that it is the mean of than to one more of their kind.
+    typical = (unused - center).norm(dim=1).square().mean().sqrt() * ((count + 1) / (count - 1)) ** 0.5
     ids = tokenizer.get_vocab()
-    return [token for token in ROLE_TOKENS if (rows[ids[token]] - center).norm() <= farthest]
+    return [token for token in ROLE_TOKENS if (rows[ids[token]] - center).norm() <= UNSEEN_DISTANCE * typical]
 
 
 @torch.no_grad()

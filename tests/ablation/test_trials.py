@@ -35,12 +35,13 @@ class Trained:
         (folder / "run.yaml").touch()
         final = 4 - 100 * float(given["learning_rate"]) + (given["optim"] == "adamw") + int(given["seed"]) / 1e6
         lines = [
-            {"step": 0, "tokens": 0, "seconds": 0, "eval_loss": 9.0},
+            {"step": 0, "tokens": 0, "seconds": 0, "eval_loss": 9.0, "eval_bits_per_byte": 4.0},
             {
                 "step": 32,
                 "tokens": 64,
                 "seconds": 9,
                 "eval_loss": final,
+                "eval_bits_per_byte": final / 2,
                 "tokens_per_second": 7,
                 "peak_memory_bytes": 5,
             },
@@ -128,6 +129,9 @@ def test_the_command_trains_and_compares(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [TrialResult(**line) for line in read_json_lines(tmp_path / "runs" / "results.jsonl")]
     assert [line.variant for line in lines] == ["default", "optim=adamw"]
-    assert all(len(line.curve) == 17 and line.loss < line.curve[0][1] and line.parameters > 1000 for line in lines)
+    assert all(
+        len(line.curve) == len(line.bits_per_byte) == 17 and line.loss < line.curve[0][1] and line.parameters > 1000
+        for line in lines
+    )
     table = (tmp_path / "runs" / "ablation.md").read_text()
     assert table in done.stdout and (tmp_path / "runs" / "ablation.png").is_file()

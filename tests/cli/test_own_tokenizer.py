@@ -12,15 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fgpt_hf.chat import ChatSession, load_for_chat
 from fgpt_hf.cli.main import run
+from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.files import read_json_lines
 from fgpt_hf.model.io import load_fgpt
+from fgpt_hf.model.run_tokenizer import vocabulary_of
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS
 from tests.support.forked import run_command
 
 pytestmark = pytest.mark.slow
 
 VOCABULARY = 300
-ROWS = 320  # the next multiple of 64
+ROWS = 320  # the next multiple of 64 that leaves eight unused
 TINY = [
     *("--preset=quickstart", "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--eval_tasks="),
     *("--max_position_embeddings=64", "--warmup_steps=2", "--learning_rate=0.01", "--max_eval_rows=8"),
@@ -131,6 +133,12 @@ def test_the_estimate_counts_its_embeddings(tokenizer: Path, capsys: pytest.Capt
     own = capsys.readouterr().out
     found = [int(text.partition(" parameters")[0].split()[-1].replace(",", "")) for text in (default, own)]
     assert found[0] - found[1] == (50304 - ROWS) * 256
+
+
+def test_a_vocabulary_of_a_multiple_of_64_leaves_rows_that_no_text_has(documents: Path) -> None:
+    folder = documents.with_name("tokenizer-320")
+    run(["tokenizer", f"--dataset_name={documents}", "--vocab_size=320", str(folder)])
+    assert vocabulary_of(TextSource(tokenizer=str(folder)))["vocab_size"] == 384
 
 
 @pytest.mark.parametrize(

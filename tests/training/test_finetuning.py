@@ -63,6 +63,18 @@ def test_role_tokens_that_a_model_knows_are_left_alone(base: Path, tmp_path: Pat
     assert unseen_role_tokens(model, tokenizer()) == list(ROLE_TOKENS[2:])
 
 
+@pytest.mark.parametrize("width", [32, 256, 1024])
+@pytest.mark.parametrize("unused", [7, 43])  # padding among them
+def test_tokens_at_their_random_start_are_known_by_few_rows_of_their_kind(width: int, unused: int) -> None:
+    model, common = random_model(hidden_size=width, vocab_size=PAD_ID + unused), 3 * torch.rand(width)
+    with torch.no_grad():
+        rows = model.model.embed_tokens.weight
+        rows[ROLE_IDS[0] :] = common + 0.02 * torch.randn(len(rows) - ROLE_IDS[0], width)
+        assert unseen_role_tokens(model, tokenizer()) == list(ROLE_TOKENS)
+        rows[ROLE_IDS[0]] += 0.03 * torch.randn(width)
+    assert unseen_role_tokens(model, tokenizer()) == list(ROLE_TOKENS[1:])
+
+
 def test_models_that_cannot_be_tuned_are_refused_with_what_would_work(base: Path, tmp_path: Path) -> None:
     config = GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=64, vocab_size=50257)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
