@@ -7,8 +7,6 @@ stands for as many as were left out. Logits and gradients of the other tokens ar
 Legend: N rows (tokens to predict), V vocabulary, D width, C tokens of the sample.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -35,17 +33,20 @@ def sampled_cross_entropy(
         >>> sampled_cross_entropy(states, embeddings, torch.tensor([1, 2]), size=10)  # 2 log(100)
         tensor(9.2103)
     """
-    scored = labels != IGNORED
-    states, labels = states[scored], labels[scored]
-    targets, positions = labels.unique(return_inverse=True)
-    drawn_count = size - len(targets)
-    if size >= len(embeddings) or drawn_count <= 0:
+    vocabulary = len(embeddings)
+    targets = labels.where(labels != IGNORED, vocabulary)  # one more token, which stands for none
+    is_target = torch.zeros(vocabulary + 1, dtype=torch.bool, device=labels.device)
+    is_target[targets] = True
+    is_target = is_target[:vocabulary]
+    count = is_target.sum()
+    # The host waits for the count only where there are labels enough to fill the sample.
+    if size >= vocabulary or (len(labels) >= size and count >= size):
         return summed_cross_entropy(states, embeddings, labels, softcap)
-    is_other = torch.ones(len(embeddings), dtype=torch.bool, device=labels.device)
-    is_other[targets] = False
-    others = is_other.nonzero().squeeze(1)
-    drawn = others[torch.randperm(len(others), device=labels.device)[:drawn_count]]
-    log_weights = torch.zeros(size, device=labels.device)
-    log_weights[len(targets) :] = math.log(len(others) / drawn_count)
-    sample = embeddings.index_select(0, torch.cat([targets, drawn]))
-    return summed_cross_entropy(states, sample, positions, softcap, log_weights)
+    priority = torch.rand(vocabulary, device=labels.device).masked_fill(is_target, 2.0)
+    sample = priority.topk(size).indices
+    log_weight = ((vocabulary - count) / (size - count)).log()
+    log_weights = log_weight.masked_fill(is_target[sample], 0.0)
+    position = torch.empty(vocabulary + 1, dtype=labels.dtype, device=labels.device)
+    position[sample] = torch.arange(size, device=labels.device)
+    position[vocabulary] = IGNORED
+    return summed_cross_entropy(states, embeddings.index_select(0, sample), position[targets], softcap, log_weights)

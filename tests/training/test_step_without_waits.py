@@ -109,11 +109,14 @@ def pairs() -> list[dict[str, Tensor]]:
     return [{"input_ids": ids, "labels": ids.clone(), "reference": torch.zeros(4, 2)}] * 2
 
 
+@pytest.mark.parametrize("sampled_softmax", [None, 6144])
 @pytest.mark.parametrize("optim", ["muon", "adamw"])
-def test_a_step_reads_no_value_from_the_device(optim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_reads_no_value_from_the_device(
+    optim: str, sampled_softmax: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, batches = small_model(), packed()
     with stand_in_gpu(monkeypatch):
-        taken = take_step(LanguageModelObjective(model), batches, "varlen_attention", optim)
+        taken = take_step(LanguageModelObjective(model, sampled_softmax), batches, "varlen_attention", optim)
     weights = list(model.parameters())
     assert all(isinstance(weight, FakeTensor) for weight in weights)
     copy: Any = taken.copy
