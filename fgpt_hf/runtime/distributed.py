@@ -14,11 +14,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
@@ -27,14 +29,18 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
 
+# How long a process waits for the others before it ends with an error: where they connect; where one of them may be
+# working alone, which downloads a state or prepares data; and among steps, where a machine is lost if it takes longer.
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+SOLO_WORK_TIMEOUT = timedelta(days=1)
+STEP_TIMEOUT = timedelta(minutes=30)
 SHARED_WITHIN = 60  # seconds
 
 
 def start_accelerator(run: Run) -> Accelerator:
     """Connect the processes of a run, choose device and precision, and set the seed.
 
-    Every process but the first logs errors only.
+    Every process but the first logs errors only. From here on, they wait for one that works alone.
 
     Raises:
         UserError: the device lacks the precision, the tracker is not installed, the processes cannot connect, or
@@ -54,8 +60,9 @@ def start_accelerator(run: Run) -> Accelerator:
         log_with=None if run.report_to == "none" else run.report_to,
         project_dir=run.folder,
     )
-    if run.fsdp and not torch.distributed.is_initialized():
+    if run.fsdp and not dist.is_initialized():
         raise UserError("fsdp=true shards across processes: start the run with torchrun, or leave the flag out")
+    _wait_at_most(SOLO_WORK_TIMEOUT)
     if not accelerator.is_main_process:
         logging.getLogger("fgpt_hf").setLevel(logging.ERROR)
     if device.type == "cpu":
@@ -74,6 +81,21 @@ def _connect(cpu: bool) -> PartialState:
             f"the processes cannot connect at {address}:{port}: is the port in use? Choose another one "
             "(accelerate launch --main_process_port, torchrun --master_port)"
         ) from error
+
+
+@contextmanager
+def step_timeout() -> Iterator[None]:
+    """Wait only `STEP_TIMEOUT` for the other processes within the block, which takes steps."""
+    _wait_at_most(STEP_TIMEOUT)
+    try:
+        yield
+    finally:
+        _wait_at_most(SOLO_WORK_TIMEOUT)
+
+
+def _wait_at_most(timeout: timedelta) -> None:
+    if dist.is_initialized():
+        _set_pg_timeout(timeout)
 
 
 def _mixed_precision(run: Run, device: torch.device) -> str:

@@ -17,7 +17,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.io import non_finite_weights
 from fgpt_hf.runtime.attention import resolve_attn_implementation, set_attention
-from fgpt_hf.runtime.distributed import all_reduce_sum, require_shared_disk, shard
+from fgpt_hf.runtime.distributed import all_reduce_sum, require_shared_disk, shard, step_timeout
 from fgpt_hf.runtime.hardware import peak_memory_bytes
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.signals import exit_code_of, stop_signals
@@ -112,7 +112,7 @@ class Trainer:
         if self.plan.minutes is not None:
             loop.time_steps(self.plan.minutes)
         self._begin(state)
-        with stop_signals() as received_signal:
+        with step_timeout(), stop_signals() as received_signal:
             stopped_by = loop.run_steps(received_signal)
         progress = state.progress
         if stopped_by:

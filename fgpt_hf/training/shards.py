@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from fgpt_hf.errors import UserError, first_line
+from fgpt_hf.runtime.distributed import SOLO_WORK_TIMEOUT
 
 FOLDER = "shards"
 METADATA = ".metadata"
@@ -174,7 +175,8 @@ class BackgroundWriter:
     """Writes checkpoints on all processes, each in a thread of its own, while they train."""
 
     def __init__(self) -> None:
-        self._processes = dist.new_group(backend="gloo")  # beside the one that training uses meanwhile
+        # Beside the processes' group that training uses meanwhile; the main process writes more than the others.
+        self._processes = dist.new_group(backend="gloo", timeout=SOLO_WORK_TIMEOUT)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     def write(self, part: Part, folder: Path, complete: Complete) -> Future[Path]:

@@ -1,15 +1,18 @@
 """What the processes of a run must decide alike, they decide from what all of them have."""
 
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from accelerate.utils import broadcast_object_list
 
 from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.runtime import distributed, hardware
-from fgpt_hf.runtime.distributed import require_shared_disk, shared_machine, start_accelerator
+from fgpt_hf.runtime.distributed import require_shared_disk, shared_machine, start_accelerator, step_timeout
 from fgpt_hf.runtime.estimate import largest_micro_batch, network
 from fgpt_hf.runtime.hardware import Machine
 from fgpt_hf.runtime.plan import plan_training
@@ -57,3 +60,28 @@ def test_processes_with_unlike_free_memory_choose_one_micro_batch(tmp_path: Path
     done = Launched(tmp_path / "run", processes=2, main=choose).wait()
     assert done.exit_codes == [0, 0], done.errors
     assert [int(output.splitlines()[-1]) for output in done.outputs] == [least, least]
+
+
+CONNECT, WORK, STEP = 4.0, 5.0, 1.0  # seconds
+
+
+def wait_for_the_main_process(arguments: Sequence[str]) -> None:
+    """Let the main process work alone, for longer than a process waits for the others to connect or in a step."""
+    distributed.RENDEZVOUS_TIMEOUT, distributed.STEP_TIMEOUT = timedelta(seconds=CONNECT), timedelta(seconds=STEP)
+    accelerator = start_accelerator(parse_run(BaseRun, PRESETS, [*OPEN, *arguments]))
+    found = [accelerator.process_index]
+    if accelerator.is_main_process:
+        time.sleep(WORK)
+    broadcast_object_list(found)
+    print("heard of", found[0])
+    with step_timeout():
+        if accelerator.is_main_process:
+            time.sleep(2 * STEP)
+        accelerator.wait_for_everyone()
+
+
+@pytest.mark.slow
+def test_processes_wait_for_one_that_works_alone_but_not_for_a_lost_one_among_steps(tmp_path: Path) -> None:
+    done = Launched(tmp_path / "run", processes=2, main=wait_for_the_main_process).wait()
+    assert [output.splitlines()[-1] for output in done.outputs] == ["heard of 0", "heard of 0"]
+    assert all(done.exit_codes) and "Timed out waiting 1000ms" in done.all_errors[1]

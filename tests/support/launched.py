@@ -66,7 +66,12 @@ class Launched:
     @property
     def errors(self) -> str:
         """What the main process wrote to its standard error."""
-        return self._forked[0].stderr
+        return self.all_errors[0]
+
+    @property
+    def all_errors(self) -> list[str]:
+        """What each process wrote to its standard error."""
+        return [forked.stderr for forked in self._forked]
 
 
 def _call_as_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
