@@ -66,7 +66,7 @@ def build_card(record: RunRecord, options: CardOptions) -> str:
     Example:
         >>> print(build_card(read_run_record(Path("runs/quickstart/base/model")), CardOptions()))  # doctest: +SKIP
     """
-    values = {**MARKDOWN, **_template_values(record, options)}
+    values = template_values(record, options)
     data = card_data(record, options)
     return mark_as_generated(str(ModelCard.from_template(data, template_path=str(TEMPLATE), **values)))
 
@@ -109,11 +109,13 @@ def figure_files(record: RunRecord) -> dict[str, Path]:
     return {f"figures/{path.name}": path for path in figures}
 
 
-def _template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
+def template_values(record: RunRecord, options: CardOptions) -> dict[str, Any]:
+    """Return what the templates of the card and of the notebook know of a model."""
     stage, fitting = record.stage, _fitting_class(record)
     base_model = base_model_of(record, options)
     loss = next((m.value for m in validation_measurements(record) if m.metric == "loss"), None)
     return {
+        **MARKDOWN,
         "record": record,
         "stage": stage,
         "is_stock": options.architecture != FGPTConfig.model_type or is_foreign(record),

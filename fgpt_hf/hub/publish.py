@@ -1,4 +1,4 @@
-"""Publish a model on the Hub: its files, its card, its run's figures, results and record."""
+"""Publish a model on the Hub: its files, its card and notebook, its run's figures, results and record."""
 
 import json
 import logging
@@ -18,6 +18,7 @@ from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
 from fgpt_hf.hub.front_matter import CARD, read_card
 from fgpt_hf.hub.gguf_files import gguf_files, types_of
+from fgpt_hf.hub.notebook import NOTEBOOK, build_notebook, is_edited
 from fgpt_hf.hub.published_files import Content, Files, publishable, refuse_links
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
 from fgpt_hf.hub.upload import Destination, PublishedFiles, check_destination, check_hub_id, push_files
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 def publish(model: Path, destination: Destination, options: CardOptions) -> str:
     """Publish a model's folder, or a run's, with its card; return the commit's URL.
 
-    What people wrote in the card on the Hub stays. `options.architecture` publishes the same network as a class of
-    transformers, and `options.gguf` adds GGUF files.
+    What people wrote in the card or the notebook on the Hub stays. `options.architecture` publishes the same network as
+    a class of transformers, and `options.gguf` adds GGUF files.
 
     Raises:
         UserError: not a model's folder, or one whose files are damaged; a card that was edited here and on the Hub;
@@ -74,6 +75,7 @@ def files_to_publish(model: Path, destination: Destination, options: CardOptions
             logger.warning("the license of the model that training began with is not known: name one with --license")
         options = replace(options, repo_id=destination.repo_id, architecture=architecture, gguf=types_of(for_llama_cpp))
         beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
+        beside |= {NOTEBOOK: build_notebook(record, options)}
         yield {**files, **for_llama_cpp, **beside, **result_files(record), **record_files(record)}
 
 
@@ -117,7 +119,10 @@ def _linkless_record(model: Path) -> RunRecord:
 
 
 def keep_published_text(files: Files, published: PublishedFiles) -> Files:
-    """Return the files with a card that keeps what people wrote in the published one; for `push_files`."""
+    """Return the files with what people wrote in the published card and notebook; for `push_files`."""
+    notebook = published.download(NOTEBOOK)
+    if notebook and is_edited(notebook.read_bytes()):
+        files = {name: content for name, content in files.items() if name != NOTEBOOK}
     text = published.read_card()
     if text is None or CARD not in files:
         return files

@@ -88,10 +88,14 @@ class PublishedFiles:
 
     def read_card(self) -> str | None:
         """Return the text of the repo's `README.md`, or None if it has none."""
-        if CARD not in self.hashes:
+        file = self.download(CARD)
+        return read_card(file) if file else None
+
+    def download(self, path: str) -> Path | None:
+        """Download a file of the repo, or return None if it has none."""
+        if path not in self.hashes:
             return None
-        file = HfApi().hf_hub_download(self.repo_id, CARD, repo_type=self.kind, revision=self.commit)
-        return read_card(Path(file))
+        return Path(HfApi().hf_hub_download(self.repo_id, path, repo_type=self.kind, revision=self.commit))
 
     def has_same_weights(self, files: Files) -> bool:
         """Return whether every weight file among `files` is in the repo already."""

@@ -141,6 +141,7 @@ class Disturbed:
             with suppress(psutil.NoSuchProcess):
                 worker.kill()
         self.forked.wait()
+        psutil.wait_procs(workers, timeout=60)
         return was_running and self.forked.returncode != 0
 
     def fail_with_one_line(self) -> str:

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from fgpt_hf import retries
 from fgpt_hf.hub.state import BRANCH, STATE
+from fgpt_hf.training.checkpoints import checkpoint_name, step_of
 from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import contents
 from tests.faults.runs import CASES, LONG, SEED, Case, Disturbed, caches_of
@@ -112,7 +113,7 @@ def test_a_run_goes_on_from_the_hub_alone_whatever_its_machines_and_the_network_
 
 
 # In the short form a single change, from two processes to one; dropout would differ with their number.
-PROCESSES = [2, 1, 2, 1, 1, 2] if LONG else [2, 1]
+PROCESSES = [2, *Random(f"{SEED} processes").choices([1, 2], k=KILLS)] if LONG else [2, 1]
 CHANGING = [
     replace(case, options=(*case.options, *LENGTH, *(["--dropout=0"] if case.script == "train_base" else [])))
     for case in CASES
@@ -130,9 +131,10 @@ def test_machines_with_other_numbers_of_processes_go_on_as_they_would_from_a_dis
     for processes in PROCESSES[:-1]:
         begun.append((machines.step(), processes))
         run = machines.start(replace(machines.case, processes=processes))
-        wanted = begun[-1][0] + machines.chance.randint(1, 2)
+        wanted = begun[-1][0] + 1
         while machines.step() < wanted and run.forked.returncode is None:
             time.sleep(0.01)
+        time.sleep(machines.chance.uniform(0, 0.5))
         if run.kill(machines.chance):
             tally(f"kill, and a machine with other processes: {machines.case.name}")
     begun.append((machines.step(), PROCESSES[-1]))
@@ -140,13 +142,28 @@ def test_machines_with_other_numbers_of_processes_go_on_as_they_would_from_a_dis
     print(f"{machines.case.name}: (step, processes) {begun}")
     assert begun[1][0] > 0
 
-    disk = tmp_path / "disk"
-    for step, processes in begun:
-        flags = [f"--resume_from_checkpoint={disk}/checkpoints/step_{step:08d}"] if step else ["--overwrite_output_dir"]
-        case = replace(machines.case, processes=processes)
-        Disturbed(case, corpus, disk, *flags, "--save_total_limit=99").succeed()
+    repeat_on_disk(machines.case, corpus, tmp_path / "disk", begun)
     options = {"save_total_limit", "per_device_train_batch_size"}
-    assert unequal(machines.folder, disk, options) == []
+    assert unequal(machines.folder, tmp_path / "disk", options) == []
+
+
+def repeat_on_disk(case: Case, corpus: Path, folder: Path, begun: list[tuple[int, int]]) -> None:
+    """Train on one machine, with these numbers of processes from these steps on."""
+    ends, checkpoints = [step for step, _ in begun[1:]] + [STEPS], folder / "checkpoints"
+    for (begin, processes), end in zip(begun, ends, strict=True):
+        shutil.rmtree(caches_of(folder), ignore_errors=True)  # as each machine scored its reference replies itself
+        for later in checkpoints.glob("step_*"):
+            if step_of(later) > begin:
+                shutil.rmtree(later)
+        flags = [f"--resume_from_checkpoint={checkpoints / checkpoint_name(begin)}"] if begin else []
+        run = Disturbed(replace(case, processes=processes), corpus, folder, *flags, f"--save_total_limit={STEPS}")
+        if end == STEPS:
+            run.succeed()
+            continue
+        while not (checkpoints / checkpoint_name(end)).exists():
+            assert run.forked.returncode is None, run.forked.stderr[-6000:]
+            time.sleep(0.01)
+        run.kill(Random(SEED))
 
 
 def unequal(run: Path, expected: Path, options: Collection[str] = ()) -> list[str]:
@@ -155,7 +172,7 @@ def unequal(run: Path, expected: Path, options: Collection[str] = ()) -> list[st
     for found in (one, other):
         recorded = found["run.yaml"].items()
         found["run.yaml"] = {name: value for name, value in recorded if "hub" not in name and name not in options}
-    last = f"step_{yaml.safe_load((run / 'run.yaml').read_text())['max_steps']:08d}"
+    last = checkpoint_name(yaml.safe_load((run / "run.yaml").read_text())["max_steps"])
     assert f"{last}/model.safetensors" in one
     of_last = {name for name in one.keys() | other.keys() if not name.startswith("step_") or name.startswith(last)}
     return sorted(name for name in of_last if one.get(name) != other.get(name))

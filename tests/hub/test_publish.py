@@ -173,6 +173,7 @@ def test_a_dry_run_shows_every_file_and_its_size_and_touches_nothing(
             "tokenizer_config.json",
         ),
         *("figures/validation_loss.png", ".eval_results/hellaswag.yaml", "metrics.jsonl", "samples.jsonl"),
+        "notebook.ipynb",
     }
     assert shown["model.safetensors"] == (run / "model" / "model.safetensors").stat().st_size
     assert total.split() == [f"{sum(shown.values()):,}", "bytes", "in", str(len(shown)), "files"]
