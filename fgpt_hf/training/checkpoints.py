@@ -42,7 +42,10 @@ def _named_checkpoint(checkpoint: Path, folder: Path) -> Path:
     if problem is None and checkpoint.resolve() not in [path.resolve() for path in checkpoints(folder)]:
         problem = f"a run continues from a checkpoint of its own, step_… in {folder}"
     if problem:
-        raise UserError(f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest complete one")
+        raise UserError(
+            f"resume_from_checkpoint={checkpoint}: {problem}; 'latest' takes the newest complete one, 'hub' the run's "
+            "state on the Hub, and user/name@branch that of a branch"
+        )
     return checkpoint
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fgpt_hf.cli.stage import TrainingStage
+from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
@@ -128,6 +129,39 @@ def test_a_state_of_another_run_is_neither_taken_nor_replaced(
     assert changes.keys() == {"max_steps"} or not run.folder.exists()
     found = find_state(REPO, BRANCH)
     assert found and found.state.step == 7
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("resume_from_checkpoint", REPO, "no such folder; 'latest' takes the newest complete one, 'hub' the run's"),
+        ("resume_from_checkpoint", "HUB", "HUB: there is no such folder"),
+        ("resume_from_checkpoint", "", "resume_from_checkpoint=.: "),
+        ("resume_from_checkpoint", f"{REPO}@", "there is no such folder"),
+        ("resume_from_checkpoint", f"{REPO}@no branch", "there is no such state on the Hub"),
+        ("resume_from_checkpoint", "a//b@main", "there is no such folder"),
+        ("resume_from_checkpoint", "-a/b@main", "'-a/b' cannot be a repo's name"),
+        ("hub_model_id", "tiny", "'tiny' cannot be a repo's name: give user/name"),
+        ("hub_model_id", "", "'' cannot be a repo's name"),
+        ("hub_model_id", "a/b/c", "'a/b/c' cannot be a repo's name"),
+    ],
+)
+def test_names_of_nothing_are_one_line(
+    server: LoopbackHub, tmp_path: Path, run: BaseRun, option: str, value: str, message: str
+) -> None:
+    on_hub(server, tmp_path, 7)
+    with pytest.raises(UserError, match=re.escape(message)):
+        goes_on_from(replace(run, **{option: value}))
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--hub_strategy=", "--hub_strategy=sometimes", "--hub_strategy=Checkpoint", "--hub_private_repo=perhaps"],
+)
+def test_strategies_that_do_not_exist_are_refused(flag: str) -> None:
+    with pytest.raises(UserError, match="invalid choice: .*'all_checkpoints'|Truthy value expected: got perhaps"):
+        parse_run(BaseRun, PRESETS, ["--preset=quickstart", "--push_to_hub", f"--hub_model_id={REPO}", flag])
 
 
 def test_a_new_run_replaces_another_ones_state_when_it_is_told_to(
