@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from fgpt_hf.config.parser import parse_run
-from fgpt_hf.config.presets import PRESETS
-from fgpt_hf.config.runs import BaseRun
+from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
+from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun
 from fgpt_hf.files import read_json_lines
 from tests.faults.runs import CASES
 from tests.support.loopback_hub import LoopbackHub, hub_environment
@@ -34,10 +35,17 @@ SBATCH_OPTIONS = {
 SRUN_OPTIONS = SBATCH_OPTIONS | {"kill-on-bad-exit", "label", "unbuffered", "wait"}
 
 
-def commands() -> list[list[str]]:
-    """Return the commands of the recipes' page, continued lines joined."""
-    text = (RECIPES / "README.md").read_text("utf-8").replace("\\\n", " ")
-    return [shlex.split(line) for line in re.findall(r"^    (\S.+)$", text, re.MULTILINE)]
+STAGES = {
+    "train-base": (BaseRun, PRESETS),
+    "train-instruct": (InstructRun, INSTRUCT_PRESETS),
+    "train-preference": (PreferenceRun, PREFERENCE_PRESETS),
+}
+
+
+def commands(page: Path = RECIPES / "README.md", before: str = "    ") -> list[list[str]]:
+    """Return the commands of a page, which stand after this beginning of a line, continued lines joined."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(rf"^{before}(\S.+)$", text, re.MULTILINE)]
 
 
 def test_the_shell_of_a_job_is_valid() -> None:
@@ -66,6 +74,43 @@ def test_each_flag_of_a_recipe_exists() -> None:
         parse_run(BaseRun, PRESETS, command[command.index(script) + 1 :])
         for path in command:
             assert not path.startswith("recipes/") or (ROOT / path).is_file(), path
+
+
+def test_the_hubs_own_command_line_takes_each_job_and_fgpt_its_options() -> None:
+    jobs = [command for page in ("README.md", "hf_jobs.md") for command in commands(RECIPES / page) if "uv" in command]
+    jobs += commands(RECIPES / "hf_job.py", before="(?=hf jobs)")
+    assert len(jobs) == 4
+    for job in jobs:
+        given = parsed_by_hf(job[1:])
+        assert given["script"] == "recipes/hf_job.py"
+        stage, *flags = given["script_args"]
+        if stage not in STAGES:
+            stage, flags = "train-base", [stage, *flags]
+        assert parse_run(*STAGES[stage], ["--push_to_hub", *flags]).hub_model_id
+    assert all(parsed_by_hf(job[1:])["timeout"] == "3h" for job in jobs[:3])
+
+
+def parsed_by_hf(arguments: list[str]) -> dict[str, Any]:
+    """Return what `hf` makes of its arguments, without doing it."""
+    from huggingface_hub.cli.hf import app
+
+    command: Any = app
+    while hasattr(command, "get_command"):
+        command = command.get_command(command.context_class(command), arguments[0])
+        arguments = arguments[1:]
+    return dict(command.make_context("", list(arguments)).params)
+
+
+def test_containers_are_built_for_targets_that_exist_and_take_the_options_of_fgpt() -> None:
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    in_file = [shlex.split(line) for line in re.findall(r"^#     (docker .+)$", text, re.MULTILINE)]
+    docker = [command for command in [*commands(), *in_file] if command[0] == "docker"]
+    targets = [command[command.index("--target") + 1] for command in docker if "build" in command]
+    assert targets and set(targets) <= set(re.findall(r"^FROM .* AS (\w+)$", text, re.MULTILINE))
+    runs = [command for command in docker if "run" in command]
+    assert len(runs) == 2
+    for command in runs:
+        parse_run(*STAGES["train-base"], command[command.index("train-base") + 1 :])
 
 
 def test_each_launcher_configuration_is_one_of_accelerate() -> None:
