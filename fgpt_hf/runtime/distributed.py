@@ -29,8 +29,8 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
 
-# How long a process waits for the others before it ends with an error: where they connect; where one of them may be
-# working alone, which downloads a state or prepares data; and among steps, where a machine is lost if it takes longer.
+# How long a process waits for the others: to connect, for one that works alone, such as to download a state, and in a
+# step, after which a machine is taken for lost.
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 SOLO_WORK_TIMEOUT = timedelta(days=1)
 STEP_TIMEOUT = timedelta(minutes=30)
@@ -40,7 +40,7 @@ SHARED_WITHIN = 60  # seconds
 def start_accelerator(run: Run) -> Accelerator:
     """Connect the processes of a run, choose device and precision, and set the seed.
 
-    Every process but the first logs errors only. From here on, they wait for one that works alone.
+    Every process but the first logs errors only. From here on, all wait for one that works alone, for up to a day.
 
     Raises:
         UserError: the device lacks the precision, the tracker is not installed, the processes cannot connect, or
@@ -85,7 +85,7 @@ def _connect(cpu: bool) -> PartialState:
 
 @contextmanager
 def step_timeout() -> Iterator[None]:
-    """Wait only `STEP_TIMEOUT` for the other processes within the block, which takes steps."""
+    """Within the block, wait no longer than `STEP_TIMEOUT` for the other processes."""
     _wait_at_most(STEP_TIMEOUT)
     try:
         yield
