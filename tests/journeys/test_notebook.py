@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
@@ -41,7 +42,7 @@ def test_the_notebook_is_valid_and_committed_without_outputs() -> None:
 
 
 def write_data(folder: Path) -> None:
-    rows = {
+    rows: dict[str, list[dict[str, Any]]] = {
         "text": [{"text": f"Document {n} says that {n} and {n + 1} make {2 * n + 1}."} for n in range(400)],
         "chats": [{"messages": say(f"What is {n}?", f"A number, {n}.")} for n in range(60)],
         "pairs": [{"prompt": f"Is {n} odd?", "chosen": f"Ask {n}.", "rejected": "No!"} for n in range(60)],
