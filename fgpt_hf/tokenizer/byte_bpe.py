@@ -1,21 +1,23 @@
 """Byte-level BPE by tiktoken: the ids that the `tokenizers` library gives, several times faster.
 
 tiktoken computes the same merges outside Python's lock, so threads share the work. It takes no list of merges: it
-merges whatever two neighbors make a token of the vocabulary, the token of the lowest id first. `equal_ranks` proves
+merges whatever two neighbors make a token of the vocabulary, the token of the lowest id first. `tiktoken_rules` proves
 that this comes to the same.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import tiktoken
 from tokenizers import Tokenizer
+from tokenizers.normalizers import NFC
 
 from fgpt_hf.tokenizer.surrogates import repair_surrogates
 
@@ -23,52 +25,99 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 # GPT-2's pattern ends in `\s+(?!\S)|\s+`: of the white space before a word, the last character goes to the word. This
 # pattern has no such look-ahead and matches twice as fast. It gives the same pieces if the text is cut there before.
-_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+GPT2_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 _SPACES = [*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
 _IS_SPACE = np.isin(np.arange(_SPACES[-1] + 2), _SPACES)  # by code point; the last entry stands for all greater ones
+# The same with each digit alone: `tokenizers` takes digits out first, so white space before one ends its text. It knows
+# the digits of Unicode 17; tiktoken 0.14 does not.
+NUMBERS = r"\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}"
+_DIGITS_APART = rf"'(?:[sdmt]|ll|ve|re)| ?\p{{L}}+|[{NUMBERS}]| ?[^\s\p{{L}}{NUMBERS}]+|\s+(?![^\s{NUMBERS}])|\s+"
+# The patterns of Llama 3, Qwen, GPT-4 and their kind, by part. Both libraries read these parts alike, and know the same
+# letters, numbers and spaces. Not so `\p{N}{1,3}+`: one of them repeats it, the other takes it without going back.
+_PATTERN_PARTS = (
+    (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"'(?i:[sdmt]|ll|ve|re)"),
+    (r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?+\p{L}+", r"[^\r\n\p{L}\p{N}]?+\p{L}++"),
+    (r"\p{N}", r"\p{N}{1,2}", r"\p{N}{1,3}"),
+    (r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*+"),
+    (r"\s*[\r\n]+", r"\s*[\r\n]"),
+    (r"\s+(?!\S)|\s+",),
+)
+_KNOWN_PATTERN = re.compile(r"\|".join(f"(?:{'|'.join(map(re.escape, choices))})" for choices in _PATTERN_PARTS))
+_MOST_SPACES = 100_000  # in a row: tiktoken's stack overflows at a million
 # Where to cut, and where a document ends: code points that Unicode never assigns, with ids that no token has.
 _CUT, _END = "\U000ffffe", "\U000fffff"
 _CUT_ID, _END_ID = 2**31, 2**31 + 1
 
 
+class TiktokenRules(NamedTuple):
+    """All that tiktoken needs to give a tokenizer's ids.
+
+    Attributes:
+        ranks: the id of each token by its bytes.
+        pattern: the pieces that a text is divided into; `GPT2_PIECES` for a text that was cut.
+        normalize: what changes a text before, if anything does.
+    """
+
+    ranks: Mapping[bytes, int]
+    pattern: str = GPT2_PIECES
+    normalize: Callable[[str], str] | None = None
+
+
 class ByteBPE:
-    """GPT-2's way to divide text, and the merges of any vocabulary.
+    """The pieces of a text, and their merges.
 
     Args:
-        ranks: the id of each token by its bytes.
+        rules: how text is divided, and its tokens.
+        encode: the tokenizer itself, for texts that tiktoken cannot take: with the literals, with code points that this
+            class uses, or with very much white space in a row.
         literals: texts that the tokenizer reads as one token each, such as `<think>`.
-        encode: the tokenizer itself, for texts that hold one of those, or code points that this class uses.
 
     Example:
         >>> single_bytes = {bytes([byte]): byte for byte in range(256)}
-        >>> bpe = ByteBPE({**single_bytes, b"ab": 256}, encode=lambda text: [])
+        >>> bpe = ByteBPE(TiktokenRules({**single_bytes, b"ab": 256}), encode=lambda text: [])
         >>> [ids.tolist() for ids in bpe.encode_batch(["ab", "cab"], np.dtype(np.uint16))]
         [[256], [99, 256]]
     """
 
     def __init__(
-        self, ranks: Mapping[bytes, int], encode: Callable[[str], Sequence[int]], literals: Sequence[str] = ()
+        self, rules: TiktokenRules, encode: Callable[[str], Sequence[int]], literals: Sequence[str] = ()
     ) -> None:
-        self._exceptions, self._encode = (_CUT, _END, *literals), encode
+        self._rules, self._encode = rules, encode
+        self._exceptions = (_CUT, _END, *literals)
+        self._spaces = re.compile(rf"\s{{{_MOST_SPACES}}}")
+        special = {_CUT: _CUT_ID, _END: _END_ID}
         self._encoding = tiktoken.Encoding(
-            "bytes", pat_str=_PIECES, mergeable_ranks=dict(ranks), special_tokens={_CUT: _CUT_ID, _END: _END_ID}
+            "bytes", pat_str=rules.pattern, mergeable_ranks=dict(rules.ranks), special_tokens=special
         )
 
     def encode_batch(self, texts: Sequence[str], dtype: np.dtype[Any]) -> list[Ids]:
-        """Return the ids of each text, from one call for all of them."""
-        if any(exception in text for text in texts for exception in self._exceptions):
-            return [np.array(self._encode(repair_surrogates(text)), dtype) for text in texts]
-        text = _insert_cuts(repair_surrogates("".join(text + _END for text in texts)))
-        ids = self._encoding.encode_to_numpy(text, allowed_special={_CUT, _END}, disallowed_special=())
+        """Return the ids of each text, from one call for all that tiktoken can take."""
+        texts = repair_surrogates(texts)
+        normalized = texts if self._rules.normalize is None else list(map(self._rules.normalize, texts))
+        pairs = list(zip(texts, normalized, strict=True))
+        fast = [not (self._is_exception(text) or self._is_exception(changed)) for text, changed in pairs]
+        joined = "".join(text + _END for text, is_fast in zip(normalized, fast, strict=True) if is_fast)
+        if self._rules.pattern == GPT2_PIECES:
+            joined = _insert_cuts(joined)
+        ids = self._encoding.encode_to_numpy(joined, allowed_special={_CUT, _END}, disallowed_special=())
         ids = ids[ids != _CUT_ID]
-        ends = np.flatnonzero(ids == _END_ID)
-        return [part[:-1].astype(dtype) for part in np.split(ids, ends + 1)[:-1]]
+        parts = iter(np.split(ids, np.flatnonzero(ids == _END_ID) + 1))
+        return [
+            next(parts)[:-1].astype(dtype) if is_fast else np.array(self._encode(text), dtype)
+            for text, is_fast in zip(texts, fast, strict=True)
+        ]
+
+    def _is_exception(self, text: str) -> bool:
+        if any(exception in text for exception in self._exceptions):
+            return True
+        is_long = len(text) >= _MOST_SPACES and self._rules.pattern != GPT2_PIECES
+        return is_long and self._spaces.search(text) is not None
 
 
-def equal_ranks(rules: str) -> dict[bytes, int] | None:
-    """Return the bytes and ids of a tokenizer's tokens if `ByteBPE` gives its ids for any text; else None.
+def tiktoken_rules(rules: str) -> TiktokenRules | None:
+    """Return the rules by which `ByteBPE` gives a tokenizer's ids for any text; None where that is not certain.
 
-    Text must be divided by GPT-2's pattern into pieces of bytes. Let every merge make a token of its own, ids rise in
+    Text must be divided by a known pattern into pieces of bytes. Let every merge make a token of its own, ids rise in
     the order of the merges, and every token encode to itself. Then tiktoken makes the same merges: take the first one
     that the tokenizer would not make. It joins two neighbors to a token t, and no earlier merge crossed their outer
     ends, so the merges between these ends were those of t alone; they would go on with the one merge that makes t.
@@ -79,12 +128,13 @@ def equal_ranks(rules: str) -> dict[bytes, int] | None:
     Example:
         >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer
         >>> tokenizer = build_tokenizer().backend_tokenizer
-        >>> equal_ranks(tokenizer.to_str())[b" the"] == tokenizer.token_to_id("\u0120the")
+        >>> tiktoken_rules(tokenizer.to_str()).ranks[b" the"] == tokenizer.token_to_id("\u0120the")
         True
     """
     parts = json.loads(rules)
-    model = parts["model"]
-    if not _divides_as_gpt2(parts) or not _is_plain_bpe(model):
+    model, pattern = parts["model"], _pattern_of(parts["pre_tokenizer"])
+    is_known = (parts["normalizer"] or {"type": "NFC"}) == {"type": "NFC"}
+    if pattern is None or not is_known or not _is_plain_bpe(model):
         return None
     vocabulary: Mapping[str, int] = model["vocab"]
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
@@ -93,25 +143,41 @@ def equal_ranks(rules: str) -> dict[bytes, int] | None:
     ids = [vocabulary.get(token, -1) for token in merged]
     if ids != sorted(set(ids)) or -1 in ids or not byte_of.keys() <= vocabulary.keys():
         return None
+    if model.get("ignore_merges") and len(vocabulary) > len(byte_of) + len(merged):
+        return None  # a piece that is a token without a merge would be one
     if not set().union(*merged) <= byte_of.keys() or not _encode_to_themselves(parts, merged, ids):
         return None
-    return {bytes(byte_of[character] for character in token): vocabulary[token] for token in (*byte_of, *merged)}
+    ranks = {bytes(byte_of[character] for character in token): vocabulary[token] for token in (*byte_of, *merged)}
+    return TiktokenRules(ranks, pattern, NFC().normalize_str if parts["normalizer"] else None)
 
 
-def _divides_as_gpt2(parts: Mapping[str, Any]) -> bool:
-    before = parts["pre_tokenizer"] or {}
-    is_gpt2 = before.get("type") == "ByteLevel" and before.get("use_regex", True) and not before["add_prefix_space"]
-    return bool(is_gpt2) and parts["normalizer"] is None
+def _pattern_of(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
+    """Return the pattern of the pieces into which a tokenizer divides text, or None for one that is not known."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    *before, last = steps or [{}]
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"] or len(before) > 1:
+        return None
+    divides = last.get("use_regex", True)
+    if not before:
+        return GPT2_PIECES if divides else None
+    (first,) = before
+    if first["type"] == "Digits":
+        return _DIGITS_APART if divides and first["individual_digits"] else None
+    if divides or first["type"] != "Split" or first["behavior"] != "Isolated" or first["invert"]:
+        return None
+    pattern = first["pattern"].get("Regex", "")
+    return pattern if _KNOWN_PATTERN.fullmatch(pattern) else None
 
 
 def _is_plain_bpe(model: Mapping[str, Any]) -> bool:
     """Return whether merges alone decide how the bytes of a piece become tokens."""
-    changes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    changes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     return model.get("type", "BPE") == "BPE" and not any(model.get(name) for name in changes)
 
 
 def _encode_to_themselves(parts: Mapping[str, Any], tokens: Sequence[str], ids: Sequence[int]) -> bool:
-    only_merges = {**parts, "added_tokens": [], "pre_tokenizer": None, "post_processor": None}
+    others = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor"))
+    only_merges = {**parts, **others, "added_tokens": [], "model": {**parts["model"], "ignore_merges": False}}
     encoded = Tokenizer.from_str(json.dumps(only_merges)).encode_batch_fast(list(tokens), add_special_tokens=False)
     return all(found.ids == [wanted] for found, wanted in zip(encoded, ids, strict=True))
 

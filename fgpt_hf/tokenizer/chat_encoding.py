@@ -99,7 +99,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Rende
     Raises:
         UserError: the template refuses the messages, or it writes a message in another way when others follow.
     """
-    marked = _mark(repair_surrogates(messages), _control_tokens(tokenizer))
+    control_tokens = _control_tokens(tokenizer)
+    marked = _mark(repair_surrogates(messages), control_tokens)
     if _GENERATION.search(str(tokenizer.get_chat_template())):
         return _render_with_marks(tokenizer, marked)
     text, replies = _render(tokenizer, marked), []
@@ -110,7 +111,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Rende
         after = _render(tokenizer, marked[: index + 1])
         if not (text.startswith(after) and after.startswith(before)):
             raise RepliesUnknown(index + 1, text)
-        replies.append((len(before), _end_of_reply(tokenizer, text, len(before), len(after))))
+        replies.append((len(before), _end_of_reply(control_tokens, text, len(before), len(after))))
     return RenderedChat(text, replies)
 
 
@@ -154,11 +155,10 @@ def _render_with_marks(tokenizer: PreTrainedTokenizerBase, messages: Messages) -
     return RenderedChat(text, replies)
 
 
-def _end_of_reply(tokenizer: PreTrainedTokenizerBase, text: str, start: int, stop: int) -> int:
+def _end_of_reply(control_tokens: tuple[str, ...], text: str, start: int, stop: int) -> int:
     """Return where a reply ends: behind the control token at its end, without the white space after that."""
     reply = text[start:stop].rstrip()
-    ends_in_control_token = any(reply.endswith(token) for token in _control_tokens(tokenizer))
-    return start + len(reply) if ends_in_control_token else stop
+    return start + len(reply) if reply.endswith(control_tokens) else stop
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.byte_bpe import ByteBPE, Ids, equal_ranks, ranks_of_vocabulary
+from fgpt_hf.tokenizer.byte_bpe import GPT2_PIECES, ByteBPE, Ids, TiktokenRules, ranks_of_vocabulary, tiktoken_rules
 from fgpt_hf.tokenizer.surrogates import repair_surrogates
 from fgpt_hf.tokenizer.tokenizer import (
     CONTROL_TOKENS,
@@ -167,7 +167,10 @@ def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def has_byte_bpe(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a tokenizer divides text as GPT-2's does and merges bytes by rank, as tiktoken does."""
-    return is_project_vocabulary(tokenizer) or equal_ranks(json.dumps(rules_of(tokenizer))) is not None
+    if is_project_vocabulary(tokenizer):
+        return True
+    rules = tiktoken_rules(json.dumps(rules_of(tokenizer)))
+    return rules is not None and rules.pattern == GPT2_PIECES and rules.normalize is None
 
 
 def rules_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -190,12 +193,12 @@ def _byte_bpe(rules: str | None) -> ByteBPE | None:
     if rules is None:
         vocabulary, _ = read_vocabulary()
         del vocabulary["<|endoftext|>"]
-        return ByteBPE(ranks_of_vocabulary(vocabulary), _encode_as_project)
-    ranks = equal_ranks(rules)
-    if ranks is None:
+        return ByteBPE(TiktokenRules(ranks_of_vocabulary(vocabulary)), _encode_as_project)
+    equal = tiktoken_rules(rules)
+    if equal is None:
         return None
     literals = [token["content"] for token in json.loads(rules)["added_tokens"] if not token["special"]]
-    return ByteBPE(ranks, lambda text: _backend(rules).encode(text, add_special_tokens=False).ids, literals)
+    return ByteBPE(equal, lambda text: _backend(rules).encode(text, add_special_tokens=False).ids, literals)
 
 
 def _encode_as_project(text: str) -> Sequence[int]:

@@ -7,7 +7,7 @@
 | gpt2     | byte-level BPE, one token before each document, no padding token, no chat template |
 | llama    | byte-level BPE with beginning and end of text, ChatML |
 | qwen3    | more than 65,536 entries, ChatML |
-| smollm3  | byte-level BPE with digits apart, so not the fast encoder's; no chat template |
+| smollm3  | byte-level BPE with digits apart, as SmolLM2's; no chat template |
 | nanochat | byte-level BPE with a template that marks the replies |
 """
 
