@@ -31,6 +31,8 @@ from fgpt_hf.config.options import check_limits, described_fields, option
 from fgpt_hf.config.tuning_options import LoRAOptions, PreferenceLossOptions
 from fgpt_hf.errors import UserError
 
+DEFAULT_CONTEXT = 2048  # lm-evaluation-harness' own, for models and tokenizers that name none
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run(
@@ -201,11 +203,14 @@ class TuningRun(LoRAOptions, Run, DatasetOptions, StartOptions, RunOptions):
     def sequence_length(self, context: int) -> int:
         """Return `max_length`, or the whole context if that is not set.
 
+        Args:
+            context: 0 for a model whose configuration names none.
+
         Raises:
             UserError: `max_length` is longer than the context.
         """
-        length = self.max_length or context
-        if length > context:
+        length = self.max_length or context or DEFAULT_CONTEXT
+        if 0 < context < length:
             raise UserError(f"max_length={length} is longer than the model's context of {context} tokens")
         return length
 

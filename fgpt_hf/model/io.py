@@ -21,6 +21,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from fgpt_hf.config.runs import DEFAULT_CONTEXT
 from fgpt_hf.errors import UserError, first_line, one_line
 from fgpt_hf.files import apply_umask, read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
@@ -39,7 +40,6 @@ LOADING_OPTIONS = (
     "token",
     "cache_dir",
 )
-DEFAULT_CONTEXT = 2048  # lm-evaluation-harness' own, for models and tokenizers that name none
 
 
 def load_model(

@@ -38,6 +38,7 @@ class NetworkShape:
             that is not tied to them.
         mlp: "plain" or "gated".
         norm: "layernorm" or "rmsnorm".
+        max_position_embeddings: 0 if the configuration names none.
         is_exact: whether the names stand for all that the network does, as in FGPT's own.
     """
 

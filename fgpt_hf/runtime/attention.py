@@ -1,5 +1,7 @@
 """Choose the attention of a run: what it names, or for `auto` what suits the device, the precision and packed rows."""
 
+import logging
+
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import (
@@ -12,6 +14,8 @@ from fgpt_hf.config.option_groups import is_hub_kernel
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError, first_line
 from fgpt_hf.model.modeling_fgpt import VARLEN_ATTENTION
+
+logger = logging.getLogger(__name__)
 
 # What tells whether each is installed.
 FLASH_ATTENTION = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
@@ -50,16 +54,17 @@ def resolve_attn_implementation(run: Run, accelerator: Accelerator, attention_dr
     return named
 
 
-def set_attention(model: PreTrainedModel, name: str) -> None:
+def set_attention(model: PreTrainedModel, run: Run, name: str) -> None:
     """Let a model attend by an implementation; a kernel of the Hub is fetched now.
 
+    Where the run leaves the choice to `auto`, a model that cannot attend by that one keeps its own.
+
     Raises:
-        UserError: the kernel cannot be had.
+        UserError: the kernel cannot be had, or the model cannot attend by the one that the run names.
     """
-    if not is_hub_kernel(name):
-        model.set_attn_implementation(name)
-        return
     try:
         model.set_attn_implementation(name)
-    except (ImportError, ValueError) as error:  # what transformers makes of a missing kernel or network
-        raise UserError(f"attn_implementation={name} cannot be loaded: {first_line(error)}") from error
+    except (ImportError, ValueError) as error:  # what transformers makes of a missing kernel or network, or of a model
+        if run.attn_implementation != "auto":
+            raise UserError(f"attn_implementation={name} cannot be loaded: {first_line(error)}") from error
+        logger.info("a %s keeps its own attention, since it cannot have %s", model.config.model_type, name)

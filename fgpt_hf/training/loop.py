@@ -129,7 +129,7 @@ class Trainer:
         run, accelerator = self.run, self.accelerator
         model = self.objective.model.train()
         dropout = getattr(model.config, "attention_dropout", 0.0)
-        set_attention(model, resolve_attn_implementation(run, accelerator, dropout))
+        set_attention(model, run, resolve_attn_implementation(run, accelerator, dropout))
         if run.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if run.torch_compile:

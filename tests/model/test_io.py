@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from fgpt_hf.config.runs import DEFAULT_CONTEXT
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.io import DEFAULT_CONTEXT, context_length, load_fgpt, load_model, load_tokenizer, save_model
+from fgpt_hf.model.io import context_length, load_fgpt, load_model, load_tokenizer, save_model
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
 from tests.support.tiny import CONTEXT, random_model, save, tokenizer
 

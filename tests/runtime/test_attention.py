@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
@@ -54,4 +54,12 @@ def test_a_kernel_that_cannot_be_had_is_said_in_one_line(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", fail)
     with pytest.raises(UserError, match=f"^attn_implementation={KERNEL} cannot be loaded: .*: no network.$"):
-        set_attention(tiny_model(), KERNEL)
+        set_attention(tiny_model(), Run(attn_implementation=KERNEL), KERNEL)
+
+
+def test_a_model_that_has_one_attention_alone_keeps_it_unless_the_run_names_another() -> None:
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(**shape))
+    set_attention(model, Run(), "sdpa")
+    with pytest.raises(UserError, match="attn_implementation=sdpa cannot be loaded: MambaForCausalLM does not support"):
+        set_attention(model, Run(attn_implementation="sdpa"), "sdpa")
