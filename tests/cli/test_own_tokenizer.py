@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,7 +18,10 @@ from fgpt_hf.files import read_json_lines
 from fgpt_hf.model.io import load_fgpt
 from fgpt_hf.model.run_tokenizer import vocabulary_of
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS
+from fgpt_hf.training.start_model import unseen_role_tokens
+from tests.support.any_models import any_tokenizer, write_chats
 from tests.support.forked import run_command
+from tests.support.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +108,62 @@ def test_it_chats_and_is_evaluated(base: Path, tmp_path: Path, capsys: pytest.Ca
     text.write_text("Document 7 says that 7 and 8 make 15. " * 20)
     run(["evaluate", str(base / "model"), "--tasks", f"pydocs-validation={text}"])
     assert "bits_per_byte" in capsys.readouterr().out
+
+
+def test_it_is_tuned_to_answer_with_its_own_control_tokens(base: Path, tokenizer: Path, tmp_path: Path) -> None:
+    chats, folder = write_chats(tmp_path / "chats.jsonl"), tmp_path / "instruct"
+    given = [f"--model_name_or_path={base}", f"--dataset_name={chats}", f"--output_dir={folder}", "--max_new_tokens=8"]
+    short = ["--max_steps=30", "--warmup_steps=1", "--learning_rate=0.03", "--per_device_train_batch_size=8"]
+    quiet = ["--eval_steps=30", "--sample_steps=99", "--save_steps=99", "--validation_prompts=1"]
+    done = train(*given, *short, *quiet, script="train_instruct.py")
+    assert done.returncode == 0, done.stderr
+    assert "<|user|>, <|assistant|>, <|system|>, <|end|>: never seen by" in done.stderr
+    model, found = load_fgpt(str(folder))
+    assert found.get_vocab() == AutoTokenizer.from_pretrained(tokenizer).get_vocab()
+    assert model.config.vocab_size == ROWS
+    assert unseen_role_tokens(model, found) == ["<|system|>"]  # the conversations have no such message
+    losses = [line["eval_loss"] for line in read_json_lines(folder / "metrics.jsonl") if "eval_loss" in line]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_it_is_published_and_loaded_by_its_name(base: Path, server: LoopbackHub) -> None:
+    run(["publish", str(base), "tester/own", "--license=mit"])
+    model, found = load_fgpt("tester/own")
+    expected, tokenizer = load_fgpt(str(base))
+    assert found.get_vocab() == tokenizer.get_vocab() and found.chat_template == tokenizer.chat_template
+    assert all(torch.equal(weight, model.get_parameter(name)) for name, weight in expected.named_parameters())
+
+
+def test_a_tokenizer_is_named_by_its_id_on_the_hub(
+    documents: Path, tokenizer: Path, server: LoopbackHub, tmp_path: Path
+) -> None:
+    server.add_repo("model", "tester/words", files=tokenizer)
+    assert vocabulary_of(TextSource(tokenizer="tester/words"))["vocab_size"] == ROWS
+    source = [f"--dataset_name={documents}", "--max_position_embeddings=64", f"--output_dir={tmp_path / 'rows'}"]
+    run(["prepare", *source, "--tokenizer=tester/words"])
+    done = train(
+        f"--dataset_name={tmp_path / 'rows'}",
+        f"--tokenizer={tokenizer}",
+        f"--output_dir={tmp_path / 'run'}",
+        "--max_steps=1",
+    )
+    assert done.returncode == 0, "the same content has the same name, wherever it came from"
+    with pytest.raises(SystemExit):
+        run(["prepare", *source[:-1], f"--output_dir={tmp_path / 'none'}", "--tokenizer=tester/nothing"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_more_than_65536_tokens_have_rows_of_32_bits(documents: Path, tmp_path: Path) -> None:
+    any_tokenizer("qwen3").save_pretrained(tmp_path / "tokenizer")
+    given = [f"--dataset_name={documents}", f"--tokenizer={tmp_path / 'tokenizer'}", "--max_steps=2"]
+    done = train(*given, "--streaming=false", f"--output_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    model, found = load_fgpt(str(tmp_path / "run"))
+    assert model.config.eos_token_id == found.eos_token_id > 1 << 16 and model.config.vocab_size % 64 == 0
+    measured = [
+        line["eval_loss"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line
+    ]
+    assert measured[0] == pytest.approx(np.log(model.config.vocab_size), rel=0.02)
 
 
 def test_it_is_exported_as_gguf_with_its_own_vocabulary(base: Path, tmp_path: Path) -> None:
