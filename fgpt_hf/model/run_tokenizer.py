@@ -1,5 +1,6 @@
 """The tokenizer of a run: the one that it names, its model's, or else the project's."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,8 @@ def run_tokenizer(source: TextSource) -> PreTrainedTokenizerBase:
     try:
         tokenizer = load_tokenizer(model_name(name), trust_remote_code=getattr(source, "trust_remote_code", False))
     except UserError as error:
-        if source.tokenizer is None or not isinstance(error.__cause__, OSError):
+        is_missing = isinstance(error.__cause__, OSError) or _is_without_tokenizer(Path(name))
+        if source.tokenizer is None or not is_missing:
             raise
         raise UserError(
             f"no tokenizer {name!r}: give a folder, such as `fgpt tokenizer` writes, or the id of a model on the Hub"
@@ -37,6 +39,10 @@ def run_tokenizer(source: TextSource) -> PreTrainedTokenizerBase:
     if source.tokenizer is not None:
         tokenizer.model_max_length = source.max_position_embeddings  # of the network that is made for it
     return tokenizer
+
+
+def _is_without_tokenizer(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.rglob("tokenizer*"))
 
 
 def vocabulary_of(source: TextSource) -> dict[str, Any]:

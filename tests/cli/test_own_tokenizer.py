@@ -205,6 +205,7 @@ def test_a_vocabulary_of_a_multiple_of_64_leaves_rows_that_no_text_has(documents
     ("content", "message"),
     [
         (None, "no tokenizer 'TOKENIZER'"),
+        ({}, "no tokenizer 'TOKENIZER'"),
         ({"eos_token": None, "bos_token": None}, "has no end of text"),
     ],
 )
@@ -212,7 +213,9 @@ def test_a_tokenizer_that_does_not_work_is_one_line(
     documents: Path, tokenizer: Path, tmp_path: Path, content: dict[str, None] | None, message: str
 ) -> None:
     folder = tmp_path / "tokenizer"
-    if content is not None:
+    if content == {}:
+        folder.mkdir()
+    elif content is not None:
         shutil.copytree(tokenizer, folder)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **content, "unk_token": None}))
