@@ -29,5 +29,6 @@ def hub_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which keeps the address of its first use
         monkeypatch.setattr("fgpt_hf.retries.FIRST_WAIT_SECONDS", 0.0)
         yield server
