@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from fgpt_hf import retries
 from fgpt_hf.hub.state import BRANCH, STATE
-from fgpt_hf.training.checkpoints import checkpoint_name, step_of
+from fgpt_hf.training.checkpoints import checkpoint_name, checkpoints, step_of
 from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import contents
 from tests.faults.runs import CASES, LONG, SEED, Case, Disturbed, caches_of
@@ -149,18 +149,18 @@ def test_machines_with_other_numbers_of_processes_go_on_as_they_would_from_a_dis
 
 def repeat_on_disk(case: Case, corpus: Path, folder: Path, begun: list[tuple[int, int]]) -> None:
     """Train on one machine, with these numbers of processes from these steps on."""
-    ends, checkpoints = [step for step, _ in begun[1:]] + [STEPS], folder / "checkpoints"
+    ends, saved = [step for step, _ in begun[1:]] + [STEPS], folder / "checkpoints"
     for (begin, processes), end in zip(begun, ends, strict=True):
         shutil.rmtree(caches_of(folder), ignore_errors=True)  # as each machine scored its reference replies itself
-        for later in checkpoints.glob("step_*"):
-            if step_of(later) > begin:
-                shutil.rmtree(later)
-        flags = [f"--resume_from_checkpoint={checkpoints / checkpoint_name(begin)}"] if begin else []
+        for checkpoint in checkpoints(saved):
+            if step_of(checkpoint) > begin:
+                shutil.rmtree(checkpoint)
+        flags = [f"--resume_from_checkpoint={saved / checkpoint_name(begin)}"] if begin else []
         run = Disturbed(replace(case, processes=processes), corpus, folder, *flags, f"--save_total_limit={STEPS}")
         if end == STEPS:
             run.succeed()
             continue
-        while not (checkpoints / checkpoint_name(end)).exists():
+        while not (saved / checkpoint_name(end)).exists():
             assert run.forked.returncode is None, run.forked.stderr[-6000:]
             time.sleep(0.01)
         run.kill(Random(SEED))

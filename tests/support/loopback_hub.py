@@ -168,15 +168,26 @@ class Repo:
         """Commit files as another client might have; returns the commit's oid."""
         return self.commit({path: Blob.of(path, content) for path, content in files.items()}, title, branch=branch)
 
-    def commit(self, changes: Mapping[str, Blob | None], title: str, message: str = "", branch: str = "main") -> str:
-        """Commit on top of the branch, where None deletes a file; returns the commit's oid."""
-        parent = self.branches.get(branch)
+    def commit(
+        self,
+        changes: Mapping[str, Blob | None],
+        title: str,
+        message: str = "",
+        branch: str = "main",
+        squash: bool = False,
+    ) -> str:
+        """Commit on top of the branch, or in place of its history, where None deletes a file; returns the commit's oid.
+
+        Another thread sees the branch before or after.
+        """
+        parent = None if squash else self.branches.get(branch)
         files = {**(self.commits[parent].files if parent else {}), **changes}
         kept = {path: blob for path, blob in sorted(files.items()) if blob is not None}
         identity = json.dumps([len(self.commits), parent, title, {path: blob.oid for path, blob in kept.items()}])
-        oid = self.branches[branch] = hashlib.sha1(identity.encode()).hexdigest()
+        oid = hashlib.sha1(identity.encode()).hexdigest()
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         self.commits[oid] = Commit(oid, parent, title, message, date, kept)
+        self.branches[branch] = oid
         return oid
 
     def at(self, revision: str = "main") -> Commit:
@@ -436,9 +447,7 @@ class Endpoints:
         repo = self.writable(request, kind, repo_id)
         if branch not in repo.branches:
             raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-        files = repo.at(branch).files
-        del repo.branches[branch]
-        repo.commit(dict(files), request.json["message"], branch=branch)
+        repo.commit(dict(repo.at(branch).files), request.json["message"], branch=branch, squash=True)
         return Reply.of({})
 
     def create_tag(self, request: Request, kind: str, repo_id: str, revision: str) -> Reply:
