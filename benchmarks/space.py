@@ -1,16 +1,15 @@
-"""Measure the Space: time to start, memory, delay of the first words, and fifty visitors at once.
+"""Measure the Space: time to start, memory, delay of the first words, crowds of visitors, and hostile ones.
 
-    python benchmarks/space.py [--model FOLDER]
+    python benchmarks/space.py [--model FOLDER] [--seconds 60]
 
 serves a model (by default one of the quickstart's shape with random weights) and prints the seconds from process start
 to the first answer, the resident memory, the delay of the first words in a real browser (Chromium, if installed) and
-through the API, compared with `generate` for one new token in this process, and the answers that fifty concurrent
-visitors get within a minute.
+through the API, compared with `generate` for one new token in this process, the answers that fifty concurrent visitors
+get within a minute and then twenty programs, what becomes of 25 hostile messages, and which files the server gives.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +28,20 @@ from typing import Any
 import httpx
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.space_visitors import (  # noqa: E402  # where this file runs as a script
+    HOSTILE,
+    PROMPT,
+    TRAVERSALS,
+    crowd,
+    leaks,
+    programs,
+    send_hostile,
+)
+
 APP = Path(__file__).parent.parent / "space" / "app.py"
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # for Chromium
-PROMPT = "What is a tokenizer?"
 ROUNDS = 7
 
 
@@ -47,8 +57,16 @@ def main() -> None:
             print(f"ready after {space.seconds_to_ready:.1f} s; resident memory {space.megabytes():,.0f} MB")
             _print_delays(space, model)
             before = space.megabytes()
-            print(asyncio.run(crowd(space.url, visitors=50, seconds=options.seconds)))
+            print("50 visitors:", asyncio.run(crowd(space.url, visitors=50, seconds=options.seconds)))
+            print("20 programs:", asyncio.run(programs(space.url, clients=20, seconds=options.seconds)))
             print(f"resident memory before {before:,.0f} MB, after {space.megabytes():,.0f} MB")
+            outcomes = Counter(answer.kind for answer in send_hostile(space.url))
+            print(f"{len(HOSTILE)} hostile messages:", ", ".join(f"{count} {kind}" for kind, count in outcomes.items()))
+            given = [path for path in TRAVERSALS if leaks(space.url, path)]
+            print(f"{len(TRAVERSALS)} paths to files that are not for visitors: {len(given)} given {given or ''}")
+            print(
+                f"tracebacks in the log: {Path(scratch, 'space.log').read_text('utf-8', 'replace').count('Traceback')}"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,65 +101,6 @@ def serving(command: Sequence[str], folder: Path, environment: Mapping[str, str]
         finally:
             process.terminate()
             process.wait()
-
-
-@dataclass
-class Crowd:
-    """Counts of the answers that visitors got; `lost` requests got none."""
-
-    replies: int = 0
-    told_a_place: int = 0
-    told_it_is_full: int = 0
-    failures: int = 0
-    lost: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"crowd: {self.replies:,} replies, {self.told_a_place:,} times told a place in the queue, "
-            f"{self.told_it_is_full:,} times that it is full, {self.failures} failures, {self.lost} lost"
-        )
-
-
-async def crowd(url: str, visitors: int, seconds: float) -> Crowd:
-    """Let this many visitors, each with its own address, ask repeatedly for a number of seconds."""
-    met, until = Crowd(), time.monotonic() + seconds
-    limits = httpx.Limits(max_connections=2 * visitors)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        config = (await client.get("/config")).json()
-        chat = next(event["id"] for event in config["dependencies"] if event["api_name"] == "chat")
-        await asyncio.gather(*(_visit(client, chat, number, until, met) for number in range(visitors)))
-    return met
-
-
-async def _visit(client: httpx.AsyncClient, chat: int, number: int, until: float, met: Crowd) -> None:
-    """Ask and wait for the reply, again and again; if the queue is full, retry after a second."""
-    session, address = f"visitor{number}", {"X-Forwarded-For": f"9.0.0.{number}"}
-    question = [PROMPT, [], "", 0.8, 0.95, 50, 1.1, 8, number, False]
-    while time.monotonic() < until:
-        body = {"data": question, "fn_index": chat, "session_hash": session}
-        joined = await client.post("/gradio_api/queue/join", json=body, headers=address)
-        if joined.status_code == 503:
-            met.told_it_is_full += 1
-            await asyncio.sleep(1)
-        elif joined.is_success:
-            await _wait(client, session, met)
-        else:
-            met.failures += 1
-
-
-async def _wait(client: httpx.AsyncClient, session: str, met: Crowd) -> None:
-    """Read the events of a request until its reply is complete."""
-    placed = False
-    async with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
-        async for line in events.aiter_lines():
-            message: dict[str, Any] = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
-            placed = placed or "rank" in message or message.get("msg") == "process_starts"
-            if message.get("msg") == "process_completed":
-                met.told_a_place += placed
-                met.replies += bool(message["success"])
-                met.failures += not message["success"]
-                return
-    met.lost += 1
 
 
 def _print_delays(space: Served, model: Path) -> None:

@@ -24,6 +24,7 @@ TIMED_PARAMETERS = 50_000_000  # smaller models are fast in float32, and always 
 INT8_PARAMETERS = 300_000_000  # smaller models need no int8
 MIN_GAIN = 1.15  # what a smaller format must gain over float32
 MAX_LOSS_RISE = 0.01  # of int8, as a fraction
+ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same states
 SLOTS = 256  # by which a cache grows, in tokens
 TEXT = (  # whose loss int8 may raise by `MAX_LOSS_RISE`
     "A library is a collection of books, and possibly other materials and media, that is accessible for use by its "
@@ -100,6 +101,39 @@ class Int8Linear(nn.Module):
         )
         product = product * scale if self._bias is None else torch.addcmul(self._bias, product, scale)
         return product.view(*states.shape[:-1], self.outputs)
+
+
+class JointLinear:
+    """One product for layers that read the same states, of which each returns its own part.
+
+    The states are known again by their identity, so layers that read others get what is theirs too.
+    """
+
+    def __init__(self, layer: nn.Module, sizes: Sequence[int]) -> None:
+        self._layer, self._sizes = layer, list(sizes)
+        self._states: torch.Tensor | None = None
+        self._parts: Sequence[torch.Tensor] = ()
+
+    def part(self, index: int, states: torch.Tensor) -> torch.Tensor:
+        """Map `(…, inputs)` to the outputs of one layer; the last one ends the use of the product."""
+        if states is not self._states:
+            self._states, self._parts = states, self._layer(states).split(self._sizes, dim=-1)
+        part = self._parts[index]
+        if index == len(self._sizes) - 1:
+            self._states, self._parts = None, ()
+        return part
+
+
+class JointPart(nn.Module):
+    """A layer whose product is a part of a larger one."""
+
+    def __init__(self, joint: JointLinear, index: int) -> None:
+        super().__init__()
+        self.joint, self.index = joint, index
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Map `(…, inputs)` to `(…, outputs)`."""
+        return self.joint.part(self.index, states)
 
 
 class Float32Output(nn.Module):
@@ -181,15 +215,35 @@ def prepare(model: PreTrainedModel, number_format: str, text: Sequence[int] = ()
 
 def _replace_linears(model: nn.Module, make: Callable[..., nn.Module]) -> None:
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, make(child.weight.detach(), _detached(child.bias)))
-            elif type(child) is Conv1D:  # GPT-2's, with its weight transposed
-                setattr(parent, name, make(child.weight.detach().t().contiguous(), _detached(child.bias)))
+        linears = {name: child for name, child in parent.named_children() if type(child) in (nn.Linear, Conv1D)}
+        for names in ONE_INPUT:
+            if _are_alike(together := [linears.get(name) for name in names]):
+                parts = _joined([linears.pop(name) for name in names], make)
+                for name, part in zip(names, parts, strict=True):
+                    setattr(parent, name, part)
+            del together  # which would keep their weights
+        for name in list(linears):
+            setattr(parent, name, make(*_weights(linears.pop(name))))
 
 
-def _detached(bias: torch.Tensor | None) -> torch.Tensor | None:
-    return None if bias is None else bias.detach()
+def _are_alike(layers: Sequence[nn.Module | None]) -> bool:
+    """Return whether one product can take the place of these layers."""
+    shapes = {(layer.in_features, layer.bias is None) for layer in layers if type(layer) is nn.Linear}
+    return len(shapes) == 1 and all(type(layer) is nn.Linear for layer in layers)
+
+
+def _joined(layers: Sequence[nn.Module], make: Callable[..., nn.Module]) -> list[JointPart]:
+    weights, biases = zip(*map(_weights, layers), strict=True)
+    whole = make(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
+    joint = JointLinear(whole, [len(weight) for weight in weights])
+    return [JointPart(joint, index) for index in range(len(layers))]
+
+
+def _weights(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight: Any = layer.weight.detach()  # type: ignore[operator, union-attr]
+    bias: Any = layer.bias
+    # GPT-2's weight is transposed.
+    return weight.t().contiguous() if type(layer) is Conv1D else weight, None if bias is None else bias.detach()
 
 
 def _compute_in_float32(model: PreTrainedModel) -> None:

@@ -1,7 +1,10 @@
 """`fgpt publish --space`: the Space serves the very commit that was published, and both name each other."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from huggingface_hub import SpaceCard
@@ -56,6 +59,37 @@ def test_the_same_again_changes_nothing_and_a_new_revision_updates_the_space(
         == f"tester/tiny@{server.repo('model', 'tester/tiny').at('next').oid}"
     )
     assert "old_module.py" not in files and files["notes.md"] == b"mine"
+
+
+def test_pip_takes_the_cpu_wheel_of_torch_for_the_space(
+    run: Path, base: str, server: LoopbackHub, tmp_path: Path
+) -> None:
+    main.run(["publish", str(run), "tester/tiny", "--space", "tester/chat"])
+    requirements = server.repo("space", "tester/chat").files()["requirements.txt"].decode()
+    lines = [line for line in requirements.splitlines() if not line.startswith("#")]
+    assert lines[0] == "--extra-index-url https://download.pytorch.org/whl/cpu"
+    for pin in lines[1:]:
+        write_wheel(tmp_path / "pypi", *pin.split("=="))
+    write_wheel(tmp_path / "cpu", "torch", f"{dict(pin.split('==') for pin in lines[1:])['torch']}+cpu")
+    needed = tmp_path / "requirements.txt"
+    needed.write_text("\n".join([f"--extra-index-url {(tmp_path / 'cpu').as_uri()}", *lines[1:]]))
+    pip = [sys.executable, "-m", "pip", "--isolated", "install", "--dry-run", "--ignore-installed", "--quiet"]
+    options = ["--report", "-", "--index-url", (tmp_path / "pypi").as_uri(), "-r", str(needed)]
+    report = json.loads(subprocess.run([*pip, *options], check=True, capture_output=True, text=True).stdout)
+    versions = {chosen["metadata"]["name"]: chosen["metadata"]["version"] for chosen in report["install"]}
+    assert versions["torch"].endswith("+cpu") and len(versions) == len(lines) - 1
+
+
+def write_wheel(index: Path, name: str, version: str) -> None:
+    """Put an empty package into an index that pip reads."""
+    wheel = index / name.replace("_", "-") / f"{name}-{version}-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    with ZipFile(wheel, "w") as archive:
+        info = f"{name}-{version}.dist-info"
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    (wheel.parent / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
 
 
 @pytest.mark.parametrize(

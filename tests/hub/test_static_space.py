@@ -149,14 +149,26 @@ def test_the_browser_writes_what_transformers_writes(address: str, run: Path, tr
         context.route(f"{JSDELIVR}**", from_npm)
         page, requests = context.new_page(), list[str]()
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(address)
+        _choices_made_while_the_page_loads_stay(page, address)
         page.wait_for_function("!document.getElementById('send').disabled", timeout=120_000)
-        page.get_by_label("Longest reply").fill(str(TOKENS))
         page.get_by_label("Always the most likely word").check()
         assert [_reply(page, prompt) for prompt in PROMPTS] == list(_written_by_transformers(run))
         _stop_ends_a_reply(page)
         _look_is_for_everyone(page)
         assert not [url for url in requests if not url.startswith((address, JSDELIVR, "blob:", "data:"))]
+
+
+def _choices_made_while_the_page_loads_stay(page: Any, address: str) -> None:
+    held: list[Any] = []
+    page.route("**/settings.json", held.append)  # for which the page waits
+    page.goto(address)
+    assert page.evaluate("document.activeElement.id") == "message"
+    page.get_by_label("Longest reply").press("Control+a")
+    page.keyboard.press("1")
+    held.pop().continue_()
+    page.wait_for_function("document.getElementById('name').textContent === 'tiny'")
+    page.keyboard.press("2")
+    assert page.get_by_label("Longest reply").input_value() == str(TOKENS)
 
 
 def _reply(page: Any, prompt: str) -> str:

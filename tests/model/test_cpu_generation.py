@@ -13,11 +13,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 from fgpt_hf.model import cpu_generation
 from fgpt_hf.model.cpu_generation import (
     Int8Linear,
+    JointPart,
     OneDnnLinear,
+    _replace_linears,
     available_formats,
     cache_options,
     formats_by_speed,
     loaded_dtype,
+    plain_linear,
     prepare,
     text_loss,
     time_formats,
@@ -51,6 +54,7 @@ def test_the_text_is_that_of_plain_generate(number_format: str, settings: dict[s
     fast = deepcopy(plain)
     assert prepare(fast, number_format)
     assert {type(layer) for layer in chain([fast.lm_head], fast.model.layers[0].mlp.children())} >= {OneDnnLinear}
+    assert type(fast.model.layers[0].self_attn.k_proj) is JointPart
     prompt = random_ids(1, 9)
     assert written(fast, prompt, **settings) == written(plain, prompt, grows=False, **settings)
 
@@ -76,6 +80,25 @@ def test_an_int8_layer_errs_by_less_than_a_step_of_its_weights_and_inputs(bias: 
     expected = plain(states)
     assert (fast(states) - expected).abs().max() < 0.02 * expected.abs().max()
     assert torch.equal(fast(states)[1, 2], fast(states[1, 2]))  # no other token counts
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_with_one_input_share_a_product_and_others_get_what_is_theirs(bias: bool) -> None:
+    torch.manual_seed(0)
+    names = ("q_proj", "k_proj", "v_proj")
+    plain = torch.nn.ModuleDict(
+        {name: torch.nn.Linear(16, size, bias=bias) for name, size in zip(names, (16, 8, 8), strict=True)}
+    )
+    fast: Any = deepcopy(plain)
+    _replace_linears(fast, plain_linear)
+    one, other = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
+    calls: list[torch.Tensor] = []
+    fast["q_proj"].joint._layer.register_forward_hook(lambda *a: calls.append(a[1][0]))
+    for states in ((one, one, one), (one, other, other), (one, one, other), (other, other, other)):
+        for name, given in zip(names, states, strict=True):
+            torch.testing.assert_close(fast[name](given), plain[name](given))
+    assert len(calls) == 1 + 2 + 2 + 1
+    assert fast["q_proj"].joint._states is None  # nothing is held until the next token
 
 
 @int8

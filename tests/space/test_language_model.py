@@ -1,6 +1,9 @@
 """The Space's model: found or refused in words, in the format that fits and is fastest, with its speed known."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +132,27 @@ def test_its_speed_is_measured_and_decides_the_usual_length_and_the_time_for_a_r
     assert model.seconds_for(160) is None
     model.tokens_per_second = 8.0
     assert model.seconds_for(160) == 20
+
+
+def test_on_zerogpu_a_reply_holds_the_gpu_for_the_length_that_it_was_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    def gpu(function: Callable[..., Iterator[Any]], duration: Callable[..., int]) -> Callable[..., Iterator[Any]]:
+        """Stand in for `spaces.GPU`, which asks `duration` with the arguments of each call."""
+
+        def with_gpu(*arguments: Any) -> Iterator[Any]:
+            held.append(duration(*arguments))
+            yield from function(*arguments)
+
+        return with_gpu
+
+    monkeypatch.setattr(language_model, "spaces", SimpleNamespace(GPU=gpu))
+    model = LanguageModel(str(folder))
+    for tokens, seconds in ((1, 60.0), (160, 60.0), (512, 60.0), (512, 12.0)):
+        next(model.write([11, 12], Settings(greedy=True, max_new_tokens=tokens), seconds))
+    assert held == [11, 18, 36, 12]
 
 
 # Names

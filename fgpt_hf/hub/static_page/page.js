@@ -32,6 +32,7 @@ function show() {
   part("send").disabled = !isReady || reply !== null;
   part("send").hidden = reply !== null;
   part("stop").hidden = reply === null;
+  part("clear").disabled = reply !== null;
 }
 
 function ask() {
@@ -52,11 +53,17 @@ function ask() {
   });
 }
 
+// The focus returns to the message, but is not taken from whoever uses the page meanwhile.
+function focusMessage() {
+  const focused = document.activeElement;
+  if (focused === document.body || focused === part("stop")) part("message").focus();
+}
+
 function finish() {
   messages.push({ role: "assistant", content: reply.textContent });
   reply = null;
+  focusMessage();
   show();
-  part("message").focus();
 }
 
 function fail(kind) {
@@ -101,9 +108,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") worker.postMessage({ stop: true });
 });
 part("clear").addEventListener("click", () => {
-  if (reply) return;
   messages.length = 0;
   part("conversation").replaceChildren();
   part("message").focus();
 });
-part("message").focus();
