@@ -10,13 +10,15 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from fgpt_hf.chat import ChatSession, Turn, as_messages, is_taught_to_answer, turns_to_drop
+from fgpt_hf.chat import ChatSession, Turn, as_messages, is_taught_to_answer, load_for_chat, turns_to_drop
+from fgpt_hf.errors import UserError
+from fgpt_hf.model.cpu_generation import available_formats
 from fgpt_hf.model.io import load_model
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.tokenizer.fast_encoding import encode_conversation
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID, PAD_ID
 from tests.support.run_folders import write_run
-from tests.support.tiny import CONTEXT, random_model, taught_to_answer, tokenizer
+from tests.support.tiny import CONTEXT, random_model, save, taught_to_answer, tokenizer
 
 GREEDY = {"do_sample": False}
 
@@ -168,3 +170,20 @@ def test_a_model_of_another_kind_answers_where_it_has_a_chat_template() -> None:
     assert is_taught_to_answer(other, foreign)
     foreign.chat_template = None
     assert not is_taught_to_answer(other, foreign)
+
+
+@pytest.mark.parametrize("number_format", ["int4", "fp16", ""])
+def test_a_number_format_that_is_not_here_is_refused_with_those_that_are(number_format: str) -> None:
+    with pytest.raises(
+        UserError, match=f"number_format={number_format} is not here: choose from auto, float32, bfloat"
+    ):
+        load_for_chat("nobody/nothing", number_format)
+
+
+@pytest.mark.parametrize("number_format", available_formats())
+def test_a_model_is_loaded_in_the_format_that_was_asked_for(number_format: str, tmp_path: Path) -> None:
+    save(random_model(), tmp_path)
+    model, _ = load_for_chat(str(tmp_path), number_format)
+    layer = {"int8": "Int8Linear"}.get(number_format, "OneDnnLinear")
+    assert type(model.lm_head).__name__ == layer
+    assert model.dtype == (torch.float32 if number_format == "float32" else torch.bfloat16)

@@ -81,8 +81,12 @@ def test_what_no_browser_runs_is_refused(run: Path, monkeypatch: pytest.MonkeyPa
     )
     with refused, static_space_files(run, "tester/page", "tester/tiny"):
         pass
-    with pytest.raises(UserError, match="no name"), static_space_files(run, "no name", "tester/tiny"):
-        pass
+    for name in ("no name", "page", "a/b/c"):
+        with (
+            pytest.raises(UserError, match=f"'{name}' cannot be a repo's name"),
+            static_space_files(run, name, "tester/tiny"),
+        ):
+            pass
 
 
 def test_int8_is_at_most_half_a_step_from_each_weight() -> None:

@@ -1,6 +1,7 @@
 """The modules of `space/`: what reaches the model, what is refused, and what is shown."""
 
 import html
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,14 +178,13 @@ def test_what_is_no_message_is_refused(message: Any, problem: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("temperature", 0, "temperature must be a number from 0.1 to 2.0, not 0"),
-        ("temperature", float("nan"), "temperature must be a number"),
-        ("top_p", "0.9", "top_p must be a number"),
-        ("top_k", 1.5, "top_k must be a whole number from 0 to 500, not 1.5"),
-        ("repetition_penalty", None, "repetition_penalty must be a number"),
-        ("max_new_tokens", 513, "max_new_tokens must be a whole number from 1 to 512, not 513"),
-        ("seed", True, "seed must be a whole number"),
-        ("greedy", 1, "greedy must be true or false"),
+        *(("temperature", value, "temperature must be a number from 0.1 to 2.0") for value in (0, math.nan, "hot")),
+        *(("top_p", value, "top_p must be a number from 0.05 to 1.0") for value in ("0.9", 0, 1.1)),
+        *(("top_k", value, "top_k must be a whole number from 0 to 500") for value in (1.5, -1, 501)),
+        *(("repetition_penalty", value, "penalty must be a number from 1.0") for value in (None, 0.9, math.inf)),
+        *(("max_new_tokens", value, "tokens must be a whole number from 1 to 512") for value in (0, 513, "10")),
+        *(("seed", value, "seed must be a whole number from 0 to 4294967295") for value in (True, -1, 2**32)),
+        *(("greedy", value, f"greedy must be true or false, not {value}") for value in (1, None, "yes")),
     ],
 )
 def test_settings_out_of_bounds_are_refused(name: str, value: Any, problem: str) -> None:
@@ -270,17 +270,29 @@ def test_a_model_without_a_card_has_an_honest_description(tmp_path: Path) -> Non
         ("MODEL_ID", "<b>nobody", "MODEL_ID is <b>nobody, and that model could not be loaded"),
         ("MODEL_ID", "", "MODEL_ID is not set"),
         ("MODEL_ID", "tester/none@v1", "MODEL_ID is tester/none@v1, and that model could not be loaded"),
+        ("BASE_MODEL_ID", "<b>nobody", "BASE_MODEL_ID is <b>nobody, and that model could not be loaded"),
+        ("BASE_MODEL_ID", "tester/none", "BASE_MODEL_ID is tester/none, and that model could not be loaded"),
+        ("BASE_MODEL_ID", "a/b/c", "BASE_MODEL_ID is a/b/c, and that model could not be loaded"),
         ("REPLY_SECONDS", "soon", "REPLY_SECONDS is soon: it must be a number above 0, such as 60"),
         ("REPLY_SECONDS", "nan", "REPLY_SECONDS is nan: it must be a number above 0"),
+        ("REPLY_SECONDS", "-5", "REPLY_SECONDS is -5: it must be a number above 0"),
         ("MESSAGES_PER_MINUTE", "0", "MESSAGES_PER_MINUTE is 0: it must be a number above 0, such as 12"),
+        ("MESSAGES_PER_MINUTE", "many", "MESSAGES_PER_MINUTE is many: it must be a number above 0"),
+        ("MESSAGES_PER_MINUTE", "inf", "MESSAGES_PER_MINUTE is inf: it must be a number above 0"),
     ],
 )
 def test_a_space_that_cannot_start_is_a_page_that_names_the_variable(
-    variable: str, value: str, problem: str, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+    variable: str,
+    value: str,
+    problem: str,
+    server: LoopbackHub,
+    chat_model: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pages: list[Any] = []
     monkeypatch.setattr("app.serve", pages.append)
-    monkeypatch.setenv("MODEL_ID", "tester/none")
+    monkeypatch.setattr("app.LanguageModel", lambda name, *a: chat_model if name == "here" else LanguageModel(name, *a))
+    monkeypatch.setenv("MODEL_ID", "here")
     monkeypatch.setenv(variable, value)
     app.main()
     text = pages[0].get_config_file()["components"][0]["props"]["value"]
