@@ -25,6 +25,7 @@ INT8_PARAMETERS = 300_000_000  # smaller models need no int8
 MIN_GAIN = 1.15  # what a smaller format must gain over float32
 MAX_LOSS_RISE = 0.01  # of int8, as a fraction
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same states
+LINEAR = (nn.Linear, Conv1D)  # themselves, not what is made of them; Conv1D is GPT-2's, with its weight transposed
 SLOTS = 256  # by which a cache grows, in tokens
 TEXT = (  # whose loss int8 may raise by `MAX_LOSS_RISE`
     "A library is a collection of books, and possibly other materials and media, that is accessible for use by its "
@@ -214,8 +215,9 @@ def prepare(model: PreTrainedModel, number_format: str, text: Sequence[int] = ()
 
 
 def _replace_linears(model: nn.Module, make: Callable[..., nn.Module]) -> None:
-    for parent in list(model.modules()):
-        linears = {name: child for name, child in parent.named_children() if type(child) in (nn.Linear, Conv1D)}
+    # Without the linear layers themselves, so that nothing holds the weights of one that was replaced.
+    for parent in [module for module in model.modules() if type(module) not in LINEAR]:
+        linears = {name: child for name, child in parent.named_children() if type(child) in LINEAR}
         for names in ONE_INPUT:
             if _are_alike(together := [linears.get(name) for name in names]):
                 parts = _joined([linears.pop(name) for name in names], make)
@@ -242,7 +244,6 @@ def _joined(layers: Sequence[nn.Module], make: Callable[..., nn.Module]) -> list
 def _weights(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     weight: Any = layer.weight.detach()  # type: ignore[operator]
     bias: Any = layer.bias
-    # GPT-2's weight is transposed.
     return weight.t().contiguous() if type(layer) is Conv1D else weight, None if bias is None else bias.detach()
 
 
