@@ -11,6 +11,7 @@ get within a minute and then twenty programs, what becomes of 25 hostile message
 import argparse
 import asyncio
 import os
+import re
 import shutil
 import socket
 import statistics
