@@ -65,9 +65,8 @@ def main() -> None:
             print(f"{len(HOSTILE)} hostile messages:", ", ".join(f"{count} {kind}" for kind, count in outcomes.items()))
             given = [path for path in TRAVERSALS if leaks(space.url, path)]
             print(f"{len(TRAVERSALS)} paths to files that are not for visitors: {len(given)} given {given or ''}")
-            print(
-                f"tracebacks in the log: {Path(scratch, 'space.log').read_text('utf-8', 'replace').count('Traceback')}"
-            )
+            log = Path(scratch, "space.log").read_text("utf-8", "replace")
+            print("tracebacks in the log:", re.findall(r"^Traceback.*?\n(\S.*?)$", log, re.MULTILINE | re.DOTALL))
 
 
 @dataclass(frozen=True)
