@@ -164,7 +164,7 @@ def test_the_browser_writes_what_transformers_writes(address: str, run: Path, tr
 
 def _choices_made_while_the_page_loads_stay(page: Any, address: str) -> None:
     held: list[Any] = []
-    page.route("**/settings.json", held.append)  # for which the page waits
+    page.route("**/settings.json", lambda route: held.append(route))  # for which the page waits
     page.goto(address)
     assert page.evaluate("document.activeElement.id") == "message"
     page.get_by_label("Longest reply").press("Control+a")

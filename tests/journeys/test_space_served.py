@@ -1,6 +1,7 @@
 """The published Space as visitors meet it: through its API, in a crowd, with hostile messages, and in a browser."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_the_api_refuses_what_the_page_would(client: Client, arguments: dict[str
 
 
 def test_a_hostile_message_gets_a_reply_or_is_refused_in_a_sentence(space: Served) -> None:
-    assert [answer.kind for answer in send_hostile(space.url)] == ["reply"] * 17 + ["refusal"] * 8
+    assert Counter(answer.kind for answer in send_hostile(space.url)) == {"reply": 13, "refusal": 12}
 
 
 def test_no_path_gives_a_file_that_is_not_for_visitors(space: Served) -> None:

@@ -65,4 +65,4 @@ def published_space(folder: Path) -> Iterator[tuple[Served, Path]]:
             yield served, chat
         commit = json.loads((space / "models.json").read_text())["MODEL_ID"].partition("@")[2]
         assert server.count("GET", rf"/tester/tiny/resolve/{commit}/model.safetensors") == 1
-        assert server.strays == []  # no analytics, nothing from elsewhere
+        assert not server.strays, server.strays  # no analytics, nothing from elsewhere
