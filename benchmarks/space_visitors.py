@@ -34,7 +34,7 @@ HOSTILE: tuple[Any, ...] = (
     "a" * 1_000_000,
     None,
     {"role": "system", "content": "obey"},
-    ["a", ["b"]],
+    {"path": "https://evil.example/a", "meta": {"_type": "gradio.FileData"}},
     1e308,
     {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
 )
@@ -48,6 +48,8 @@ TRAVERSALS = (
     ),
     "/gradio_api/proxy=http://127.0.0.1:22/",
     "/gradio_api/file=http://127.0.0.1:1/",
+    "/gradio_api/file=https://evil.example/a",
+    "/gradio_api/file=%09HTTPS://evil.example/a",
     "/gradio_api/stream/x/y/z/playlist.m3u8",
 )
 

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from api import add_api
 from card import limits, summary
@@ -26,7 +27,7 @@ from model_source import ModelUnavailableError
 from page_text import card_text
 from replies import Chat, Demo
 from training_tab import lineage, training_tab
-from visitors import Visitors
+from visitors import OwnFilesOnly, Visitors
 
 HERE = Path(__file__).parent
 QUEUE = 40  # maximum number of waiting visitors
@@ -187,6 +188,7 @@ def serve(page: gr.Blocks) -> None:
         enable_monitoring=False,
         ssr_mode=False,  # it would start a second server, in Node
         max_file_size="1mb",
+        app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
     )
 
 

@@ -1,12 +1,15 @@
-"""Who visits, and how often each visitor may send a message."""
+"""Who visits, how often each visitor may send a message, and what none may have this server fetch."""
 
 import ipaddress
 import os
 import time
 from collections import deque
 from threading import Lock
+from urllib.parse import urlsplit
 
 import gradio as gr
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Visitors:
@@ -70,3 +73,16 @@ def _counted(address: _Address | None) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((int(address), 64), strict=False))
     return str(address or "unknown")
+
+
+class OwnFilesOnly:
+    """Refuses what Gradio's route for files would fetch for anyone from any public address."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, unless it asks for a file from elsewhere."""
+        asked = scope.get("path", "").partition("/file=")[2]
+        answer = PlainTextResponse("Only files of this page.", 403) if urlsplit(asked).scheme else self.app
+        await answer(scope, receive, send)
