@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fgpt_hf.data.local_files import CSV, LocalFile
-from fgpt_hf.data.readers import Reading, sample_of, text_columns
+from fgpt_hf.data.readers import ReadOptions, sample_of, text_columns
 from fgpt_hf.errors import UserError
 
 USUAL = ("text", "content", "document", "body", "article", "story", "passage", "paragraph", "raw_content")
@@ -38,14 +38,14 @@ def choose_column(file: LocalFile, encoding: str, given: str | None) -> str:
     raise UserError(f"{there}, and none of them holds text: give another file, or --text_column_name")
 
 
-def require_column(file: LocalFile, reading: Reading, has_documents: bool) -> None:
+def require_column(file: LocalFile, options: ReadOptions, has_documents: bool) -> None:
     """Raise UserError if a file without documents has no such column."""
     if has_documents:
         return
-    columns, _ = text_columns(file, reading.encoding)
-    if columns and reading.column not in columns:
+    columns, _ = text_columns(file, options.encoding)
+    if columns and options.column not in columns:
         raise UserError(
-            f"{file.path} has no column {reading.column!r}: text_column_name can be one of {', '.join(columns)}"
+            f"{file.path} has no column {options.column!r}: text_column_name can be one of {', '.join(columns)}"
         )
 
 

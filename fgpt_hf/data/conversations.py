@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset
 
 from fgpt_hf.config.runs import TuningRun
-from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, local_samples, read_mixture
+from fgpt_hf.data.mixtures import DatasetRow, LoadedRows, MixtureRow, RowIssues, RowReader, local_samples, read_mixture
 from fgpt_hf.data.sources import CONVERSATIONS
 from fgpt_hf.data.splits import document_hash
 from fgpt_hf.errors import UserError
@@ -51,7 +51,7 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
         [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]
     """
 
-    def open_reader(name: str, rows: Rows) -> tuple[Rows, RowReader[Conversation]]:
+    def open_reader(name: str, rows: LoadedRows) -> tuple[LoadedRows, RowReader[Conversation]]:
         if isinstance(rows, Dataset) and name in TREES:
             rows = TREES[name](rows)
         layouts = _layouts(name, rows.column_names)

@@ -208,7 +208,7 @@ def _by_row_groups(shard: LocalShard) -> Shard:
     (first, *others) = shard.files
     if others or first.file.format != PARQUET:
         return shard
-    column = first.scan.reading.column
+    column = first.scan.options.column
     return ParquetShard(shard.name, column, shard.version, shard.repeats, shard.is_validation, first)
 
 

@@ -5,16 +5,20 @@ Hidden files and unknown endings are left out, by name.
 """
 
 import glob
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import sha256_of
 from fgpt_hf.wording import some_of
+
+logger = logging.getLogger(__name__)
 
 TEXT, HTML, PDF, JSON, CSV, PARQUET, ARROW = "text", "html", "pdf", "json", "csv", "parquet", "arrow"
 FORMATS: Mapping[str, str] = {
@@ -164,6 +168,22 @@ def _nothing_to_read(
     return UserError(
         f"dataset_name={name}: {f'no file that is read here ({there})' if there else what}; files may end in {endings}"
     )
+
+
+def left_out_lines(left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for each reason why files are left out, with some of their names.
+
+    Example:
+        >>> left_out_lines({HIDDEN: ["texts/.notes"]})
+        ['left out, hidden: texts/.notes']
+    """
+    return [f"left out, {reason}: {some_of(names)}" for reason, names in left_out.items()]
+
+
+@cache
+def log_once(report: str) -> None:
+    """Log a report once in a process, however often the files are opened."""
+    logger.info("%s", report)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -1,19 +1,15 @@
 """Read the rows of files on this machine: conversations or preference pairs, in any usual layout."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 
 from fgpt_hf.data.encodings import encoding_of
-from fgpt_hf.data.local_files import CSV, JSON, TABLES, FoundFiles, LocalFile, find_files
+from fgpt_hf.data.local_files import CSV, JSON, TABLES, FoundFiles, LocalFile, find_files, left_out_lines, log_once
 from fgpt_hf.data.readers import ROWS_AT_ONCE, Row, read_rows
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
-from fgpt_hf.wording import count_of, some_of
-
-logger = logging.getLogger(__name__)
+from fgpt_hf.wording import count_of
 
 # Columns that a row of conversations or of pairs may need; whatever else a row holds does not matter.
 COLUMNS = (
@@ -79,7 +75,7 @@ def load_local_rows(name: str, encoding: str | None = None) -> LocalRows:
         raise UserError(
             f"dataset_name={name}: {'the file is empty' if len(found.files) == 1 else 'its files are empty'}"
         )
-    _say(_report(name, found, len(rows)))
+    log_once(_report(name, found, len(rows)))
     return LocalRows(list(columns), rows, row_ids)
 
 
@@ -98,11 +94,4 @@ def _rows_of(file: LocalFile, encoding: str | None) -> Iterator[Row | None]:
 
 def _report(name: str, found: FoundFiles, rows: int) -> str:
     lines = [f"{name}: {count_of(len(found.files), 'file')}, {count_of(rows, 'row')}"]
-    lines += [f"left out, {reason}: {some_of(names)}" for reason, names in found.left_out.items()]
-    return "\n".join(lines)
-
-
-@cache
-def _say(report: str) -> None:
-    """Log a report once in a process, however often the files are opened."""
-    logger.info("%s", report)
+    return "\n".join([*lines, *left_out_lines(found.left_out)])

@@ -9,7 +9,6 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -33,9 +32,11 @@ from fgpt_hf.data.local_files import (
     FoundFiles,
     LocalFile,
     find_files,
+    left_out_lines,
+    log_once,
 )
 from fgpt_hf.data.positions import ShardPosition
-from fgpt_hf.data.readers import Reading, read_documents
+from fgpt_hf.data.readers import ReadOptions, read_documents
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_sealed_json, sha256_of, write_sealed_json
 from fgpt_hf.parsing import as_type
@@ -57,7 +58,7 @@ class FileScan:
     """What was found in a file.
 
     Attributes:
-        reading: how the file is read.
+        options: how the file is read.
         documents: the number of all its documents, with those that are left out.
         characters: those of all documents.
         blank: the numbers of the documents without text, from 0.
@@ -65,7 +66,7 @@ class FileScan:
         not_chosen: the numbers of the documents beyond the limit of a mixture.
     """
 
-    reading: Reading
+    options: ReadOptions
     documents: int = 0
     characters: int = 0
     blank: list[int] = field(default_factory=list)
@@ -135,7 +136,7 @@ class LocalShard:
             file.require_unchanged(digest)
             left_out = {*scan.blank, *scan.equal, *scan.not_chosen}
             with reading(str(file.path)):
-                for number, text in enumerate(read_documents(file, scan.reading, start), start=start):
+                for number, text in enumerate(read_documents(file, scan.options, start), start=start):
                     yield None if number in left_out else text
             file.require_unchanged(digest)
             start = 0
@@ -193,14 +194,8 @@ def _open_entries(
     report = _report(f"validation_dataset={names}" if is_validation else names, chosen, left_out)
     if not any(scan.kept for _, _, scan in chosen):
         raise UserError(f"no text in {report}")
-    _say(report)
+    log_once(report)
     return shards
-
-
-@cache
-def _say(report: str) -> None:
-    """Log a report once in a process, however often the files are opened."""
-    logger.info("%s", report)
 
 
 def _grouped(files: Iterable[ScannedFile]) -> Iterator[list[ScannedFile]]:
@@ -278,9 +273,9 @@ def _scan(files: Sequence[LocalFile], source: TextSource) -> list[FileScan]:
     hashes = []
     for file in files:
         with reading(str(file.path)):
-            scan, found = _scan_file(file, _reading_of(file, source))
+            scan, found = _scan_file(file, _read_options(file, source))
         if file.format in TABLES and scan.documents:
-            require_column(file, scan.reading, has_documents=bool(scan.kept))
+            require_column(file, scan.options, has_documents=bool(scan.kept))
         scans.append(scan)
         hashes.append(found)
     first = np.unique(np.concatenate(hashes), return_index=True)[1]
@@ -295,25 +290,25 @@ def _scan(files: Sequence[LocalFile], source: TextSource) -> list[FileScan]:
     return scans
 
 
-def _reading_of(file: LocalFile, source: TextSource) -> Reading:
+def _read_options(file: LocalFile, source: TextSource) -> ReadOptions:
     encoding = "utf-8" if file.format in NO_ENCODING else encoding_of(file, source.encoding)
     column = choose_column(file, encoding, source.text_column_name) if file.format in TABLES else None
     separator = source.document_separator and source.document_separator.replace(r"\n", "\n").replace(r"\t", "\t")
-    return Reading(encoding, column, separator or None)
+    return ReadOptions(encoding, column, separator or None)
 
 
-def _scan_file(file: LocalFile, reading: Reading) -> tuple[FileScan, npt.NDArray[np.uint64]]:
+def _scan_file(file: LocalFile, options: ReadOptions) -> tuple[FileScan, npt.NDArray[np.uint64]]:
     """Return what is in a file, and a hash of each document that has text."""
     hashes, blank = bytearray(), []
     documents = characters = 0
-    for text in read_documents(file, reading):
+    for text in read_documents(file, options):
         if not text or text.isspace():
             blank.append(documents)
         else:
             hashes += blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             characters += len(text)
         documents += 1
-    return FileScan(reading, documents, characters, blank), np.frombuffer(bytes(hashes), dtype=np.uint64)
+    return FileScan(options, documents, characters, blank), np.frombuffer(bytes(hashes), dtype=np.uint64)
 
 
 # Report
@@ -326,12 +321,12 @@ def _report(name: str, files: Sequence[ScannedFile], left_out: Mapping[str, Sequ
         f"{name}: {count_of(len(files), 'file')}, {count_of(sum(scan.kept for scan in scans), 'document')}, "
         f"{sum(scan.characters for scan in scans):,} characters"
     ]
-    columns = Counter(scan.reading.column for scan in scans if scan.reading.column)
+    columns = Counter(scan.options.column for scan in scans if scan.options.column)
     lines += [f"documents are in the column {column} of {count_of(count, 'file')}" for column, count in columns.items()]
     encodings: defaultdict[str, list[str]] = defaultdict(list)
     for file, _, scan in files:
-        if scan.reading.encoding not in ("utf-8", "utf-8-sig"):
-            encodings[scan.reading.encoding].append(str(file.path))
+        if scan.options.encoding not in ("utf-8", "utf-8-sig"):
+            encodings[scan.options.encoding].append(str(file.path))
     lines += [f"read as {encoding} text: {some_of(names)}" for encoding, names in encodings.items()]
     divided = [
         f"{file.path} ({scan.documents:,})" for file, _, scan in files if file.format == TEXT and scan.documents > 1
@@ -339,7 +334,7 @@ def _report(name: str, files: Sequence[ScannedFile], left_out: Mapping[str, Sequ
     if divided:
         lines.append(f"divided into documents at separators: {some_of(divided)}")
     reasons = {**left_out, **_left_out_of(files)}
-    return "\n".join([*lines, *(f"left out, {reason}: {some_of(names)}" for reason, names in reasons.items())])
+    return "\n".join([*lines, *left_out_lines(reasons)])
 
 
 def _left_out_of(files: Sequence[ScannedFile]) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ made of, which decides whether it is held out: so equal rows are never in both s
 rows are in memory at once, some kilobytes each; millions of conversations need tens of gigabytes.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,12 @@ from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture,
 from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.local_rows import LocalRows, sample_local_rows
 from fgpt_hf.data.sources import DatasetRegistry, load_rows
-from fgpt_hf.data.splits import document_hash, validation_threshold
+from fgpt_hf.data.splits import times_an_epoch, validation_threshold
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
 DatasetRow: TypeAlias = Mapping[str, Any]  # a row of a data set, by column
-Rows: TypeAlias = Dataset | LocalRows
+LoadedRows: TypeAlias = Dataset | LocalRows
 
 SHOWN = 5  # rows that are named for each issue
 
@@ -50,20 +49,23 @@ class MixtureRow:
 
     @property
     def times_an_epoch(self) -> int:
-        """How often an epoch has this row: of 2.5 repeats, three times for half of the rows and twice for the others.
+        """How often an epoch has this row: see `splits.times_an_epoch`.
 
         Example:
             >>> MixtureRow(row_id="row 7 of chats", hash_fraction=0.5, repeats=3.0).times_an_epoch
             3
         """
-        whole = math.floor(self.repeats)
-        return whole + (document_hash(self.row_id) < self.repeats - whole)
+        return times_an_epoch(self.row_id, self.repeats)
 
 
 ReadRow = TypeVar("ReadRow", bound=MixtureRow)
 Encoding = TypeVar("Encoding")
 # Reads a row, given its id and its repeats; raises UserError if the row is malformed.
 RowReader: TypeAlias = Callable[[DatasetRow, str, float], ReadRow]
+# Given the name and the rows of a data set, returns the rows to read and their reader.
+OpenReader: TypeAlias = Callable[[str, LoadedRows], tuple[LoadedRows, RowReader[ReadRow]]]
+# Rows with what was made of each: those to train on, and those to hold out.
+Splits: TypeAlias = tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]
 
 
 class RowIssues:
@@ -110,7 +112,7 @@ def local_samples(run: TuningRun, registry: DatasetRegistry) -> Iterator[tuple[s
 def read_mixture(
     run: TuningRun,
     registry: DatasetRegistry,
-    open_reader: Callable[[str, Rows], tuple[Rows, RowReader[ReadRow]]],
+    open_reader: OpenReader[ReadRow],
     issues: RowIssues,
 ) -> list[ReadRow]:
     """Return the rows of all data sets in `run.dataset_name`, and then those of `run.validation_dataset`.
@@ -136,7 +138,7 @@ def _read_entries(
     run: TuningRun,
     entries: Sequence[tuple[MixtureEntry, str | None]],
     registry: DatasetRegistry,
-    open_reader: Callable[[str, Rows], tuple[Rows, RowReader[ReadRow]]],
+    open_reader: OpenReader[ReadRow],
     issues: RowIssues,
 ) -> list[ReadRow]:
     """Return the rows of data sets, of which each is given with the split that `load_rows` takes."""
@@ -173,7 +175,7 @@ def _is_known(row: MixtureRow, seen: set[bytes]) -> bool:
 
 def split_rows(
     rows: Sequence[tuple[ReadRow, Encoding]], run: TuningRun, kind: str, issues: RowIssues
-) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+) -> Splits[ReadRow, Encoding]:
     """Return the rows to train on and those to hold out, each with what was made of it.
 
     The rows of the smallest hashes are held out: `run.validation_fraction` of them, but at least one, and none with 0.
@@ -197,9 +199,7 @@ def split_rows(
     return train, validation
 
 
-def _by_dataset(
-    rows: Sequence[tuple[ReadRow, Encoding]], issues: RowIssues
-) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+def _by_dataset(rows: Sequence[tuple[ReadRow, Encoding]], issues: RowIssues) -> Splits[ReadRow, Encoding]:
     """Return the rows to train on and those of the validation set, without any of the former that is in the latter."""
     validation = [item for item in rows if item[0].is_validation]
     hashes = {row.hash_fraction for row, _ in validation}
@@ -214,9 +214,7 @@ def _by_dataset(
     return train, validation
 
 
-def _by_hash(
-    rows: Sequence[tuple[ReadRow, Encoding]], fraction: float
-) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+def _by_hash(rows: Sequence[tuple[ReadRow, Encoding]], fraction: float) -> Splits[ReadRow, Encoding]:
     """Return the rows to train on, and those of the smallest hashes."""
     own = validation_threshold((row.hash_fraction for row, _ in rows if not row.is_derived), fraction)
     train, validation = _divide(rows, lambda row: fraction if row.is_derived else own)
@@ -228,7 +226,7 @@ def _by_hash(
 
 def _divide(
     rows: Sequence[tuple[ReadRow, Encoding]], threshold: Callable[[ReadRow], float]
-) -> tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]:
+) -> Splits[ReadRow, Encoding]:
     """Return the rows whose hash is at least the threshold for them, and the others."""
     train: list[tuple[ReadRow, Encoding]] = []
     validation: list[tuple[ReadRow, Encoding]] = []

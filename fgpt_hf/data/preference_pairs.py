@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.conversations import Message, hash_fraction_of, instruction_message, messages_in
-from fgpt_hf.data.mixtures import DatasetRow, MixtureRow, RowIssues, RowReader, Rows, local_samples, read_mixture
+from fgpt_hf.data.mixtures import DatasetRow, LoadedRows, MixtureRow, RowIssues, RowReader, local_samples, read_mixture
 from fgpt_hf.data.sources import PREFERENCES
 from fgpt_hf.errors import UserError
 
@@ -71,7 +71,7 @@ def _prompt_columns(row: DatasetRow) -> str:
     return "instruction and input" if column == "instruction" and row.get("input") else column
 
 
-def _open_reader(name: str, rows: Rows) -> tuple[Rows, RowReader[Pair]]:
+def _open_reader(name: str, rows: LoadedRows) -> tuple[LoadedRows, RowReader[Pair]]:
     columns = set(rows.column_names)
     as_text = any(isinstance(row.get("chosen"), str) for row in rows.select(range(min(1, len(rows)))))
     if not {"chosen", "rejected"} <= columns or (as_text and not columns & set(PROMPTS)):

@@ -31,7 +31,7 @@ ENDOFTEXT = re.compile(r"(?m)^[ \t]*<\|endoftext\|>[ \t]*$")  # between stories,
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a file is read.
 
     Attributes:
@@ -45,21 +45,21 @@ class Reading:
     separator: str | None = None
 
 
-def read_documents(file: LocalFile, reading: Reading, start: int = 0) -> Iterator[str | None]:
+def read_documents(file: LocalFile, options: ReadOptions, start: int = 0) -> Iterator[str | None]:
     """Yield the documents of a file from the one numbered `start` on, None where a row holds none.
 
     Raises:
         UserError: the file is damaged, its column holds something other than text, or a library is missing.
     """
-    if reading.column is None:
-        yield from islice(_whole_texts(file, reading), start, None)
+    if options.column is None:
+        yield from islice(_whole_texts(file, options), start, None)
         return
-    rows = read_rows(file, reading.encoding, [reading.column], start)
+    rows = read_rows(file, options.encoding, [options.column], start)
     for number, row in enumerate(rows, start=start + 1):
-        text = row.get(reading.column) if row else None
+        text = row.get(options.column) if row else None
         if text is not None and not isinstance(text, str):
             raise UserError(
-                f"{file.path} holds {_kind(text)} in its column {reading.column!r} (row {number:,}), and documents are "
+                f"{file.path} holds {_kind(text)} in its column {options.column!r} (row {number:,}), and documents are "
                 "text"
             )
         yield text
@@ -123,15 +123,15 @@ def is_text(kind: pyarrow.DataType) -> bool:
 # Whole texts
 
 
-def _whole_texts(file: LocalFile, reading: Reading) -> Iterator[str]:
+def _whole_texts(file: LocalFile, options: ReadOptions) -> Iterator[str]:
     with _damage_explained(file):
         if file.format == PDF:
             yield text_of_pdf(file)
         elif file.format == HTML:
-            yield text_of_html(file, reading.encoding)
+            yield text_of_html(file, options.encoding)
         else:
-            with open_text(file, reading.encoding) as text:
-                yield from split_text(text, reading.separator)
+            with open_text(file, options.encoding) as text:
+                yield from split_text(text, options.separator)
 
 
 def split_text(text: TextIO, separator: str | None) -> Iterator[str]:

@@ -149,13 +149,21 @@ def split_texts(
     for text in texts:
         for split, part in rule.divide(text):
             if split in chosen:
-                chosen[split] += [part] * (_times(text, repeats) if split == TRAIN else 1)
+                chosen[split] += [part] * (times_an_epoch(f"{text} again", repeats) if split == TRAIN else 1)
     return chosen
 
 
-def _times(text: str, repeats: float) -> int:
+def times_an_epoch(name: str, repeats: float) -> int:
+    """Return how often an epoch has what is repeated so often on average, by a hash of its name.
+
+    Of 2.5 repeats, half of the names have three and the others two.
+
+    Example:
+        >>> [times_an_epoch(f"row {number}", repeats=2.5) for number in range(6)]
+        [3, 3, 3, 2, 2, 2]
+    """
     whole = math.floor(repeats)
-    return whole + (repeats > whole and document_hash(f"{text} again") < repeats - whole)
+    return whole + (repeats > whole and document_hash(name) < repeats - whole)
 
 
 def empty_split_error(validation_fraction: float, split: str) -> UserError:

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from fgpt_hf.config.option_groups import TextSource
-from fgpt_hf.data import local_text
+from fgpt_hf.data import local_files, local_text
 from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.errors import UserError
@@ -34,7 +34,7 @@ def texts_of(name: object, **settings: object) -> list[str]:
 @pytest.fixture
 def report(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     caplog.set_level(logging.INFO)
-    local_text._say.cache_clear()
+    local_files.log_once.cache_clear()
     return lambda: caplog.text
 
 
