@@ -5,16 +5,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fgpt_hf.config.runs import Run
+from fgpt_hf.config.runs import Run, TuningRun
 from fgpt_hf.data.batches import Batches
+from fgpt_hf.data.instruct import InstructData
+from fgpt_hf.data.pretraining import PretrainingData
 from fgpt_hf.data.sources import DataProvenance
-from fgpt_hf.evaluation.benchmark import TaskResult
+from fgpt_hf.evaluation.benchmark import Benchmark, TaskResult
+from fgpt_hf.evaluation.checks import Benchmarks, ChatSamples, Prompt, Samples, ValidationLoss, bytes_of_tokens
 from fgpt_hf.hub.resume import HubResume, share_state
 from fgpt_hf.hub.run_record import check_records
 from fgpt_hf.hub.uploader import CheckpointUploader
 from fgpt_hf.losses.objectives import Objective
+from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.report.figures import draw_figures
 from fgpt_hf.report.next_steps import require_start
 from fgpt_hf.report.summary import summarize_run
@@ -84,6 +88,42 @@ class TrainingStage:
         """Decide what the run leaves open, alike on all processes, as `plan_training` does, or as it did before."""
         return plan_training(self.run, config, self.machine, epoch_rows, keep=self.folder.decided)
 
+    def validation_loss(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: PretrainingData | InstructData,
+        plan: TrainingPlan,
+    ) -> ValidationLoss:
+        """Return the check of the loss on the data's validation set."""
+        bytes_of_token = bytes_of_tokens(tokenizer, shape_of(model.config).vocab_size)
+        return ValidationLoss(
+            self.run.eval_steps, self.accelerator, model, data.validation, bytes_of_token, plan.rows, data.collate
+        )
+
+    def benchmarks(self, model: PreTrainedModel, tasks: Sequence[Benchmark]) -> Benchmarks:
+        """Return the check that runs benchmarks and writes their results into the run's folder."""
+
+        def record(results: Sequence[TaskResult]) -> None:
+            record_results(self.folder, self.accelerator, results)
+
+        return Benchmarks(self.run.eval_task_steps, self.accelerator, model, tasks, record)
+
+    def samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Samples:
+        """Return the check that continues texts, and writes the continuations into the run's folder."""
+        every_steps, write = self.run.sample_steps, self.folder.append_sample
+        return Samples(every_steps, self.accelerator, model, tokenizer, prompts, write, self.run.seed)
+
+    def chat_samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+    ) -> ChatSamples:
+        """Return the check that answers prompts, and writes the answers into the run's folder."""
+        run, write = self.run, self.folder.append_sample
+        assert isinstance(run, TuningRun)  # base runs have no chats
+        return ChatSamples(
+            run.sample_steps, self.accelerator, model, tokenizer, prompts, write, run.seed, run.max_new_tokens
+        )
+
     def trainer(
         self,
         plan: TrainingPlan,
@@ -106,10 +146,6 @@ class TrainingStage:
             epoch=epoch,
             on_checkpoint=self._uploader.push_checkpoint,
         )
-
-    def record_results(self, results: Sequence[TaskResult]) -> None:
-        """Write benchmark results into the run's folder."""
-        record_results(self.folder, self.accelerator, results)
 
     def finish(
         self, trainer: Trainer, outcome: Outcome, data: DataProvenance, added_tokens: Sequence[str] = ()

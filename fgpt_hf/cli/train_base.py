@@ -12,23 +12,16 @@ from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data.pretraining import PretrainingData, load_pretraining_data
 from fgpt_hf.data.splits import TRAIN
 from fgpt_hf.evaluation.benchmark import load_benchmarks
-from fgpt_hf.evaluation.checks import (
-    Benchmarks,
-    Samples,
-    ValidationLoss,
-    beginning_of,
-    bytes_of_tokens,
-    require_room,
-)
+from fgpt_hf.evaluation.checks import beginning_of, require_room
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.model.run_tokenizer import run_tokenizer
-from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.runtime.estimate import network
 from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 from fgpt_hf.tokenizer.tokenizer import generation_ids
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.start_model import StartModel, open_base_model, refuse_contradictions
+from fgpt_hf.training.step_loop import Check
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +31,6 @@ def main(arguments: Sequence[str]) -> None:
     # Run
     run = parse_run(BaseRun, PRESETS, arguments)
     stage = TrainingStage(run)
-    accelerator = stage.accelerator
 
     with stage.opened():
         # Model
@@ -60,18 +52,16 @@ def main(arguments: Sequence[str]) -> None:
         batches = data.batches(stage.rank, stage.processes)
 
         # Checks
-        bytes_of_token = bytes_of_tokens(tokenizer, shape_of(model.config).vocab_size)
-        loss = ValidationLoss(
-            run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, data.collate
-        )
-        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         held_out = [beginning_of(tokenizer, row[1:], context) for row in data.validation[:1]]
-        write = stage.folder.append_sample
-        samples = Samples(run.sample_steps, accelerator, model, tokenizer, [prompt, *held_out], write, run.seed)
+        checks: list[Check] = [
+            stage.validation_loss(model, tokenizer, data, plan),
+            stage.benchmarks(model, tasks),
+            stage.samples(model, tokenizer, [prompt, *held_out]),
+        ]
 
         # Train
         objective = LanguageModelObjective(model, run.sampled_softmax)
-        trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples], epoch_of(data))
+        trainer = stage.trainer(plan, objective, tokenizer, batches, checks, epoch_of(data))
         outcome = trainer.fit()
 
         # Report and Hub

@@ -10,19 +10,12 @@ from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data.conversations import describe_layouts
 from fgpt_hf.data.instruct import load_instruct_data
 from fgpt_hf.evaluation.benchmark import load_benchmarks
-from fgpt_hf.evaluation.checks import (
-    Benchmarks,
-    ChatSamples,
-    ValidationLoss,
-    bytes_of_tokens,
-    fixed_prompts_that_fit,
-    prompts_that_fit,
-)
+from fgpt_hf.evaluation.checks import fixed_prompts_that_fit, prompts_that_fit
 from fgpt_hf.losses.objectives import LanguageModelObjective
-from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.training.finetuning import merge_adapter
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.start_model import open_model
+from fgpt_hf.training.step_loop import Check
 from fgpt_hf.wording import count_of
 
 logger = logging.getLogger(__name__)
@@ -33,7 +26,6 @@ def main(arguments: Sequence[str]) -> None:
     # Run
     run = parse_run(InstructRun, INSTRUCT_PRESETS, arguments)
     stage = TrainingStage(run)
-    accelerator = stage.accelerator
 
     with stage.opened():
         # Model
@@ -53,21 +45,17 @@ def main(arguments: Sequence[str]) -> None:
         batches = data.batches(run.seed, stage.rank, stage.processes)
 
         # Checks
-        bytes_of_token = bytes_of_tokens(tokenizer, shape_of(model.config).vocab_size)
-        loss = ValidationLoss(
-            run.eval_steps, accelerator, model, data.validation, bytes_of_token, plan.rows, data.collate
-        )
-        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         prompts += prompts_that_fit(tokenizer, data.prompts, context, run.max_new_tokens)
-        write = stage.folder.append_sample
-        samples = ChatSamples(
-            run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed, run.max_new_tokens
-        )
+        checks: list[Check] = [
+            stage.validation_loss(model, tokenizer, data, plan),
+            stage.benchmarks(model, tasks),
+            stage.chat_samples(model, tokenizer, prompts),
+        ]
 
         # Train
         objective = LanguageModelObjective(model, run.sampled_softmax)
         epoch = Epoch(len(data.rows), count_of(len(data.rows), "row of conversations"))
-        trainer = stage.trainer(plan, objective, tokenizer, batches, [loss, benchmarks, samples], epoch)
+        trainer = stage.trainer(plan, objective, tokenizer, batches, checks, epoch)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)
 

@@ -10,17 +10,12 @@ from fgpt_hf.config.runs import PreferenceRun
 from fgpt_hf.data.preference import load_preference_data
 from fgpt_hf.data.preference_pairs import describe_pair_columns
 from fgpt_hf.evaluation.benchmark import load_benchmarks
-from fgpt_hf.evaluation.checks import (
-    Benchmarks,
-    ChatSamples,
-    ValidationMeans,
-    fixed_prompts_that_fit,
-    prompts_that_fit,
-)
+from fgpt_hf.evaluation.checks import ValidationMeans, fixed_prompts_that_fit, prompts_that_fit
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective
 from fgpt_hf.training.finetuning import merge_adapter, reference_log_probabilities
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.start_model import open_model
+from fgpt_hf.training.step_loop import Check
 from fgpt_hf.wording import count_of
 
 logger = logging.getLogger(__name__)
@@ -55,17 +50,16 @@ def main(arguments: Sequence[str]) -> None:
 
         # Checks
         objective = PreferenceObjective(model, loss_config)
-        means = ValidationMeans(run.eval_steps, accelerator, objective, data.validation_batches(plan.rows))
-        benchmarks = Benchmarks(run.eval_task_steps, accelerator, model, tasks, stage.record_results)
         prompts += prompts_that_fit(tokenizer, data.prompts, context, run.max_new_tokens)
-        write = stage.folder.append_sample
-        samples = ChatSamples(
-            run.sample_steps, accelerator, model, tokenizer, prompts, write, run.seed, run.max_new_tokens
-        )
+        checks: list[Check] = [
+            ValidationMeans(run.eval_steps, accelerator, objective, data.validation_batches(plan.rows)),
+            stage.benchmarks(model, tasks),
+            stage.chat_samples(model, tokenizer, prompts),
+        ]
 
         # Train
         epoch = Epoch(len(data.epoch), count_of(len(data.epoch), "pair"))
-        trainer = stage.trainer(plan, objective, tokenizer, batches, [means, benchmarks, samples], epoch)
+        trainer = stage.trainer(plan, objective, tokenizer, batches, checks, epoch)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)
 
