@@ -1,6 +1,6 @@
 """A chat with a language model: its turns, those of them that fit in the context, and its streamed replies.
 
-A model that was not taught to answer continues texts instead, each by itself.
+A model that was not trained to answer continues texts instead, each by itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +85,7 @@ def turns_to_drop(turns: int, length_without: Callable[[int], int], max_length: 
     return next((dropped for dropped in range(turns) if length_without(dropped) <= max_length), turns)
 
 
-def is_taught_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_trained_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a model was trained on conversations, as far as its folder and its weights show.
 
     Every FGPT model has a chat template. The run's record says what a model was trained on; without one, a model whose
@@ -119,7 +119,7 @@ def load_for_chat(
     """
     if number_format not in ("auto", *available_formats()):
         raise UserError(
-            f"number_format={number_format} is not here: choose from auto, {', '.join(available_formats())}"
+            f"number_format={number_format} is not available here: choose from auto, {', '.join(available_formats())}"
         )
     tokenizer: PreTrainedTokenizerBase
     model: Any
@@ -149,12 +149,12 @@ class ChatSession:
         system: system prompt.
 
     Attributes:
-        answers: whether the model was taught to answer; one that was not continues texts, and remembers none of them.
+        answers: whether the model was trained to answer; one that was not continues texts, and remembers none of them.
         system: system prompt, which may be changed at any time.
         turns: all turns, including those that no longer fit in the context.
 
     Raises:
-        UserError: a model that was not taught to answer is given a system prompt, or the longest reply fills the whole
+        UserError: a model that was not trained to answer is given a system prompt, or the longest reply fills the whole
             context.
 
     Example:
@@ -175,10 +175,10 @@ class ChatSession:
         max_new_tokens: int | None = None,
         system: str | None = None,
     ) -> None:
-        self.answers = is_taught_to_answer(model, tokenizer)
+        self.answers = is_trained_to_answer(model, tokenizer)
         if system and not self.answers:
             raise UserError(
-                f"{model.name_or_path} was not taught to answer, so it would continue a system prompt like any other "
+                f"{model.name_or_path} was not trained to answer, so it would continue a system prompt like any other "
                 "text: leave system out, or choose a model that was tuned on conversations"
             )
         self.model, self.tokenizer, self.decoding, self.system = model, tokenizer, decoding, system
@@ -252,7 +252,7 @@ class ChatSession:
     def _prompt(self, message: str) -> torch.Tensor:
         """Return the ids `(1, tokens)` of the system prompt, the latest turns that fit, and the message.
 
-        A turn that has been dropped once stays out. A model that was not taught to answer reads the message alone.
+        A turn that has been dropped once stays out. A model that was not trained to answer reads the message alone.
         """
 
         def ids_without(dropped: int) -> list[int]:

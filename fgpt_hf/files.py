@@ -210,7 +210,7 @@ def read_cached_array(path: Path) -> npt.NDArray[Any] | None:
         return None
     digest, _, content = path.read_bytes().partition(b"\n")
     if digest.decode(errors="replace") != sha256_of(content):
-        logger.warning("%s is damaged, so it is made again", path)
+        logger.warning("%s is damaged, so it is rebuilt", path)
         return None
     array: npt.NDArray[Any] = np.load(BytesIO(content))
     return array

@@ -47,7 +47,7 @@ def parse_yaml(text: str) -> Any:
         fgpt_hf.errors.UserError: it is not plain YAML: the alias *a stands for a value elsewhere: write the value
     """
     if len(text) > MAX_YAML:
-        raise UserError(f"it is not plain YAML: it has {len(text):,} characters, and {MAX_YAML:,} are the most")
+        raise UserError(f"it is not plain YAML: it has {len(text):,} characters, more than the limit of {MAX_YAML:,}")
     try:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

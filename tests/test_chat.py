@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from fgpt_hf.chat import ChatSession, Turn, as_messages, is_taught_to_answer, load_for_chat, turns_to_drop
+from fgpt_hf.chat import ChatSession, Turn, as_messages, is_trained_to_answer, load_for_chat, turns_to_drop
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.cpu_generation import available_formats
 from fgpt_hf.model.io import load_model
@@ -152,7 +152,7 @@ def test_a_base_model_goes_on_from_each_text_and_remembers_none() -> None:
 
 
 def test_a_system_prompt_for_a_base_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="was not taught to answer"):
+    with pytest.raises(ValueError, match="was not trained to answer"):
         ChatSession(base_model(), tokenizer(), GREEDY, 8, "Be brief.")
 
 
@@ -161,20 +161,20 @@ def test_a_runs_record_says_whether_its_model_answers(tmp_path: Path) -> None:
     run = write_run(tmp_path / "base")
     tuned = write_run(tmp_path / "tuned", model_name_or_path="gpt2")
     for folder, answers in ((run, False), (tuned, True)):
-        assert is_taught_to_answer(*load_model(str(folder / "model"))) is answers
+        assert is_trained_to_answer(*load_model(str(folder / "model"))) is answers
 
 
 def test_a_model_of_another_kind_answers_where_it_has_a_chat_template() -> None:
     foreign: Any = SimpleNamespace(chat_template="{{ messages }}", get_added_vocab=dict)
     other: Any = SimpleNamespace(name_or_path="somebody/chat")
-    assert is_taught_to_answer(other, foreign)
+    assert is_trained_to_answer(other, foreign)
     foreign.chat_template = None
-    assert not is_taught_to_answer(other, foreign)
+    assert not is_trained_to_answer(other, foreign)
 
 
 @pytest.mark.parametrize("number_format", ["int4", "fp16", ""])
 def test_a_number_format_that_is_not_here_is_refused_with_those_that_are(number_format: str) -> None:
-    with pytest.raises(UserError, match=f"number_format={number_format} is not here: choose from auto, float32"):
+    with pytest.raises(UserError, match=f"number_format={number_format} is not available: choose from auto, float32"):
         load_for_chat("nobody/nothing", number_format)
 
 

@@ -69,7 +69,7 @@ def make_variants(axes: Sequence[Axis], every_combination: bool = False) -> list
     """
     fields = [field for axis in axes for field in axis.fields]
     if twice := next((field for field in fields if fields.count(field) > 1), None):
-        raise UserError(f"--vary {twice} is there twice: give its values once, as {twice}=A,B,C")
+        raise UserError(f"--vary {twice} is given twice: give its values once, as {twice}=A,B,C")
     first = _merged([axis.settings[0] for axis in axes])
     if every_combination:
         return _named([_merged(each) for each in product(*(axis.settings for axis in axes))], first)

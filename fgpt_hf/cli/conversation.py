@@ -23,7 +23,7 @@ HELP = """/reset         forget all turns
 Enter sends a message, Alt-Enter begins a new line in it, and a pasted text is one message. Ctrl-C stops a reply. A
 message of one line that begins with / needs a space before it."""
 WORDS_THAT_LEAVE = ("exit", "quit", "/exit", "/quit")
-NOT_TAUGHT = "was not taught to answer: it continues a text, each one by itself."
+NOT_TAUGHT = "was not trained to answer: it continues each text on its own."
 
 
 def converse(session: "ChatSession", name: str) -> None:
@@ -84,7 +84,7 @@ def _reset(session: "ChatSession", argument: str) -> None:
 
 def _set_system(session: "ChatSession", argument: str) -> None:
     if not session.answers:
-        raise UserError("the model was not taught to answer, so it would continue a system prompt like any other text")
+        raise UserError("the model was not trained to answer, so it would continue a system prompt like any other text")
     session.system = argument or None
     say("(from now on)" if argument else "(no system prompt)")
 

@@ -198,7 +198,7 @@ class TuningRun(LoRAOptions, Run, DatasetOptions, StartOptions, RunOptions):
         if self.use_peft and self.fsdp:
             raise UserError("use_peft and fsdp exclude each other: adapters need no sharding, so leave fsdp out")
         if self.load_in_4bit and not self.use_peft:
-            raise UserError("load_in_4bit needs use_peft: weights of 4 bits do not learn, only adapters on them do")
+            raise UserError("load_in_4bit needs use_peft: 4-bit weights cannot be trained, only adapters on them")
 
     def sequence_length(self, context: int) -> int:
         """Return `max_length`, or the whole context if that is not set.

@@ -293,6 +293,6 @@ def _require_same_logits(model: FGPTForCausalLM, network: PreTrainedModel) -> No
     difference, largest = float((ours - theirs).abs().max()), float(ours.abs().max())
     if not difference <= tolerance * max(1.0, largest):
         raise UserError(
-            f"{type(network).__name__} computes something else than this network: logits differ by {difference:.2g}. "
-            "The code of fgpt_hf/model/modeling_fgpt.py was changed without a switch that says so"
+            f"{type(network).__name__} does not compute the same as this network: logits differ by {difference:.2g}. "
+            "The code of fgpt_hf/model/modeling_fgpt.py was changed without an option that says so"
         )

@@ -43,7 +43,7 @@ def parse_mixture(text: str, option: str = "dataset_name") -> list[MixtureEntry]
         del pieces[:count]
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{option}={text}: {twice} is there twice; give it once, as {twice}*2 to have it twice")
+        raise UserError(f"{option}={text}: {twice} is named twice; name it once, or as {twice}*2 to read it twice")
     return entries
 
 

@@ -66,7 +66,9 @@ def encoding_of(file: LocalFile, given: str | None) -> str:
     if wrong is None:
         return encoding
     if marked or given:
-        raise UserError(f"{file.path} is not {encoding} text: byte {wrong:,} is none of it; give another --encoding")
+        raise UserError(
+            f"{file.path} is not {encoding} text: byte {wrong:,} cannot be decoded; give another --encoding"
+        )
     return _recognized(file, wrong)
 
 

@@ -166,7 +166,7 @@ def _nothing_to_read(
     there = "; ".join(f"{reason}: {some_of(names)}" for reason, names in left_out.items())
     what = "the folder is empty" if path.is_dir() else "nothing to read"
     return UserError(
-        f"dataset_name={name}: {f'no file that is read here ({there})' if there else what}; files may end in {endings}"
+        f"dataset_name={name}: {f'no readable file ({there})' if there else what}; files may end in {endings}"
     )
 
 

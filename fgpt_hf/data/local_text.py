@@ -344,7 +344,7 @@ def _left_out_of(files: Sequence[ScannedFile]) -> dict[str, list[str]]:
         without_text = NO_TEXT if file.format == PDF else "no text"
         for reason, numbers in (
             (without_text, scan.blank),
-            ("the same text as an earlier document", scan.equal),
+            ("a repetition of an earlier document", scan.equal),
             ("beyond the limit that was given", scan.not_chosen),
         ):
             if numbers:

@@ -158,7 +158,7 @@ def _read_entries(
                     issues.add(row_id, str(error), run.bad_rows)
                     continue
                 if isinstance(rows, LocalRows) and _is_known(each, seen):
-                    issues.add(row_id, "the same as an earlier row", "skip")
+                    issues.add(row_id, "a repetition of an earlier row", "skip")
                 else:
                     found.append(each)
     return found

@@ -121,7 +121,7 @@ def rows_of_their_own(lengths: Sequence[int], row_length: int) -> list[list[Piec
     """
     if row_length < 2:
         raise UserError(
-            f"rows of {row_length} have no room for the token that begins documents and another: make them longer"
+            f"rows of {row_length} have no room for a token after the one that begins a document: make them longer"
         )
     return [[piece] for piece in _pieces(np.array(lengths, dtype=np.int64), row_length - 1)]
 

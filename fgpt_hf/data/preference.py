@@ -220,7 +220,7 @@ def _tokenized_pair(sides: Sequence[EncodedConversation | ValueError], length: i
     if max(chosen.start, rejected.start) >= length:
         raise UserError(f"its prompt alone is longer than {length} tokens")
     if np.array_equal(chosen.ids[:length], rejected.ids[:length]):
-        raise UserError("its replies are equal as far as they are read")
+        raise UserError("its replies are equal up to max_length")
     return TokenizedPair(*(reply._replace(ids=reply.ids[:length]) for reply in (chosen, rejected)))
 
 

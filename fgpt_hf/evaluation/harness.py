@@ -43,7 +43,7 @@ class FGPTHarnessModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def __init__(self, pretrained: Any, tokens_per_batch: int | None = None, **options: Any) -> None:
         super().__init__(model_name(pretrained) if isinstance(pretrained, str) else pretrained, **options)
         if self.backend != "causal":
-            raise UserError(f"{pretrained} is no causal language model: score it with --model hf")
+            raise UserError(f"{pretrained} is not a causal language model: score it with --model hf")
         accelerator = getattr(self, "accelerator", None) or Accelerator(cpu=self.device.type == "cpu")
         self._scorer = Scorer(accelerator, self.model, tokens_per_batch)
 

@@ -98,7 +98,7 @@ def _check_shards(index: Path, shards: object) -> None:
         raise UserError(f"{index} is damaged: it should say in weight_map which file holds which weight")
     for weight, name in shards.items():
         if Path(str(name)).name != name:
-            raise UserError(f"{index} is damaged: {str(name)[:80]!r} is no name of a file beside it")
+            raise UserError(f"{index} is damaged: {str(name)[:80]!r} is not the name of a file next to it")
         file = index.with_name(name)
         if not file.is_file():
             raise UserError(f"{file} is missing, which holds {weight} by {index.name}")

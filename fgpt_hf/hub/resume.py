@@ -98,7 +98,7 @@ class HubResume:
             return
         here = self._newest_here()
         if here and step_of(here) > state.state.step:
-            logger.info("%s is newer than %s: the run goes on from there", here, state.name)
+            logger.info("%s is newer than %s: the run resumes from it", here, state.name)
         else:
             self._fetch(state)
 

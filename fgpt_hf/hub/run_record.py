@@ -151,7 +151,7 @@ def _read_stage(run: Path, last: Mapping[str, float]) -> Stage:
     except UserError as error:
         raise UserError(f"{run / RECORD} or {PROVENANCE} is damaged: {error}") from error
     except RecursionError as error:
-        raise UserError(f"{run / PROVENANCE} is damaged: it names endlessly many runs before") from error
+        raise UserError(f"{run / PROVENANCE} is damaged: it names an endless chain of earlier runs") from error
 
 
 def _read_results(path: Path) -> ResultsRecord:

@@ -169,7 +169,7 @@ def half_a_state(name: str, problem: str) -> UserError:
     """Return the error of a branch that lacks a part of a state, or that was never one."""
     return UserError(
         f"{name} does not hold the whole state of a run ({problem}): resume from a checkpoint of this machine or from "
-        "another branch, or start anew with --overwrite_output_dir"
+        "another branch, or start over with --overwrite_output_dir"
     )
 
 
@@ -217,7 +217,7 @@ class StateBranch:
             UserError: another start of the run, on another machine, uploads there; the Hub refuses, or kept failing.
         """
         files = self._files(checkpoint, records, step)
-        message = f"Step {step:,}: all that the run needs to go on"
+        message = f"Step {step:,}: all that the run needs to resume"
         api, what = HfApi(), f"{self.repo_id}@{BRANCH}"
         with plain_errors(self.repo_id, "the next checkpoint is tried again"):
             retry(what, lambda: api.create_branch(self.repo_id, branch=BRANCH, exist_ok=True), STREAM)
@@ -257,8 +257,8 @@ class StateBranch:
     def _require_own(self, found: State) -> None:
         if found.writer not in (self.writer, self.before):
             raise OtherWriterError(
-                f"{self.repo_id}@{BRANCH} has a state of step {found.step:,} from another machine, where the run goes "
-                "on: this one uploads no more"
+                f"{self.repo_id}@{BRANCH} has a state of step {found.step:,} from another machine, where the run "
+                "continues: this one stops uploading"
             )
 
     def _keep(self, branch: str) -> None:

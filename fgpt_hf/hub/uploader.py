@@ -77,7 +77,7 @@ class UploadQueue:
             self._waiting.append(snapshot)
             while len(self._waiting) > self._most_waiting:
                 left_out = self._waiting.popleft()
-                logger.info("the upload of step %d makes way for that of step %d", left_out.step, snapshot.step)
+                logger.info("the upload of step %d is skipped in favor of step %d", left_out.step, snapshot.step)
                 left_out.scratch.cleanup()
             if not self._is_busy:
                 self._is_busy = True

@@ -33,7 +33,7 @@ def check_config_file(name: str) -> None:
         raise UserError(f"the configuration of {name} should be a JSON object")
     for field, value in _all_fields(fields):
         if callable(getattr(PreTrainedConfig, field, None)):
-            raise UserError(f"the configuration of {name} holds {field!r}, which is no setting: remove it")
+            raise UserError(f"the configuration of {name} holds {field!r}, which is not a setting: remove it")
         if field in _KERNELS and "/" in str(value):
             raise UserError(
                 f"the configuration of {name} asks for {field}={value!r}, code to be downloaded and run: remove it"
@@ -42,7 +42,7 @@ def check_config_file(name: str) -> None:
             raise UserError(f"the configuration of {name} is damaged: {field} is not a number")
         most = MOST_LAYERS if field.endswith(("layers", "layer")) else LARGEST_SIZE
         if isinstance(value, (int, float)) and _SIZE.search(field) and value > most:
-            raise UserError(f"the configuration of {name} is damaged: {field}={_short(value)} is no size of a network")
+            raise UserError(f"the configuration of {name} is damaged: {field}={_short(value)} is not a possible size")
 
 
 def check_size(name: str, model: torch.nn.Module, bytes_per_parameter: int) -> None:

@@ -144,7 +144,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any
         require_bounded_template(name, tokenizer)
         longest = tokenizer.model_max_length
         if not isinstance(longest, (int, float)) or not longest > 0:
-            raise UserError(f"the tokenizer of {name} is damaged: model_max_length={str(longest)[:40]!r} is no length")
+            raise UserError(
+                f"the tokenizer of {name} is damaged: model_max_length={str(longest)[:40]!r} is not a length"
+            )
     return tokenizer
 
 

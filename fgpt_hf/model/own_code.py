@@ -49,10 +49,11 @@ def causal_model_class(name: str, config: PreTrainedConfig, trust_remote_code: b
         return AutoModelForCausalLM
     if not trust_remote_code:
         logger.warning(
-            "%s comes with code that is not the installed one, which is used: --trust_remote_code runs its own", name
+            "%s comes with code that differs from the installed code, which is used: --trust_remote_code runs its own",
+            name,
         )
         return AutoModelForCausalLM
-    logger.warning("%s runs by the code that comes with it, which is not the installed one", name)
+    logger.warning("%s runs with its own code, which differs from the installed code", name)
     return get_class_from_dynamic_module(reference, name)
 
 

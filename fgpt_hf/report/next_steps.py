@@ -112,7 +112,7 @@ def require_start(run: Run) -> None:
     folder, stage = Path(name).expanduser(), "base" if isinstance(run, InstructRun) else "instruct"
     if (folder / RECORD).is_file() and not (folder / "model").is_dir():
         raise UserError(
-            f"model_name_or_path={name} is a run that has no model yet: give its training command again, which goes on"
+            f"model_name_or_path={name} is a run that has no model yet: repeat its training command, which resumes it"
         )
     if (
         isinstance(run, TuningRun)

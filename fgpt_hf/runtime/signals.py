@@ -48,7 +48,7 @@ def exit_on_signals() -> Iterator[None]:
             yield
     finally:
         if received:
-            logger.info("stopped by %s; what was being written is deleted", signal.Signals(received[0]).name)
+            logger.info("stopped by %s; unfinished files are deleted", signal.Signals(received[0]).name)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def latest_valid_checkpoint(folder: Path) -> Path | None:
             return checkpoint
         logger.warning("skipping the damaged checkpoint %s: %s", checkpoint, problem)
     if found:
-        raise UserError(f"{folder} holds no complete checkpoint to resume from: start anew with --overwrite_output_dir")
+        raise UserError(f"{folder} holds no complete checkpoint to resume from: start over with --overwrite_output_dir")
     return None
 
 

@@ -116,7 +116,7 @@ class Trainer:
             stopped_by = loop.run_steps(received_signal)
         progress = state.progress
         if stopped_by:
-            logger.info("stopped after step %d: the same command goes on from there", progress.step)
+            logger.info("stopped after step %d: the same command resumes from there", progress.step)
         else:
             state.save_model(self.folder.model)
             memory = peak_memory_bytes(self.accelerator.device) / 2**30

@@ -54,6 +54,6 @@ def profiled(steps: int, folder: RunFolder) -> Iterator[Callable[[], None]]:
         yield next_step
     if taken < STEPS_BEFORE + steps:
         logger.warning(
-            "profile=%d needs %d steps, and the run took %d: the profile is of fewer, or of none",
+            "profile=%d needs %d steps, and the run took %d: it shows fewer steps, or none",
             *(steps, STEPS_BEFORE + steps, taken),
         )

@@ -186,7 +186,7 @@ class RunFolder:
         if holds_run and self.run.resume_from_checkpoint is None and not self.run.overwrite_output_dir:
             self._require_unfinished(read_record(self.record))
             self.run = replace(self.run, resume_from_checkpoint="latest")
-            logger.info("%s holds this run, unfinished: it goes on%s", self.path, self._from_where())
+            logger.info("%s holds this run, unfinished: resuming%s", self.path, self._from_where())
         if self.run.resume_from_checkpoint is not None:
             self._check_resumable(holds_run)
 
@@ -219,8 +219,8 @@ class RunFolder:
             raise UserError(f"{self.path} holds checkpoints but no {RECORD}, so it is unknown what run they are of")
         if self.checkpoint is None and self.model.exists():
             raise UserError(
-                f"{self.path} holds a model but no checkpoint to continue from: choose another output_dir, or train "
-                "anew with --overwrite_output_dir instead of --resume_from_checkpoint"
+                f"{self.path} holds a model but no checkpoint to continue from: choose another output_dir, or start "
+                "over with --overwrite_output_dir instead of --resume_from_checkpoint"
             )
         if self.checkpoint is None:
             logger.info("%s holds no checkpoint yet: the run starts from its first step", self.path)

@@ -138,7 +138,7 @@ def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTo
             )
     if config.dtype not in (None, torch.float32):
         stored = str(config.dtype).removeprefix("torch.")
-        logger.info("%s is stored in %s: it learns in float32, and so is the result", name, stored)
+        logger.info("%s is stored in %s: it is trained and saved in float32", name, stored)
     embeddings, tokens = len(token_embeddings(model)), max(tokenizer.get_vocab().values()) + 1
     if tokens > embeddings:
         raise UserError(
@@ -157,8 +157,8 @@ def _require_trainable(name: str, config: PreTrainedConfig) -> None:
         )
     if getattr(config, "quantization_config", None):
         raise UserError(
-            f"{name} is quantized, and quantized weights do not learn: start from the model that it was made of, with "
-            "--use_peft --load_in_4bit if that is too large"
+            f"{name} is quantized, and quantized weights cannot be trained: start from the original, with --use_peft "
+            "--load_in_4bit if that is too large"
         )
 
 
@@ -168,7 +168,7 @@ def _encoder_for(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     if keeps_documents_apart(model):
         return encoder
     logger.info(
-        "%s does not keep the documents of a row apart, as a trial shows, so each has a row of its own, with padding",
+        "%s mixes the documents of a packed row, so each document gets a row of its own, with padding",
         name,
     )
     return replace(encoder, packs=False)
@@ -198,7 +198,7 @@ def _saveable(config: GenerationConfig) -> GenerationConfig:
         with suppress(ValueError):
             config.validate(strict=True)
             return config
-    logger.warning("the generation config of the model cannot be saved, so the result gets a plain one")
+    logger.warning("the generation config of the model cannot be saved, so the result gets a default one")
     return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
 
 

@@ -49,5 +49,5 @@ def test_an_axis_that_compares_nothing_is_refused(text: str) -> None:
 
 
 def test_a_field_that_is_varied_twice_is_refused() -> None:
-    with pytest.raises(UserError, match="optim is there twice"):
+    with pytest.raises(UserError, match="optim is given twice"):
         make_variants([AXES[0], AXES[0]])

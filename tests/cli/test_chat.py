@@ -141,7 +141,7 @@ def test_a_base_model_says_so_and_goes_on_from_the_text(
         (base / "chat_template.jinja").unlink()
     run(["chat", str(base), "Once upon", "--max_new_tokens=4"])
     captured = capsys.readouterr()
-    assert captured.err == f"({base} was not taught to answer: it continues a text, each one by itself.)\n"
+    assert captured.err == f"({base} was not trained to answer: it continues each text on its own.)\n"
     assert captured.out.strip()
 
 
@@ -265,11 +265,11 @@ def test_a_pasted_text_of_several_lines_is_one_message_as_it_is(folder: Path, tm
 def test_a_base_model_writes_texts_and_a_dumb_terminal_has_plain_lines(tmp_path: Path) -> None:
     base = save(random_model(), tmp_path / "base")
     terminal = Terminal(base, "--max_new_tokens=2", TERM="dumb")
-    terminal.sees(r"was not taught to answer(.|\n)*> ")
+    terminal.sees(r"was not trained to answer(.|\n)*> ")
     terminal.types("Once upon")
     terminal.sees("> ")
     terminal.types("/system Be brief.")
-    terminal.sees(r"\(the model was not taught to answer")
+    terminal.sees(r"\(the model was not trained to answer")
     terminal.types(f"/save {tmp_path / 'texts.jsonl'}")
     terminal.sees(r"\(saved")
     terminal.types("/exit")

@@ -175,7 +175,7 @@ def test_every_file_of_a_folder_is_read_and_the_rest_is_said(folder: Path, repor
         f"left out, hidden: {folder}/.hidden/, {folder}/.notes.txt",
         f"left out, an ending of no known format: {folder}/picture.png",
         f"left out, no text: {folder}/empty.txt",
-        f"left out, the same text as an earlier document: {folder}/train.txt",
+        f"left out, a repetition of an earlier document: {folder}/train.txt",
     ):
         assert said in report(), said
 
@@ -281,7 +281,7 @@ def test_what_cannot_be_read_is_one_line_with_what_would_work(tmp_path: Path) ->
         (tmp_path / name).write_text(text)
     answers = {
         "empty": "the folder is empty; files may end in .txt",
-        "pictures": "no file that is read here (an ending of no known format: ",
+        "pictures": "no readable file (an ending of no known format: ",
         "blank.txt": "no text in ",
         "plain.csv": "has no header: its first line should name the columns, such as text",
         "two.csv": "give the one of the documents as --text_column_name, one of first, second",

@@ -37,7 +37,7 @@ def test_a_mixture_that_cannot_be_read_is_answered_with_one_that_can(text: str) 
 
 
 def test_a_name_that_is_there_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one is there twice; give it once, as one\*2"):
+    with pytest.raises(ValueError, match=r"one is named twice; name it once, or as one\*2"):
         parse_mixture("one:5,two,one")
 
 

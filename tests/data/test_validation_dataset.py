@@ -61,7 +61,7 @@ def test_exactly_its_documents_are_held_out_and_all_others_trained_on(
     assert "called train" in trained and "called other" in trained
     assert "called held" not in trained and "called test" not in trained and "called train" not in held_out
     assert f"left out, held out by validation_dataset: {folder / 'test.txt'}" in caplog.text
-    assert "left out, the same text as an earlier document" in caplog.text and "copy.txt" in caplog.text
+    assert "left out, a repetition of an earlier document" in caplog.text and "copy.txt" in caplog.text
     assert "held.md" in caplog.text and "2 files, 2 documents" in caplog.text
 
 

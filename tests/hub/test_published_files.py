@@ -57,8 +57,8 @@ def test_weights_with_more_than_their_header_says_are_refused(folder: Path) -> N
         (INDEX, r"model-00002-of-00002.safetensors is missing, which holds other"),
         ({"weight_map": ["model.safetensors"]}, "should say in weight_map which file holds which weight"),
         ({}, "should say in weight_map which file holds which weight"),
-        ({"weight_map": {"a": "../../../etc/passwd"}}, "'../../../etc/passwd' is no name of a file beside it"),
-        ({"weight_map": {"a": 5}}, "'5' is no name of a file beside it"),
+        ({"weight_map": {"a": "../../../etc/passwd"}}, "'../../../etc/passwd' is not the name of a file next to it"),
+        ({"weight_map": {"a": 5}}, "'5' is not the name of a file next to it"),
     ],
 )
 def test_every_shard_of_an_index_must_be_there(index: object, problem: str, folder: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_elsewhere_is_told_and_uploads_no_more(
         uploader.push_checkpoint(folder.checkpoints / checkpoint_name(1))
         uploader.finish(is_complete=False)
     said = [record.message for record in caplog.records if "another machine" in record.message]
-    assert len(said) == 1 and "state of step 7 from another machine, where the run goes on: this one" in said[0]
+    assert len(said) == 1 and "state of step 7 from another machine, where the run continues: this one" in said[0]
     found = find_state(REPO, BRANCH)
     assert found and found.state.step == 7
 

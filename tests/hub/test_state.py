@@ -59,7 +59,7 @@ def test_the_branch_holds_the_newest_state_alone_and_no_history(
     repo = server.repo("model", REPO)
     names = {*contents(saved), STATE, "run/run.yaml", "run/metrics.jsonl", ".gitattributes"}
     assert repo.files(BRANCH).keys() == names
-    assert [commit.title for commit in repo.history(BRANCH)] == ["Step 3: all that the run needs to go on"]
+    assert [commit.title for commit in repo.history(BRANCH)] == ["Step 3: all that the run needs to resume"]
     assert "README.md" in repo.files("main") and len(repo.history("main")) == 2
 
 

@@ -49,7 +49,7 @@ def change_first_tensor(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hidden_size": HUGE}, "hidden_size=1,000,000,000,000 is no size of a network"),
+        ({"hidden_size": HUGE}, "hidden_size=1,000,000,000,000 is not a possible size"),
         ({"vocab_size": 10**40}, r"vocab_size=more than 10\*\*15 is no size"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1,000,000,000 is no size"),
         ({"num_labels": HUGE}, "num_labels=1,000,000,000,000 is no size"),
@@ -57,7 +57,7 @@ def change_first_tensor(path: Path, **changes: Any) -> None:
         ({"vocab_size": 10**8}, "describes 1,.* parameters, and its files hold 8.* values"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps is not a number"),
         ({"hidden_size": "wide"}, "'hidden_size' expected int"),
-        ({"get_text_config": 5}, "'get_text_config', which is no setting"),
+        ({"get_text_config": 5}, "'get_text_config', which is not a setting"),
         ({"attn_implementation": "owner/kernel"}, "attn_implementation='owner/kernel', code to be downloaded"),
         ({"_attn_implementation": "paged|owner/kernel@v1:f"}, "code to be downloaded and run: remove it"),
         ({"text_config": {"experts_implementation": "owner/kernel"}}, "code to be downloaded and run: remove it"),

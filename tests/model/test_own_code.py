@@ -46,7 +46,7 @@ def test_other_code_is_run_where_it_is_trusted(folder: Path, caplog: pytest.LogC
     expected = logits(folder, trust_remote_code=True)
     double_the_logits(folder)
     torch.testing.assert_close(logits(folder, trust_remote_code=True), 2 * expected)
-    assert f"{folder} runs by the code that comes with it, which is not the installed one" in caplog.messages
+    assert f"{folder} runs with its own code, which differs from the installed code" in caplog.messages
     caplog.clear()
     torch.testing.assert_close(logits(folder, trust_remote_code=False), expected)
     assert "--trust_remote_code runs its own" in caplog.text
@@ -56,7 +56,7 @@ def test_another_configuration_s_code_is_noticed_too(folder: Path, caplog: pytes
     with (folder / "configuration_fgpt.py").open("a") as code:
         code.write("# changed")
     load_model(str(folder))
-    assert "comes with code that is not the installed one" in caplog.text
+    assert "comes with code that differs from the installed code" in caplog.text
 
 
 def test_a_folder_without_code_is_the_installed_class(folder: Path) -> None:

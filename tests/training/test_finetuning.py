@@ -102,7 +102,7 @@ def test_weights_stored_in_half_precision_learn_and_are_saved_in_float32(
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert torch.equal(model.model.embed_tokens.weight, half.model.embed_tokens.weight.float())
     name = str(stored).removeprefix("torch.")
-    assert f"{tmp_path / 'half'} is stored in {name}: it learns in float32, and so is the result" in caplog.messages
+    assert f"{tmp_path / 'half'} is stored in {name}: it is trained and saved in float32" in caplog.messages
     step_of(model)
     save_model(model, own_tokenizer, tmp_path / "result")
     result = FGPTForCausalLM.from_pretrained(tmp_path / "result")

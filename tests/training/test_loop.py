@@ -198,7 +198,7 @@ def test_a_signal_lets_the_step_end_saves_and_leaves_with_a_code_that_ends_a_cha
     wait_for_step(folder, 3)
     os.kill(launched.processes[-1].pid, number)
     assert launched.wait().exit_codes == [code] * processes
-    assert "the same command goes on from there" in launched.output and "Traceback" not in launched.errors
+    assert "the same command resumes from there" in launched.output and "Traceback" not in launched.errors
     (checkpoint,) = checkpoints(folder / "checkpoints")
     assert trajectory(folder)[-1][0] == int(checkpoint.name[5:])
     assert not (folder / "model").exists()
@@ -375,7 +375,7 @@ def test_the_same_command_goes_on_with_an_unfinished_run(
             record.replace("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 2")
         )
     output = succeed(folder, "--dropout=0.1")
-    assert "run holds this run, unfinished: it goes on from step 6" in output
+    assert "run holds this run, unfinished: resuming from step 6" in output
     assert_equal_runs(folder, whole_with_dropout)
 
 

@@ -23,4 +23,4 @@ def test_a_profile_of_fewer_than_no_steps_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_too_short_for_its_profile_says_so(tmp_path: Path) -> None:
     output = succeed(tmp_path / "run", "--max_steps=2", "--profile=3")
-    assert "profile=3 needs 5 steps, and the run took 2: the profile is of fewer, or of none" in output
+    assert "profile=3 needs 5 steps, and the run took 2: it shows fewer steps, or none" in output

@@ -53,7 +53,7 @@ def test_the_same_command_keeps_the_steps_that_were_decided(timed: tuple[Path, s
     steps = read_record(folder / "run.yaml")["max_steps"]
     shutil.rmtree(folder / "checkpoints" / f"step_{steps:08d}")
     output = succeed(folder, *TIMED, "--save_total_limit=99")
-    assert "it goes on from step" in output and "steps of" not in output
+    assert "resuming from step" in output and "steps of" not in output
     assert_equal_runs(folder, timed[0])
 
 
