@@ -104,7 +104,7 @@ def is_trained_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 def load_for_chat(
     name: str, number_format: str = "auto", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model that writes as fast as this machine lets it, and can be neither trained nor saved.
+    """Load a model to write as fast as this machine allows; it can be neither trained nor saved.
 
     On a GPU its weights stay as they are stored.
 
@@ -272,7 +272,7 @@ class ChatSession:
         return torch.tensor([ids], device=self.model.device)
 
     def _begin_document(self, text: str) -> list[int]:
-        """Return the ids of a text behind the token that begins or ends a document, as in base training."""
+        """Return the ids of a text after the token that begins or ends a document, as in base training."""
         ids: list[int] = self.tokenizer(text, split_special_tokens=True)["input_ids"]  # typed control tokens stay text
         starts = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id]
         start = [token for token in starts if token is not None][:1]

@@ -1,9 +1,9 @@
 """Files and folders that are complete or absent, whenever the process that writes them is killed.
 
-New content is written beside its target under a name that ends in `.partial`, flushed to the disk, and renamed. So a
-reader sees the old content or the new one, and nothing between. Writing costs one flush a file. A log that gains a line
-a second is appended to instead, and `read_json_lines` ignores a last line that was cut. Every file has the permissions
-that the umask says, whichever library wrote it.
+New content is written next to its target, to a name that ends in `.partial`, flushed to the disk, and renamed. A reader
+sees the old content or the new one, and nothing in between. Writing costs one flush per file. A log that gains a line
+a second is appended to instead, and `read_json_lines` ignores a last line that was cut. Every file gets the permissions
+of the umask, whichever library wrote it.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ SEAL = "sha256"  # the last key of a sealed JSON file
 
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold a lock file, which is created if need be, with its folder; of several processes, one at a time goes on.
+    """Hold a lock file, which is created if need be, with its folder; several processes hold it one at a time.
 
     Args:
         timeout: seconds to wait, or -1 to wait as long as it takes.
@@ -48,7 +48,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent):
-            pass  # FileLock waits for ever where no file can be created, such as in /proc
+            pass  # FileLock waits forever where no file can be created, such as in /proc
     except OSError as error:
         reason = f"no file can be created there ({error.strerror})"
         raise OSError(error.errno, reason, str(path.parent)) from error
@@ -217,7 +217,7 @@ def read_cached_array(path: Path) -> npt.NDArray[Any] | None:
 
 
 def write_cached_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array behind its hash, and the folder that holds it if need be."""
+    """Write an array after its hash, and create its folder if needed."""
     file = BytesIO()
     np.save(file, array)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically, and the folder that holds it if need be.
+    """Write a JSON file atomically, and create its folder if needed.
 
     Example:
         >>> from tempfile import mkdtemp

@@ -1,4 +1,4 @@
-"""Parse text and check values that somebody else may have written: whatever is wrong with them is a UserError."""
+"""Parse text and check values from outside: whatever is wrong with them is a UserError."""
 
 import json
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def as_type(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """Return a data class, or a mapping of a type, made of values whose types are checked; unknown names are left out.
+    """Return a data class, or a typed mapping, of values whose types are checked; unknown names are left out.
 
     Raises:
         UserError: the first value that is missing or of another type.

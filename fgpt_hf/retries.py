@@ -57,7 +57,7 @@ class RetryPolicy:
 
 ONCE = RetryPolicy(1)
 REQUEST = RetryPolicy(6)  # the name may be wrong, or the machine offline: nobody wants to wait long for that answer
-STREAM = RetryPolicy(9)  # hours of work are behind it
+STREAM = RetryPolicy(9)  # hours of work may depend on it
 
 
 class Attempts:

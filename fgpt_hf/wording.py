@@ -1,4 +1,4 @@
-"""Numbers of things, and lists of names, as sentences have them."""
+"""Counts and lists of names, for messages."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ SHOWN = 3  # names in a message
 
 
 def count_of(number: int, noun: str) -> str:
-    """Return a number of things.
+    """Return a count with its noun, in the plural where needed.
 
     Example:
         >>> count_of(1, "row"), count_of(1200, "row"), count_of(1, "row of conversations")
@@ -19,7 +19,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """Return a few names, and how many there are in all if not all are shown.
+    """Return the first names, and how many there are in all if some are left out.
 
     Example:
         >>> some_of(["a", "b", "c", "d"])

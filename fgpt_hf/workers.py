@@ -1,4 +1,4 @@
-"""Work beside the main thread: processes that end with their parent, iterators that are read ahead, and checks.
+"""Work outside the main thread: processes that end with their parent, iterators that are read ahead, and checks.
 
 Threads are enough for work that releases Python's lock (reading, tiktoken) and start at once. A spawned process takes
 about a second to start and import what it needs, less than half of that without torch, and is worth it for minutes of
@@ -29,7 +29,7 @@ def process_pool(workers: int, initializer: Callable[[], object] | None = None) 
     """Return a pool of processes that start at once and end with this process, even if it is killed.
 
     They are spawned, because a forked child of a process that already runs torch's threads may hang. Ctrl-C and
-    schedulers signal all processes at once: workers go on, since this process may need them to end in order.
+    schedulers signal all processes at once: workers continue, because this process may need them for an orderly end.
     """
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(initializer,))
     with _hidden_main(), _blocked_signals():
@@ -161,7 +161,7 @@ def _end_later(number: int, frame: FrameType | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, even if killed: a worker that waits for work would wait for ever."""
+    """End this process when its parent is gone, even if killed: a worker that waits for work would wait forever."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,8 +1,8 @@
 """Fast replies on a CPU: layers that read their weights at the memory's speed, and a cache that grows in place.
 
-A token takes as long as reading all weights once, so a reply is as fast as the weights are small and read well. The
-layers here call the products that `torch.compile` puts in the place of linear layers on a CPU; they need no compiler.
-Everything else is `generate` of transformers, whose text stays what it is with these layers.
+Writing a token takes as long as reading all weights once, so small weights that are read well make replies fast. The
+layers here call the products that `torch.compile` uses for linear layers on a CPU, without a compiler. Everything else
+is transformers' `generate`, whose text does not change with these layers.
 
 `space/` and `fgpt_hf/model/` hold the same file, because a Space imports nothing of `fgpt_hf`.
 """

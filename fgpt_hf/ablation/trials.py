@@ -1,6 +1,6 @@
 """Train each variant with every learning rate and the first seed, then at its best rate with the other seeds.
 
-Every run is a process of its own, and its result is a line of `results.jsonl`: an ablation that was interrupted goes on
+Every run is a process of its own, and its result is a line of `results.jsonl`: an interrupted ablation resumes
 with the run that is missing, from that run's last checkpoint.
 """
 

@@ -102,7 +102,7 @@ _MODERN_PRESETS: Mapping[str, BaseRun] = {
             warmup_steps=350,
             max_steps=13_500,
         ),
-        # 8 x 32 x 2,048 x 4,700 = 2.46B tokens, 19.9 per parameter. The rate goes on from the table's as its own do,
+        # 8 x 32 x 2,048 x 4,700 = 2.46B tokens, 19.9 per parameter. The rate extrapolates the table's,
         # with the power -0.09 of the parameters without embeddings, 85M; nanochat found batches of 0.5M tokens best.
         BaseRun(
             preset="fgpt-124m-modern",
@@ -164,7 +164,7 @@ INSTRUCT_PRESETS: Mapping[str, InstructRun] = {
             save_steps=50,
         ),
         # 8 x 1 x 256 x 150 = 0.3M tokens: a minute or two on two cores, from the quickstart's base model, at half of
-        # that model's rate. Half of the rows are basic-qa's, whose facts come seven times each: fewer are not learnt.
+        # that model's rate. Half of the rows are basic-qa's, whose facts come seven times each: fewer are not learned.
         InstructRun(
             preset="quickstart",
             model_name_or_path="runs/quickstart/base",

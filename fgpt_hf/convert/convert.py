@@ -35,7 +35,7 @@ _PROBE = "Hello, world!\n\n  naïve 日本, 1234 don't"  # shows how a tokenizer
 
 
 class Conversion(NamedTuple):
-    """A converted model, and the layout of the weights that it was made of."""
+    """A converted model, and the layout of the weights that it was made from."""
 
     layout: str
     model: FGPTForCausalLM
@@ -46,7 +46,7 @@ def convert(
 ) -> Conversion:
     """Write the weights of another program as a complete FGPT model folder.
 
-    Nothing in a checkpoint is executed. A GPT-2 that has its own tokens behind GPT-2's, or its own chat template, keeps
+    Nothing in a checkpoint is executed. A GPT-2 that has its own tokens after GPT-2's, or its own chat template, keeps
     its tokenizer; each one keeps its generation config.
 
     Args:
@@ -129,7 +129,7 @@ def _load_checkpoint(file: Path) -> Mapping[str, Any]:
 
 
 def _own_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """Return a model's tokenizer if it says more than GPT-2's: other tokens behind it, a chat template, other ids.
+    """Return a model's tokenizer if it says more than GPT-2's: other tokens after them, a chat template, other ids.
 
     A model without a tokenizer is assumed to have GPT-2's.
 

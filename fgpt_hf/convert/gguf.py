@@ -222,7 +222,7 @@ def _add_weights(
 
 
 def _as_llama_cpp(model: PreTrainedModel, architecture: Architecture, name: str, tensor: Tensor) -> Tensor:
-    """Return a weight in llama.cpp's order: matrices as (out, in), and heads as their positions are turned there."""
+    """Return a weight in llama.cpp's order: matrices as (out, in), and heads in the order of its rotation."""
     module, _, kind = name.rpartition(".")
     if model.config.model_type == "gpt2" and kind == "weight" and module.endswith(LINEAR_MODULES):
         return tensor.T

@@ -60,7 +60,7 @@ class StockClass:
         filled: switches whose missing weights can be ones, or zeros for biases.
         fields: the class's names of fields, by FGPT's.
         modules: the class's names of modules within a layer, by FGPT's.
-        turns_backwards: whether its rotary positions turn the other way, which exchanges the halves of each head.
+        rotates_backwards: whether its rotary positions rotate the other way, which exchanges the halves of each head.
     """
 
     title: str
@@ -70,7 +70,7 @@ class StockClass:
     filled: tuple[str, ...] = ()
     fields: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
-    turns_backwards: bool = False
+    rotates_backwards: bool = False
 
 
 STOCK_CLASSES: Mapping[str, StockClass] = {
@@ -108,12 +108,12 @@ STOCK_CLASSES: Mapping[str, StockClass] = {
     "nanochat": StockClass(
         title="nanochat",
         network=NanoChatForCausalLM,
-        # It normalizes queries and keys after it has turned them: without weights, that is the same.
+        # It normalizes queries and keys after rotating them: without weights, that is the same.
         needs={**_ROTARY, "norm_elementwise_affine": False, "embedding_norm": True, "qk_norm": True, "mlp_bias": False},
         copied=(*_ROTARY_COPIED, "final_logit_softcapping"),
         fields=_RMS,
         modules={"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"},
-        turns_backwards=True,
+        rotates_backwards=True,
     ),
 }
 
@@ -218,7 +218,7 @@ def from_stock(config: PreTrainedConfig, state: Mapping[str, Tensor]) -> Convert
             raise UserError(f"{name}={found!r} is a feature that FGPT lacks: it needs {needed!r}")
     modules = {theirs: ours for ours, theirs in stock.modules.items()}
     weights = _renamed(state, modules)
-    return ConvertedWeights(config.model_type, ours, _turned(weights, ours) if stock.turns_backwards else weights)
+    return ConvertedWeights(config.model_type, ours, _turned(weights, ours) if stock.rotates_backwards else weights)
 
 
 def _refusal(stock: StockClass, config: FGPTConfig, lacking: Mapping[str, object]) -> str:
@@ -241,7 +241,7 @@ def _stock_weights(model: FGPTForCausalLM, stock: StockClass) -> dict[str, Tenso
     state = model.state_dict()
     if stock.network is GPT2LMHeadModel:
         return to_gpt2_state(state)
-    return _renamed(_turned(state, model.config) if stock.turns_backwards else state, stock.modules)
+    return _renamed(_turned(state, model.config) if stock.rotates_backwards else state, stock.modules)
 
 
 def _renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:
@@ -253,7 +253,7 @@ def _renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[st
 
 
 def _turned(state: Mapping[str, Tensor], config: FGPTConfig) -> dict[str, Tensor]:
-    """Exchange the halves of each head of queries and keys, so that their pairs turn the other way."""
+    """Exchange the halves of each head of queries and keys, so that their pairs rotate the other way."""
     return {
         name: tensor.unflatten(0, (-1, 2, int(config.head_dim or 0) // 2)).flip(1).flatten(0, 2)
         if ".q_proj." in name or ".k_proj." in name

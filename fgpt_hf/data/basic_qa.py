@@ -2,7 +2,7 @@
 
 They are the questions that a newcomer asks first. There are few facts, each in many wordings, so that a small model can
 learn them in minutes. Some wordings for capitals are never trained on: whoever is asked in those shows that the fact
-was learnt, and not the sentence. What is not among the facts a model of this size does not know.
+was learned, and not the sentence. A model of this size does not know what is not among the facts.
 
 Capitals come from the package `countryinfo` (MIT license).
 """

@@ -1,4 +1,4 @@
-"""The fields of a batch that models do not name: what is not scored, and where documents end."""
+"""What a batch says besides a model's own inputs: which tokens are not scored, and where documents end."""
 
 import torch
 from torch import Tensor

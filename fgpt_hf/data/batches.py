@@ -2,8 +2,8 @@
 
 Rows are numbered along the whole run. A call of `take(n)` on all of P processes draws the next n·P numbers, n for each
 in order of rank: so the rows of a step are the same however they are divided into micro-batches and processes.
-`ShuffledRows` needs all rows at hand, on a disk or in memory, and shuffles each epoch anew. `StreamedRows` takes rows
-as they come, and each process makes all of them to use its share.
+`ShuffledRows` needs all rows at hand, on a disk or in memory, and shuffles them again for each epoch. `StreamedRows`
+takes rows as they come, and each process makes all of them to use its share.
 """
 
 import hashlib

@@ -122,7 +122,7 @@ def _usual_message(message: Message) -> Message:
 
 
 def hash_fraction_of(row: DatasetRow, messages: Sequence[Message]) -> float:
-    """Return the hash of the document that a row was made of, if it has that, or else of all messages."""
+    """Return the hash of the document that a row was made from, if it has that, or else of all messages."""
     if isinstance(fraction := row.get("document_hash"), float):
         return fraction
     return document_hash("\n".join(f"{message.get('role')}\n{message['content']}" for message in messages))

@@ -1,8 +1,8 @@
 """Read `--dataset_name`: one data set, or several with limits and repeats.
 
 The grammar is `NAME[:MAX_ROWS][*REPEATS],…`. `books/,notes.jsonl:500,~/wiki/*.md*2` is all of a folder, at most 500
-rows of a file, and the files of a glob twice an epoch. What exists on this machine is that path, whatever its
-characters: a folder `a,b` is one folder, and a file `notes*2` that file.
+rows of a file, and the files of a glob twice an epoch. A path that exists on this machine is taken as it is: a
+folder `a,b` is one folder, and `notes*2` a file.
 """
 
 import glob
@@ -61,7 +61,7 @@ def parse_validation_names(text: str | None) -> list[MixtureEntry]:
     if repeated := next((entry for entry in entries if entry.repeats != 1), None):
         raise UserError(
             f"validation_dataset={text}: what is held out is read once, so leave out *{repeated.repeats:g} "
-            f"behind {repeated.name}"
+            f"after {repeated.name}"
         )
     return entries
 
@@ -100,7 +100,7 @@ def _split(entry: str) -> MixtureEntry | None:
 
 
 def _exists(entry: str) -> bool:
-    """Return whether an entry is an existing path, with or without limits behind it."""
+    """Return whether an entry is an existing path, with or without limits after it."""
     found = _split(entry.strip())
     return _is_path(entry.strip()) or (found is not None and _is_path(found.name))
 

@@ -36,7 +36,7 @@ class ChatRows:
     """Packed conversations.
 
     Attributes:
-        ids: the tokens, `(N, T)`, padding behind the last conversation.
+        ids: the tokens, `(N, T)`, padding after the last conversation.
         positions: each token's position in its conversation, `(N, T)`; 0 for padding, so that all of it stands alone.
         loss_mask: which tokens are scored, `(N, T)`.
         padding: how many tokens of them all are padding.

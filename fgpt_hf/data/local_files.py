@@ -31,7 +31,7 @@ FORMATS: Mapping[str, str] = {
 ONE_DOCUMENT_A_FILE = {TEXT, HTML, PDF}
 TABLES = set(FORMATS.values()) - ONE_DOCUMENT_A_FILE
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-METADATA = {"dataset_info.json", "state.json", "dataset_dict.json"}  # beside the rows that `datasets` saved
+METADATA = {"dataset_info.json", "state.json", "dataset_dict.json"}  # next to the rows that `datasets` saved
 
 # Why a file is left out
 HIDDEN = "hidden"

@@ -1,7 +1,7 @@
 """Read the documents of files on this machine, as shards of a corpus.
 
 All files are read once before the first step: that counts the documents, recognizes encodings and columns, and finds
-empty and equal documents, which are left out. What was found is said, and kept where the files are large, so that a
+empty and equal documents, which are left out. The findings are logged, and cached for large files, so that a
 resumed run starts at once.
 """
 

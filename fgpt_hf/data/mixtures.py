@@ -1,8 +1,8 @@
 """Read the rows of a mixture of data sets: conversations or preference pairs, with malformed rows counted and named.
 
 One loop serves both kinds. Each row gets a fraction in [0, 1), by a hash of what it asks or of the document that it was
-made of, which decides whether it is held out: so equal rows are never in both splits, in whatever order they come. All
-rows are in memory at once, some kilobytes each; millions of conversations need tens of gigabytes.
+made from. The fraction decides whether the row is held out, so equal rows are never in both splits, whatever their
+order. All rows are in memory at once, some kilobytes each; millions of conversations need tens of gigabytes.
 """
 
 from collections import defaultdict
@@ -37,7 +37,7 @@ class MixtureRow:
         row_id: its name in messages, "row 7 of smol-smoltalk".
         hash_fraction: a hash in [0, 1); the rows of the smallest ones are held out.
         repeats: how often an epoch has it, on average.
-        is_derived: whether the hash is that of a document that other data sets are made of too.
+        is_derived: whether the hash is that of a document that other data sets are made from too.
         is_validation: whether it is of a data set that is for validation.
     """
 
@@ -64,7 +64,7 @@ Encoding = TypeVar("Encoding")
 RowReader: TypeAlias = Callable[[DatasetRow, str, float], ReadRow]
 # Given the name and the rows of a data set, returns the rows to read and their reader.
 OpenReader: TypeAlias = Callable[[str, LoadedRows], tuple[LoadedRows, RowReader[ReadRow]]]
-# Rows with what was made of each: those to train on, and those to hold out.
+# Rows with what was made from each: those to train on, and those to hold out.
 Splits: TypeAlias = tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]
 
 
@@ -176,7 +176,7 @@ def _is_known(row: MixtureRow, seen: set[bytes]) -> bool:
 def split_rows(
     rows: Sequence[tuple[ReadRow, Encoding]], run: TuningRun, kind: str, issues: RowIssues
 ) -> Splits[ReadRow, Encoding]:
-    """Return the rows to train on and those to hold out, each with what was made of it.
+    """Return the rows to train on and those to hold out, each with what was made from it.
 
     The rows of the smallest hashes are held out: `run.validation_fraction` of them, but at least one, and none with 0.
     Rows that are derived from documents are held out with these: if their hash is below the fraction. With a

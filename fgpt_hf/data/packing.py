@@ -5,8 +5,8 @@ where attention must stop, and the last token of a document learns that the docu
 A document longer than a row is cut into pieces that are packed like documents, and each piece begins with that token.
 
 Best fit needs no other cut where lengths vary: 8,000 documents of 1,500 tokens on average fill rows of 256 to 99.99 %.
-Where it would leave gaps, since two documents are too long for a row and one is too short, the rows are filled anew:
-with whole documents that fill a row together if there are such, and else with the beginning of a document that goes on
+Where it would leave gaps, since two documents are too long for a row and one is too short, the rows are filled again:
+with whole documents that fill a row together if there are any, or else with the beginning of a document that continues
 in the next row. `benchmarks/packing.py` compares this with other packings.
 """
 
@@ -26,7 +26,7 @@ MAX_PADDING = 0.0095  # of the documents' tokens; documents are cut where there 
 
 
 class Piece(NamedTuple):
-    """The tokens of a document from `start` to `stop`, which a row holds behind the token that begins documents."""
+    """The tokens of a document from `start` to `stop`, which a row holds after the token that begins documents."""
 
     document: int
     start: int
@@ -55,12 +55,12 @@ class PackedRows(NamedTuple):
 
 
 def pack_documents(documents: Iterable[Ids], row_length: int, encoder: DocumentEncoder = PROJECT_ENCODER) -> PackedRows:
-    """Pack documents into rows, each document or piece of one behind the token that begins documents.
+    """Pack documents into rows, each document or piece of one after the token that begins documents.
 
     An encoder that does not pack gives each piece a row of its own.
 
     Raises:
-        UserError: a row has no room for a token behind the `<|endoftext|>`.
+        UserError: a row has no room for a token after the `<|endoftext|>`.
 
     Example:
         >>> documents = [np.arange(length, dtype=np.uint16) for length in (3, 9)]
@@ -86,11 +86,11 @@ def pack_documents(documents: Iterable[Ids], row_length: int, encoder: DocumentE
 def plan_rows(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
     """Return the pieces in each row, given the documents' lengths in tokens without `<|endoftext|>`.
 
-    The rows are those of best fit. Where these pad too much, only the fullest ones are, and the others are filled anew
+    The rows are those of best fit. Where these pad too much, only the fullest ones are, and the others are filled again
     by cutting documents, if that needs fewer rows.
 
     Raises:
-        UserError: a row has no room for a token behind the `<|endoftext|>`.
+        UserError: a row has no room for a token after the `<|endoftext|>`.
 
     Example:
         >>> plan_rows([6, 6, 6], row_length=11)
@@ -113,7 +113,7 @@ def rows_of_their_own(lengths: Sequence[int], row_length: int) -> list[list[Piec
     """Return a row for each document, or for each of as few pieces of it as its length makes necessary.
 
     Raises:
-        UserError: a row has no room for a token behind the one that begins documents.
+        UserError: a row has no room for a token after the one that begins documents.
 
     Example:
         >>> rows_of_their_own([6], row_length=5)

@@ -1,4 +1,4 @@
-"""Where in a shard of documents its reading stands."""
+"""A reading position in a shard of documents."""
 
 from typing import NamedTuple
 

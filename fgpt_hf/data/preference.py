@@ -197,7 +197,7 @@ def last_reply(chat: EncodedConversation) -> TokenizedReply:
 
 
 def pair_batch(rows: PairRows) -> dict[str, Tensor]:
-    """Return rows as `input_ids` and `labels`, `(B, 2, T)`, padded behind, and `reference`, `(B, 2)`."""
+    """Return rows as `input_ids` and `labels`, `(B, 2, T)`, padded on the right, and `reference`, `(B, 2)`."""
     replies = [reply for pair in rows.pairs for reply in pair]
     ids = [torch.from_numpy(reply.ids.astype(np.int64)) for reply in replies]
     labels = [

@@ -1,9 +1,9 @@
 """Prepare rows: tokenize documents once, into shards on a disk, for runs that then read them at no cost.
 
 A shard holds 134 million tokens, 256 MiB. An interrupted preparation resumes at the next shard, and gives the same rows
-as one that was never interrupted, with any number of workers. Preparing again checks all that is there, and makes what
-is damaged anew. It takes 2 bytes of disk a token, or 4 of a vocabulary of more than 65,536 tokens, and a pass over the
-corpus before the first step; a run with `--streaming` needs neither.
+as one that was never interrupted, with any number of workers. Preparing again checks all that is there, and replaces
+what is damaged. It takes 2 bytes of disk per token, or 4 for a vocabulary of more than 65,536 tokens, and a pass over
+the corpus before the first step; a run with `--streaming` needs neither.
 """
 
 import logging
@@ -270,7 +270,7 @@ def _write_shard(
 
 
 def _interrupted(folder: Path, records: Sequence[ShardRecord], error: OSError) -> str:
-    message = f"{folder} could not be written: {error}; free some space and run the same command again to go on"
+    message = f"{folder} could not be written: {error}; free some space and run the same command again to continue"
     tokens = total_size(records)[TRAIN].tokens
     return f"{message}, or with --max_train_tokens {tokens} to keep what is there" if tokens else message
 

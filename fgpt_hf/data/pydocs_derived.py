@@ -1,11 +1,11 @@
-"""Make three small data sets of the embedded corpus: conversations, preference pairs and a multiple-choice benchmark.
+"""Make three small data sets from the embedded corpus: conversations, preference pairs and a multiple-choice benchmark.
 
-All need no network and are the same for the same installed packages. They follow the documents' split: what is made of
-a document carries that document's hash, so it is held out where base training holds out the document.
+None needs a network, and all are the same for the same installed packages. They follow the documents' split: what is
+made from a document carries that document's hash, so it is held out where base training holds out the document.
 
 - `pydocs-chat`: what a documented object is for, answered by the first sentence of its docstring.
 - `pydocs-preference`: the same questions; the sentence is preferred to that of another object, or to a loop.
-- `pydocs-choice`: how a docstring goes on after its first half, with four endings from one module.
+- `pydocs-choice`: how a docstring continues after its first half, with four endings from one module.
 
 They show whether training works, not how good a model is: the answers repeat the corpus. For real tuning use the data
 sets of `sources.CONVERSATIONS`.
@@ -134,7 +134,7 @@ def load_pydocs_choice() -> list[DerivedRow]:
 def module_choices(members: Sequence[MemberFields]) -> list[DerivedRow]:
     """Return a row for each docstring of a module that is long enough.
 
-    The context is about half a docstring, behind its signature as in the corpus; an ending is the next words, as many
+    The context is about half a docstring, after its signature as in the corpus; an ending is the next words, as many
     in each. Equal endings count once, and a docstring with fewer than three others has no row.
     """
     halves = {member["name"]: parts for member in members if (parts := _split_definition(member))}

@@ -1,6 +1,6 @@
-"""Prepared rows on a disk: a folder of shards that map into memory, and the data set on the Hub made of it.
+"""Prepared rows on a disk: a folder of shards that map into memory, and the data set on the Hub made from it.
 
-The folder holds `prepared.json`, which says what the rows were made of, and `shard-00000/` and so on, each with
+The folder holds `prepared.json`, which says what the rows were made from, and `shard-00000/` and so on, each with
 `train.arrow`, `validation.arrow` and `shard.json`. A token takes 2 bytes, or 4 where the vocabulary has more than
 65,536. A shard is complete or absent, and records where in the corpus it begins and ends, so that the next one can
 begin there, and the size and hash of its files. Whatever is damaged, missing or exchanged is named: records and sizes
@@ -31,7 +31,7 @@ from fgpt_hf.workers import BackgroundCheck
 
 PREPARED, RECORD = "prepared.json", "shard.json"
 COLUMN = "input_ids"
-HOW_TO_MEND = "run `fgpt prepare` again, which makes {} anew"
+HOW_TO_MEND = "run `fgpt prepare` again, which rebuilds {}"
 SECONDS_TO_CHECK = 5.0  # that a run waits for the content of its rows to be checked; then it begins meanwhile
 
 
@@ -132,7 +132,7 @@ class Manifest:
     def read(cls, path: Path) -> "Manifest":
         """Return the manifest in a file; UserError if it is missing or damaged."""
         if not path.exists():
-            raise UserError(f"{path} is missing: run `fgpt prepare` again, which writes it anew")
+            raise UserError(f"{path} is missing: run `fgpt prepare` again, which rewrites it")
         fields = read_sealed_json(path)
         try:
             made = fields.pop("made")
@@ -193,7 +193,7 @@ class PreparedRows:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Finished rows by split, and what they were made of."""
+    """Finished rows by split, and what they were made from."""
 
     rows: Mapping[str, PreparedRows]
     manifest: Manifest
@@ -222,8 +222,8 @@ def load_prepared(
     if not manifest.is_finished:
         tokens = total_size(records)[TRAIN].tokens
         raise UserError(
-            f"the preparation of {folder} is not finished: run `fgpt prepare` again to go on, or keep the {tokens:,} "
-            f"tokens that are there with --max_train_tokens {tokens}"
+            f"the preparation of {folder} is not finished: run `fgpt prepare` again to continue, or keep the "
+            f"{tokens:,} tokens that are there with --max_train_tokens {tokens}"
         )
     if Manifest.of(manifest.recipe, records) != manifest:
         raise UserError(f"{folder} lacks {shard_name(len(records))} or a later shard: run `fgpt prepare` again")

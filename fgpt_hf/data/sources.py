@@ -83,7 +83,7 @@ class DataProvenance:
 
     Attributes:
         sizes: the documents, conversations or pairs of each split, and their tokens.
-        source: fields of a run that describe the text, if the run itself only names rows made of it.
+        source: fields of a run that describe the text, if the run itself only names rows made from it.
     """
 
     sizes: Sizes = field(default_factory=dict)

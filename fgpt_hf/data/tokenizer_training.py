@@ -64,7 +64,7 @@ def train_tokenizer(training: TokenizerTraining) -> str:
 
 
 def compression_report(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
-    """Return a line on the bytes that a token stands for in `texts`, beside those of GPT-2's tokenizer.
+    """Return a line on the bytes that a token stands for in `texts`, next to those of GPT-2's tokenizer.
 
     Example:
         >>> from fgpt_hf.tokenizer.tokenizer import build_tokenizer

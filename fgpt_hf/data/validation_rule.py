@@ -23,7 +23,7 @@ def validation_rule(source: TextSource, shards: Sequence[Shard]) -> ValidationRu
 
     Documents on this machine, and those of a small data set on the Hub, are read and counted, up to `MAX_DOCUMENTS`.
     For a larger stream and for an embedded corpus, the threshold is the fraction as it is: the former is not read for
-    it, and a document of the latter has the same split in all data sets that are made of it. With a validation set of
+    it, and a document of the latter has the same split in all data sets that are made from it. With a validation set of
     the user's own, no other document is held out.
 
     Raises:

@@ -168,7 +168,7 @@ class Samples:
     Attributes:
         prompts: texts, each read as the beginning of a document, of which `require_room` is true.
         write: receives a line for each prompt.
-        seed: set anew for each continuation, so that one does not depend on the others.
+        seed: set again for each continuation, so that it does not depend on the others.
     """
 
     every_steps: int
@@ -205,7 +205,7 @@ class ChatSamples:
     Attributes:
         prompts: conversations that the assistant is to continue.
         write: receives a line for each prompt.
-        seed: set anew for each way of decoding.
+        seed: set again for each way of decoding.
     """
 
     every_steps: int

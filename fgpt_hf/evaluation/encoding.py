@@ -67,7 +67,7 @@ class Encoder:
     def windows(self, text: str) -> list[Row]:
         """Split a text into rows that together score each of its tokens once.
 
-        As in the harness' `loglikelihood_rolling`, the first token follows the tokenizer's first token, windows do not
+        As in the harness's `loglikelihood_rolling`, the first token follows the tokenizer's first token, windows do not
         overlap, and the last one is filled up with the tokens before it.
         """
         ids, length = self._encode([text])[0], self.context_length
@@ -78,7 +78,7 @@ class Encoder:
         return rows
 
     def prompts(self, texts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Encode texts, truncated from the left so that a reply of `max_new_tokens` fits behind each."""
+        """Encode texts, truncated from the left so that a reply of `max_new_tokens` fits after each."""
         prompts = self._encode(texts)
         self.contexts_cut += sum(len(ids) + max_new_tokens > self.context_length for ids in prompts)
         return [ids[-(self.context_length - max_new_tokens) :] for ids in prompts]

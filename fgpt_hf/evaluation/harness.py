@@ -1,8 +1,8 @@
 """A model class of lm-evaluation-harness that scores as this project does: `lm_eval`'s `hf`, several times faster.
 
-Prompts, tokens, generation and every option are those of the harness' own `hf`, from which the class inherits. Only the
-scoring of continuations differs: requests that begin alike (the endings of a question, and the examples in front of all
-questions) are read as one prefix tree, and only the tokens that predict a scored one get logits. The harness has no
+Prompts, tokens, generation and every option are those of the harness's own `hf`, from which the class inherits. Only
+the scoring of continuations differs: requests that begin alike (the endings of a question, and the examples in front of
+all questions) are read as one prefix tree, and only the tokens that predict a scored one get logits. The harness has no
 entry points for models: importing this module registers the name `fgpt`, which `fgpt lm-eval` does.
 """
 

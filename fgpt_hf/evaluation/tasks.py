@@ -179,7 +179,7 @@ def _choice(context: str, endings: Sequence[str], label: int) -> Example:
 
 
 def _hellaswag(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Render the harness' text. A file may give the context whole, as `ctx`, instead of in two halves."""
+    """Render the harness's text. A file may give the context whole, as `ctx`, instead of in two halves."""
     context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}" if "ctx_b" in row else row["ctx"]
     endings = [_strip_marks(ending) for ending in row["endings"]]
     return _choice(_strip_marks(f"{row['activity_label']}: {context}"), endings, int(row["label"]))
@@ -191,7 +191,7 @@ def _hellaswag_plain(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example
 
 
 def _hellaswag_letters(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Render the harness' text as a user's question with lettered choices, for the assistant to name one."""
+    """Render the harness's text as a user's question with lettered choices, for the assistant to name one."""
     contexts, endings, label, _ = _hellaswag(row, tokenizer)
     if not tokenizer.chat_template:
         raise UserError("this task asks a chat model, and the tokenizer has no chat template: try hellaswag")
@@ -215,7 +215,7 @@ def _chat_prompt(question: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _strip_marks(text: str) -> str:
-    """Remove the bracketed marks of HellaSwag's WikiHow half, by the harness' rule."""
+    """Remove the bracketed marks of HellaSwag's WikiHow half, by the harness's rule."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -247,7 +247,7 @@ def _label(row: Fields) -> int:
 
 
 def _winogrande(row: Fields, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Render two contexts, the gap filled with either option, and the text behind the gap as the ending of both."""
+    """Render two contexts, the gap filled with either option, and the text after the gap as the ending of both."""
     before, _, after = row["sentence"].partition("_")
     return Example([before + row["option1"], before + row["option2"]], [after.strip()] * 2, int(row["answer"]) - 1)
 

@@ -17,7 +17,7 @@ _END = "<!-- fgpt: end -->"
 _GENERATED = re.compile(
     re.escape(_BEGIN).replace(r"\{digest\}", "(?P<digest>[0-9a-f]*)") + "(?P<body>.*)" + re.escape(_END), re.DOTALL
 )
-_JOINED = ("tags", "datasets")  # lists in which a person's entries stay beside the run's
+_JOINED = ("tags", "datasets")  # lists in which a person's entries stay next to the run's
 
 
 def mark_as_generated(card: str) -> str:

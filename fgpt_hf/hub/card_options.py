@@ -11,7 +11,7 @@ class CardOptions:
         repo_id: where the model is published.
         architecture: how it is published: as fgpt with its code, as a stock class of transformers by its name, such as
             qwen3, or as the one that computes the same (auto).
-        gguf: types of weights, such as Q8_0, of the GGUF files beside it.
+        gguf: types of weights, such as Q8_0, of the GGUF files to publish with it.
         license: the license of the weights, such as mit.
         language: the language of the data, such as en.
         base_model: the model on the Hub from which this one was trained.

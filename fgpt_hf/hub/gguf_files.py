@@ -1,4 +1,4 @@
-"""GGUF files beside a published model, and the files by which Ollama prompts it and knows where a reply ends."""
+"""GGUF files published with a model, and the files by which Ollama prompts it and knows where a reply ends."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Say on which machines of the Hub's Jobs a run finishes, when, and for how much."""
+"""Estimate on which machines of the Hub's Jobs a run finishes, when, and at what cost."""
 
 import math
 import re

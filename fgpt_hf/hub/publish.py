@@ -98,7 +98,7 @@ def _architecture(record: RunRecord, options: CardOptions) -> str:
 
 
 def _gguf_files(record: RunRecord, destination: Destination, options: CardOptions, scratch: Path) -> dict[str, Content]:
-    """Write the GGUF files that are to go beside the model, and return them with those for Ollama."""
+    """Write the GGUF files that are to go with the model, and return them with those for Ollama."""
     if not options.gguf or record.config is None:
         return {}
     if record.config.model_type == FGPTConfig.model_type:

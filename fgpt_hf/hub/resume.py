@@ -1,4 +1,4 @@
-"""Go on from the state that a run left on the Hub, on a machine that may have nothing of it."""
+"""Resume from the state that a run left on the Hub, on a machine that may have nothing of it."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ class HubResume:
     """What a run that starts finds of itself on the Hub.
 
     Attributes:
-        found: the state that it goes on from, if that is one of the Hub.
+        found: the state that it resumes from, if that is on the Hub.
         writer_before: the start of the run that uploaded the state on the branch where this run keeps its own.
     """
 
@@ -39,10 +39,10 @@ class HubResume:
     writer_before: str | None = None
 
     def fetch(self) -> Run:
-        """Write the state to go on from into the run's folder, and return the run with that folder to resume from.
+        """Write the state to resume from into the run's folder, and return the run with that folder to resume from.
 
         It is the one that `resume_from_checkpoint` names; or for a run that keeps its state on the Hub, the newest one
-        there, where the same command would go on from it on this machine.
+        there, where the same command would resume from it on this machine.
 
         Raises:
             UserError: it is the state of another run, or not whole; or there is no such state.
@@ -131,7 +131,7 @@ def is_on_hub(name: str) -> bool:
 
 
 def share_state(found: FoundState | None, folder: RunFolder, accelerator: Accelerator) -> None:
-    """Download the checkpoint that the main process goes on from to the disks of other machines that lack it.
+    """Download the checkpoint that the main process resumes from to the disks of other machines that lack it.
 
     Every process calls it; `found` is the main process's.
     """

@@ -121,7 +121,7 @@ class CheckpointUploader:
         """Make the repo ready, and try whether the token may write to it.
 
         Args:
-            writer_before: which start of the run uploaded the state that this one goes on from, or replaces.
+            writer_before: which start of the run uploaded the state that this one resumes from, or replaces.
 
         Raises:
             UserError: as `require_write_access`.
@@ -162,7 +162,7 @@ class CheckpointUploader:
             logger.info("published: %s", publish(self.folder.model, self.destination, CardOptions()))
 
     def _upload(self, snapshot: Snapshot) -> None:
-        """Upload a snapshot; an error of any kind is logged, because the run goes on, and later uploads too."""
+        """Upload a snapshot; an error of any kind is logged, because the run continues, and so do later uploads."""
         if self._goes_on_elsewhere:
             return
         try:

@@ -18,13 +18,13 @@ from fgpt_hf.data.batch_fields import IGNORED
 
 
 def logit_softcap(model: PreTrainedModel) -> float | None:
-    """Return the number that a model's logits are smoothly bound to by its configuration, or None."""
+    """Return the number at which a model's configuration caps its logits, or None."""
     softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return softcap
 
 
 def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Bind logits smoothly to plus and minus a number, as models do.
+    """Cap logits smoothly at plus and minus a number, as models do.
 
     Example:
         >>> softcapped(torch.tensor([0.1, 100.0]), 15)
@@ -49,7 +49,7 @@ def summed_cross_entropy(
         states: `(N, D)`, final hidden states.
         embeddings: `(V, D)`, the output head's weight.
         labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
-        softcap: the number that logits are smoothly bound to.
+        softcap: the number at which logits are smoothly capped.
         log_weights: `(V,)`, float32, what is added to the logits: the logarithm of how many tokens each one stands for.
 
     Example:
@@ -74,7 +74,7 @@ def token_losses(states: Tensor, embeddings: Tensor, labels: Tensor, softcap: fl
         states: `(N, D)`, final hidden states.
         embeddings: `(V, D)`, the output head's weight.
         labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
-        softcap: the number that logits are smoothly bound to.
+        softcap: the number at which logits are smoothly capped.
 
     Example:
         >>> token_losses(torch.zeros(2, 8), torch.zeros(100, 8), torch.tensor([7, IGNORED]))
@@ -110,7 +110,7 @@ def token_scores(
         embeddings: `(V, D)`, the output head's weight.
         state_of_target: `(N,)`, the index of the state that predicts each target.
         targets: `(N,)`, token ids.
-        softcap: the number that logits are smoothly bound to.
+        softcap: the number at which logits are smoothly capped.
     """
     losses = states.new_empty(len(targets), dtype=torch.float32)
     likeliest = torch.empty_like(targets, dtype=torch.bool)
@@ -140,7 +140,7 @@ def product_dtype(operand: Tensor) -> torch.dtype:
 
 
 def logit_rows(device: str, dtype: torch.dtype) -> int:
-    """Return the number of rows whose logits exist at once: enough for full speed, little beside a model's memory."""
+    """Return the number of rows whose logits exist at once: enough for full speed, little next to a model's memory."""
     if device == "cpu":
         return 1024 if dtype == torch.float32 else 512  # more rows are no faster
     return 4096
@@ -304,7 +304,7 @@ def _to_gradients_(logits: Tensor, labels: Tensor, softcap: float | None, log_we
 
 
 def _cap_(logits: Tensor, softcap: float | None) -> Tensor | None:
-    """Bind logits to a softcap in place; return the derivatives of that, or None without a softcap."""
+    """Cap logits in place; return the derivatives of that, or None without a softcap."""
     if softcap is None:
         return None
     slopes = 1 - logits.div_(softcap).tanh_().square()

@@ -49,7 +49,7 @@ class OutputHead(Protocol):
 
 @dataclass(frozen=True)
 class ProductHead:
-    """A head whose logits are `states @ embeddings.T`, smoothly bound to a softcap if there is one."""
+    """A head whose logits are `states @ embeddings.T`, smoothly capped if there is a softcap."""
 
     model: PreTrainedModel
 
@@ -99,7 +99,7 @@ _ATTRIBUTE = "_fgpt_output_head"  # of a model whose head is known
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """Return the head of a model, which a trial on a few tokens tells.
+    """Return the head of a model, found by a probe with a few tokens.
 
     Raises:
         UserError: the head cannot be told from the network before it.
@@ -137,7 +137,7 @@ def _find_head(model: PreTrainedModel) -> OutputHead:
 
 
 def _is_all_of_head(model: PreTrainedModel, weight: Tensor) -> bool:
-    """Return whether a model has no other parameter behind its network, such as a bias, which may still be zero."""
+    """Return whether a model has no other parameter after its network, such as a bias, which may still be zero."""
     before = {id(parameter) for parameter in model.get_decoder().parameters()}
     return all(id(parameter) in before or parameter is weight for parameter in model.parameters())
 
@@ -171,7 +171,7 @@ def own_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 class _GivenStates(nn.Module):
-    """A network whose final states are given."""
+    """A network that returns given final states."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Normalize the training loss over a sample of the vocabulary, where the output head is most of a step's work.
 
 The denominator of the softmax sums over the vocabulary. Here it is estimated, without bias, from fewer tokens (Jean et
-al. 2015, arXiv:1412.2007): those that the batch predicts, and others that are drawn anew for each batch, each of which
+al. 2015, arXiv:1412.2007): those that the batch predicts, and others drawn afresh for each batch, each of which
 stands for as many as were left out. Logits and gradients of the other tokens are never computed.
 
 Legend: N rows (tokens to predict), V vocabulary, D width, C tokens of the sample.
@@ -26,7 +26,7 @@ def sampled_cross_entropy(
         embeddings: `(V, D)`, the output head's weight.
         labels: `(N,)`, token ids, or `IGNORED` where a row is not scored.
         size: the number of tokens of the sample, C; the tokens to predict are always among them.
-        softcap: the number that logits are smoothly bound to.
+        softcap: the number at which logits are smoothly capped.
 
     Example:
         >>> states, embeddings = torch.zeros(2, 8), torch.zeros(100, 8)

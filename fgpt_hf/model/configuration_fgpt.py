@@ -1,6 +1,6 @@
 """FGPT's configuration: GPT-2's options and newer ones, under the names that today's tools and plans look for.
 
-This file is published with a model's weights, beside `modeling_fgpt.py`, and imports transformers only.
+This file is published with a model's weights and `modeling_fgpt.py`, and imports transformers only.
 """
 
 import os
@@ -40,15 +40,15 @@ class FGPTConfig(PreTrainedConfig):
         num_key_value_heads: heads of keys and values, each shared by as many query heads; by default one each.
         head_dim: size of a head; by default `hidden_size / num_attention_heads`.
         max_position_embeddings: context length in tokens. With rotary positions it can be raised after training.
-        position_embedding: `learned` adds a table's row to each token; `rope` turns queries and keys (Su et al. 2021,
-            arXiv:2104.09864).
+        position_embedding: `learned` adds a learned vector to each token; `rope` rotates queries and keys (Su et al.
+            2021, arXiv:2104.09864).
         rope_parameters: of rotary positions, as in transformers: `rope_theta` (by default 10,000), and with `rope_type`
             a scaling to longer contexts.
         norm: `layernorm` or `rmsnorm` (Zhang and Sennrich 2019, arXiv:1910.07467).
         norm_elementwise_affine: whether normalizations have weights.
         norm_bias: whether they have biases; by default if they are LayerNorms with weights.
         embedding_norm: normalize the embeddings before the first layer.
-        qk_norm: normalize each query and key over its head, before it is turned (Henry et al. 2020, arXiv:2010.04245).
+        qk_norm: normalize queries and keys within each head, before rotation (Henry et al. 2020, arXiv:2010.04245).
         mlp: `plain` is two projections; `gated` multiplies the activation by a third (Shazeer 2020, arXiv:2002.05202).
         hidden_act: any activation of transformers. GPT-2 and the flagship have the tanh approximation of GELU, and
             `gelu` is the exact one; `relu2` is ReLU squared (So et al. 2021, arXiv:2109.08668), and `silu` with
@@ -56,7 +56,7 @@ class FGPTConfig(PreTrainedConfig):
         attention_bias: whether the four attention projections have biases.
         mlp_bias: whether the projections of the MLP have biases.
         tie_word_embeddings: whether the output head shares the weights of the token embeddings.
-        final_logit_softcapping: bound logits smoothly to plus and minus this number (Gemma 2, arXiv:2408.00118).
+        final_logit_softcapping: cap logits smoothly at plus and minus this number (Gemma 2, arXiv:2408.00118).
         layer_norm_eps: added to the variance in every normalization, of either kind.
         initializer_range: standard deviation of the initial weights.
         zero_init_residual: start the projections that feed the residual stream at zero, so that a new network is the
@@ -193,12 +193,14 @@ class FGPTConfig(PreTrainedConfig):
     def _validate_rope_parameters(self, rope: dict[str, Any]) -> None:
         assert self.head_dim is not None  # derived above
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: position_embedding='rope' turns pairs of values")
+            raise ValueError(
+                f"head_dim={self.head_dim} must be even: position_embedding='rope' rotates pairs of values"
+            )
         rope_type = rope.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             raise ValueError(f"rope_type={rope_type!r} is unknown; choose from {', '.join(ROPE_TYPES)}")
         if rope.get("partial_rotary_factor", 1) != 1:
-            raise ValueError("partial_rotary_factor must be 1: the whole of a head is turned")
+            raise ValueError("partial_rotary_factor must be 1: the whole head is rotated")
         theta = rope.get("rope_theta")
         if not (isinstance(theta, (int, float)) and theta > 0):
             raise ValueError(f"rope_theta={theta!r} must be a number above zero")

@@ -1,6 +1,6 @@
-"""Try out what a causal language model sees: only earlier tokens, and of packed documents only its own.
+"""Probe what a token of a causal language model sees: earlier tokens only, and in a packed row its own document only.
 
-No attribute of a model says so, hence a trial with a few tokens.
+No attribute of a model says so, hence a probe with a few tokens.
 """
 
 from inspect import signature
@@ -38,7 +38,7 @@ def require_causal(name: str, model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def keeps_documents_apart(model: PreTrainedModel) -> bool:
-    """Return whether positions that begin anew keep the documents of a row from each other, as if each were alone.
+    """Return whether restarting positions keep the documents of a row apart, as if each were alone.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel

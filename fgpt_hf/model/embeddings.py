@@ -1,4 +1,4 @@
-"""The rows that a model has for tokens."""
+"""The input and output embeddings of any model."""
 
 from torch import Tensor
 from transformers import PreTrainedModel

@@ -272,7 +272,7 @@ def stores_weights_as_named(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Let transformers read and write files without bars of its own, which break those of a training run."""
+    """Switch off transformers' progress bars while it reads or writes: they would break those of a training run."""
     was_enabled = is_progress_bar_enabled()
     disable_progress_bar()
     try:
@@ -285,10 +285,10 @@ def _without_progress_bars() -> Iterator[None]:
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a tokenizer's files, without the traces of how it was loaded and used.
 
-    A call with `padding` or `truncation` leaves that on, and loading leaves its options among those of the tokenizer.
+    A call with `padding` or `truncation` leaves it switched on, and loading adds its options to the tokenizer's.
     """
     if isinstance(tokenizer, PreTrainedTokenizerFast):
-        tokenizer.backend_tokenizer.no_padding()  # each call that needs it sets it anew
+        tokenizer.backend_tokenizer.no_padding()  # each call that needs it sets it again
         tokenizer.backend_tokenizer.no_truncation()
     for name in LOADING_OPTIONS:
         tokenizer.init_kwargs.pop(name, None)

@@ -19,7 +19,7 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Freeze the model but for new adapters and the rows of the project's role tokens, which base models never saw.
+    """Freeze the model except for new adapters and the rows of the project's role tokens, which base models never saw.
 
     The model keeps its class, and saves the adapter alone.
 
@@ -32,7 +32,7 @@ def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTok
     targets = _targets(run)
     shape = shape_of(model.config)
     layers = shape.linear_layers
-    # Neither the embeddings nor the head can have an adapter beside the role tokens' rows.
+    # Neither the embeddings nor the head can have an adapter as well as the role tokens' rows.
     if targets != "all-linear" and not all(any(_ends_in(layer, target) for layer in layers) for target in targets):
         raise UserError(
             f"lora_target_modules={run.lora_target_modules} names a layer that this model lacks: give all-linear, or "

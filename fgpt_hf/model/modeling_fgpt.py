@@ -1,6 +1,6 @@
-"""FGPT: GPT-2's network, and newer blocks by the switches of its configuration, built from the parts of transformers.
+"""FGPT: GPT-2's network, and newer blocks that its configuration switches on, built from parts of transformers.
 
-This file is published beside a model's weights. It imports torch, transformers and `configuration_fgpt.py` only.
+This file is published with a model's weights. It imports torch, transformers and `configuration_fgpt.py` only.
 
 Legend: B rows, T tokens of a row, S key slots that a query can see (cache and padding included), H heads, D head size,
 C width, V vocabulary.
@@ -134,7 +134,7 @@ class FGPTAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map `(B, T, C)` to `(B, T, C)`; also return the weights, `(B, H, T, S)`, if the implementation gives them.
 
-        `rotation` holds the cosines and sines, each `(B or 1, T, D)`, by which rotary positions turn queries and keys.
+        `rotation` holds the cosines and sines, each `(B or 1, T, D)`, that rotate queries and keys.
         """
         rows_tokens = hidden_states.shape[:-1]
         by_head = (*rows_tokens, -1, self.head_dim)  # -1: under tensor parallelism a device has only some heads

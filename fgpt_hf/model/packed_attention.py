@@ -27,9 +27,9 @@ UNKNOWN_TO_KERNEL = ("sliding_window", "softcap", "s_aux", "position_bias")  # w
 
 
 def packed_inputs(model: PreTrainedModel, ends: Tensor, tokens: int) -> dict[str, Any]:
-    """Return what a model is given, beside positions, for its attention to stay within documents.
+    """Return what a model needs, besides positions, for its attention to stay within documents.
 
-    No device is waited for. Attention that takes a plain mask gets nothing: transformers makes that of the positions.
+    No device is waited for. Attention that takes a plain mask gets nothing: transformers makes it from the positions.
 
     Args:
         ends: `(B, K)` int32, where the documents of each row end; the last end may be repeated.

@@ -65,7 +65,7 @@ def next_steps(folder: Path, recorded: Record) -> Iterator[NextStep]:
     """Yield the commands that come after a run, the likeliest first."""
     name, stage = shlex.quote(str(folder)), stage_of(recorded)
     if not (folder / "model").is_dir():
-        yield NextStep("go on", "the same training command again")
+        yield NextStep("resume", "the same training command again")
         yield NextStep("watch it", fgpt("report", "--watch", name))
         return
     if stage == "base":

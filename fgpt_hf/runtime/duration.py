@@ -1,4 +1,4 @@
-"""How long a run takes: a guess before its first step, and how many timed steps fit the time that it is given."""
+"""How long a run takes: a prediction before its first step, and how many timed steps fit a given time."""
 
 import bisect
 import math

@@ -96,7 +96,7 @@ def plan_training(
 
     Args:
         epoch_rows: rows of an epoch, for a run whose length is a number of epochs.
-        keep: returns the plan with what the run has decided before, if it goes on.
+        keep: returns the plan with what the run has decided before, if it resumes.
 
     Raises:
         UserError: as `require_memory`.
@@ -111,7 +111,7 @@ def plan_training(
 def require_memory(run: Run, config: Network, machine: Machine) -> None:
     """Raise UserError if the run cannot fit such devices, or `max_minutes` not even ten steps, whatever its data.
 
-    Either weights, gradients and optimizer take more than a device has, or not even one row fits beside them where the
+    Either weights, gradients and optimizer take more than a device has, or not even one row fits as well where the
     micro-batch is left open, or a given one takes `FAR_ABOVE` times what a device has; or the rows of a step do not
     divide evenly among the processes. What a micro-batch of preference pairs takes is not known, only a bound.
     """

@@ -1,4 +1,4 @@
-"""Stop on SIGTERM and SIGINT: at once, through the cleanup of all that is open, or after the step that is being taken.
+"""Stop on SIGTERM and SIGINT: at once, with the cleanup of everything that is open, or after the current step.
 
 Schedulers send SIGTERM before they take a machine away, and Ctrl-C is SIGINT. Launchers pass on what they receive, so a
 worker may get one request twice: a signal soon after another one is taken for the same.

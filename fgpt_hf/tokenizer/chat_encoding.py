@@ -1,8 +1,8 @@
 """Encode conversations by any chat template, with a mask of what the assistant says.
 
-The mask comes from the template's own marks, `{% generation %}`, where it has them. Else it is what a reply adds to the
-rendering of the messages before it; that takes a template that writes a message alike whatever follows it, which is
-checked for every reply. Text that spells a control token is encoded as text.
+The mask comes from the template's own marks, `{% generation %}`, if it has them. Otherwise it is what a reply adds to
+the rendering of the messages before it. That works only if the template writes a message in the same way whatever
+follows it, which is checked for every reply. Text that spells a control token is encoded as text.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _render_with_marks(tokenizer: PreTrainedTokenizerBase, messages: Messages) -
 
 
 def _end_of_reply(control_tokens: tuple[str, ...], text: str, start: int, stop: int) -> int:
-    """Return where a reply ends: behind the control token at its end, without the white space after that."""
+    """Return where a reply ends: after the control token at its end, without the white space after that."""
     reply = text[start:stop].rstrip()
     return start + len(reply) if reply.endswith(control_tokens) else stop
 
@@ -206,7 +206,7 @@ def _encode_in_parts(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
 def _encode_part(tokenizer: PreTrainedTokenizerBase, text: str, as_text: bool, is_first: bool) -> list[tuple[int, int]]:
     """Return the ids of a part of a text, each with where it begins.
 
-    A part in the middle is encoded behind a line end, so that SentencePiece puts no space before it.
+    A part in the middle is encoded after a line end, so that SentencePiece puts no space before it.
     """
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = as_text
@@ -231,7 +231,7 @@ def _with_mask(encoding: Encoding, chat: RenderedChat) -> EncodedConversation:
 
 
 def _first_token(encoding: Encoding, text: str, position: int) -> int:
-    """Return the index of the first token that begins at a character or behind it."""
+    """Return the index of the first token that begins at a character or after it."""
     for character in range(position, len(text)):
         token = encoding.char_to_token(character)
         if token is not None:  # a normalizer may have dropped the character

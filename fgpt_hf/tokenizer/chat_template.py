@@ -1,6 +1,6 @@
 """Chat templates come with a model, so they are programs that others wrote: bound and explain what they do.
 
-transformers runs them in jinja's sandbox, which keeps them from files and code, but not from running for ever.
+transformers runs them in jinja's sandbox, which keeps them from files and code, but not from running forever.
 """
 
 from __future__ import annotations

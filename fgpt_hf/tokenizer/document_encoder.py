@@ -36,7 +36,7 @@ _DOCUMENTS_PER_TASK = 128  # with fewer, handing tasks over costs more than shar
 
 @dataclass(frozen=True)
 class DocumentEncoder:
-    """How documents become ids and rows of ids: all that a process needs to know that makes them.
+    """How documents become ids and rows of ids: all that a process needs to make them.
 
     Attributes:
         start: the id that each document in a row begins with.
@@ -110,7 +110,7 @@ class DocumentEncoder:
         return _byte_bpe(self.rules) is not None
 
     def encode(self, texts: Iterable[str], threads: int | None = None) -> list[Ids]:
-        """Return the ids of each text, equal to the tokenizer's own, with `end` behind them if there is one.
+        """Return the ids of each text, equal to the tokenizer's own, with `end` after them if there is one.
 
         Text that spells a control token stays text. A lone surrogate, which UTF-8 cannot encode, becomes U+FFFD.
 

@@ -75,7 +75,7 @@ def build_tokenizer(max_length: int = 1024, template: str = CHAT_TEMPLATE) -> GP
 def add_control_tokens(
     vocabulary: Mapping[str, int], merges: Sequence[Any], max_length: int = 1024, template: str = CHAT_TEMPLATE
 ) -> GPT2Tokenizer:
-    """Return a byte-level BPE, cut as GPT-2 cuts text, with FGPT's control tokens behind its own and a chat template.
+    """Return a byte-level BPE that splits text as GPT-2 does, followed by FGPT's control tokens, with a chat template.
 
     Args:
         vocabulary: the id of each token, in GPT-2's spelling of bytes, from 0 on without gaps.
@@ -109,7 +109,7 @@ def tokenizer_fingerprint() -> str:
 
 
 def has_control_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a tokenizer has the project's control tokens at their ids behind GPT-2's vocabulary."""
+    """Return whether a tokenizer has the project's control tokens at their ids after GPT-2's vocabulary."""
     return tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(CONTROL_TOKENS.values())
 
 

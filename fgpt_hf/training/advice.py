@@ -21,7 +21,7 @@ Lines = Sequence[Line]
 
 # A run that sees a text more often than this learns little more from it (Muennighoff et al. 2023, arXiv:2305.16264).
 USEFUL_EPOCHS = 4
-# Fewer tokens of text than this for each parameter are learnt by heart in a few epochs; the quickstart has 0.77.
+# Fewer tokens of text than this for each parameter are learned by heart in a few epochs; the quickstart has 0.77.
 FEW_TOKENS = 0.1
 RISE = 1.01  # of the validation loss, which is measured on fixed rows and has no noise
 FLAT_STEPS, FLAT_SHARE, FLAT_LINES = 50, 0.05, 12  # steps, and share of the run, before a loss is said not to fall
@@ -67,7 +67,7 @@ class Adviser:
         self._lines: list[Line] = []
         self._rules = list(RULES)
         self._next_look = 1
-        for line in earlier:  # of a run that goes on, whose advice was given then
+        for line in earlier:  # of a resumed run, whose advice was given then
             self.observe(line)
 
     def observe(self, line: Line) -> list[str]:

@@ -120,7 +120,7 @@ def set_aside_after(folder: Path, step: int) -> list[Path]:
 
 
 def _unused(path: Path) -> Path:
-    """Return the path, with a number behind it if it exists."""
+    """Return the path, with a number appended if it exists."""
     numbered = (path.with_name(f"{path.name}.{number}") for number in count(2))
     return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
 

@@ -1,4 +1,4 @@
-"""Decide whether the run in a folder may go on with given options, and what it has decided already."""
+"""Decide whether the run in a folder may resume with given options, and what it has already decided."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +25,7 @@ def require_resumable(run: Run, recorded: Record, folder: Path | str) -> None:
             )
     if isinstance(run, TuningRun) and run.max_steps > 0 and recorded.get("num_train_epochs") != run.num_train_epochs:
         raise UserError(
-            f"num_train_epochs={run.num_train_epochs} has no effect beside max_steps={run.max_steps}: "
+            f"num_train_epochs={run.num_train_epochs} has no effect with max_steps={run.max_steps}: "
             "give --max_steps 0 with it"
         )
     if run.max_minutes is not None and recorded.get("max_minutes") != run.max_minutes:
@@ -53,7 +53,7 @@ def changed_option(run: Run, recorded: Record) -> str | None:
 
 
 def decided(plan: TrainingPlan, run: Run, recorded: Record) -> TrainingPlan:
-    """Return the plan of a run that goes on, with what it had left open as it was decided before."""
+    """Return the plan of a resumed run, with what it had left open as it was decided before."""
     if plan.minutes is not None:
         steps, warmup = (_number(recorded, name) for name in LENGTH)
         plan = replace(plan, max_steps=steps, warmup_steps=warmup, minutes=None)

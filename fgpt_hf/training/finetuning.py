@@ -1,4 +1,4 @@
-"""Fine-tuning: score replies under the model to start from, and merge its adapter at the end.
+"""Fine-tuning: score replies under the starting model, and merge an adapter at the end.
 
 The reference log-probabilities of preference optimization are computed once, before training, and cached. So there is
 never a second model in memory.

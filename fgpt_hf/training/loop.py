@@ -54,7 +54,7 @@ class Trainer:
         plan: what the run left open.
         folder: where metrics, checkpoints and the model are written.
         objective: the model and its loss.
-        tokenizer: saved beside the model.
+        tokenizer: saved with the model.
         batches: the training data of this process.
         checks: measurements to take along the way.
         epoch: the size of the training data, if it is known.
@@ -140,7 +140,7 @@ class Trainer:
         optimizer = build_optimizer(model, run)
         state = TrainingState(accelerator, self.objective, self.tokenizer, optimizer, self.batches, Progress())
         if checkpoint := self._checkpoint():
-            assert self.plan.minutes is None, "a run that goes on has decided its steps: RunFolder.decided"
+            assert self.plan.minutes is None, "a resumed run has decided its steps: RunFolder.decided"
             if self.plan.max_steps < step_of(checkpoint):
                 raise too_few_steps(self.plan.max_steps, step_of(checkpoint))
             state.restore(checkpoint)

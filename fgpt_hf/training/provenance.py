@@ -30,7 +30,7 @@ class Provenance:
 
     Attributes:
         splits: the size of each split; `data` in the file.
-        source: fields of `TextSource`, where the run itself was given rows made of it.
+        source: fields of `TextSource`, where the run itself was given rows made from it.
         local: the model and the data that the run names and that lie on the machine that trained, and so on no Hub.
         precision: accelerate's name of it: "no", "bf16" or "fp16".
         training_flops: floating-point operations of the training.

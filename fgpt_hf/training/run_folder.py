@@ -85,7 +85,7 @@ class RunFolder:
     def opened(self, fetch: Callable[[], Run] | None = None) -> Iterator[None]:
         """Reserve the folder for this run; nothing in it changes before `begin`, but by `fetch`.
 
-        The same run, unfinished, goes on from its last checkpoint.
+        The same run, if unfinished, resumes from its last checkpoint.
 
         Args:
             fetch: writes a state from elsewhere into the folder, and returns the run with what to resume from.
@@ -116,7 +116,7 @@ class RunFolder:
         return checkpoint_to_resume(self.run, self.checkpoints)
 
     def decided(self, plan: TrainingPlan) -> TrainingPlan:
-        """Return the plan with what a run that goes on has decided before; every process calls it."""
+        """Return the plan with what a resumed run has decided before; every process calls it."""
         found = [plan]
         if self.is_writer and self.checkpoint is not None:
             found = [decided(plan, self.run, read_record(self.record))]
@@ -206,7 +206,7 @@ class RunFolder:
             )
 
     def _last_step(self) -> float:
-        """Return the step of the newest checkpoint; infinity if there is none, beside a model."""
+        """Return the step of the newest checkpoint; infinity if there is a model without one."""
         return next((step_of(path) for path in checkpoints(self.checkpoints)), math.inf)
 
     def _from_where(self) -> str:

@@ -49,7 +49,7 @@ class StartModel(NamedTuple):
 
 
 def open_base_model(run: BaseRun, name: str) -> StartModel:
-    """Return the model `name` to go on training on documents.
+    """Return the model `name`, to train it further on documents.
 
     Raises:
         UserError: as `open_model`, or the rows of the run are longer than its context.
@@ -98,7 +98,7 @@ def refuse_contradictions(run: BaseRun, arguments: Sequence[str]) -> None:
     """Raise UserError for a flag on the shape of the network that is not the model's, from which the run gets it.
 
     Args:
-        arguments: the command line. What a preset says of the shape has no meaning beside a model.
+        arguments: the command line. A preset's shape has no meaning with a model.
     """
     config: Any = load_config(model_source(str(run.start_model)), trust_remote_code=run.trust_remote_code)
     preset = PRESETS.get(run.preset)
@@ -116,7 +116,7 @@ def refuse_contradictions(run: BaseRun, arguments: Sequence[str]) -> None:
 
 
 def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model in float32 and its tokenizer, once nothing speaks against training them.
+    """Return a model in float32 and its tokenizer, if they can be trained.
 
     Raises:
         UserError: as `open_model`.
@@ -189,7 +189,7 @@ def _set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encode
 
 
 def _saveable(config: GenerationConfig) -> GenerationConfig:
-    """Return a generation config that can be saved: published ones may be of an age that allowed more.
+    """Return a generation config that can be saved: published ones may break rules that are newer than they are.
 
     Most often they have a temperature and do not sample; transformers' advice is to let them.
     """
@@ -230,7 +230,7 @@ def unseen_role_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
     Each step moves the embeddings of all tokens that occur in no text in the same way, away from the states that
     predict other tokens. What is left between them is their random start, so one more of them is as far from their
-    center as they typically are. Unused are padding and the embeddings behind those of the tokenizer. With fewer than
+    center as they typically are. The unused ones are padding and those after the tokenizer's. With fewer than
     two, and for tokenizers without role tokens, no token counts as unseen.
     """
     rows = token_embeddings(model)

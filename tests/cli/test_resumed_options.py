@@ -262,7 +262,7 @@ def test_epochs_that_a_recorded_number_of_steps_would_hide_are_refused(tmp_path:
     run = parse_run(InstructRun, INSTRUCT_PRESETS, [*arguments, "--max_steps=9"])
     (tmp_path / "run.yaml").write_text(run.to_yaml())
     again = [*arguments, f"--config={tmp_path / 'run.yaml'}", "--num_train_epochs=2"]
-    said = "num_train_epochs=2.0 has no effect beside max_steps=9: give --max_steps 0"
+    said = "num_train_epochs=2.0 has no effect with max_steps=9: give --max_steps 0"
     with pytest.raises(UserError, match=said), RunFolder(parse_run(InstructRun, INSTRUCT_PRESETS, again)).opened():
         pass
     with RunFolder(parse_run(InstructRun, INSTRUCT_PRESETS, [*again, "--max_steps=0"])).opened():
