@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgpt_hf.ablation.trials import TrialResult
+from fgpt_hf.report.figures import new_axes, save_figure, style_axes
 
 COLUMNS = (
     *("variant", "rate", "validation loss", "bits per byte", "of the default's tokens", "tokens/s", "memory, MiB"),
@@ -134,12 +135,7 @@ def with_spread(values: Sequence[float]) -> str:
 
 def draw_losses(summaries: Sequence[Summary], file: Path) -> None:
     """Draw the mean bits per byte of each variant against tokens, and the range over its seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(7, 5.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot()
+    canvas, (axes,) = new_axes(height=5.5)
     for index, summary in enumerate(summaries):
         tokens, bits = zip(*mean_curve(summary.results), strict=True)
         seeds = list(zip(*(result.bits_per_byte for result in summary.results), strict=True))
@@ -150,12 +146,9 @@ def draw_losses(summaries: Sequence[Summary], file: Path) -> None:
     shown = [bits for summary in summaries for _, bits in mean_curve(summary.results)[1:] if math.isfinite(bits)]
     if shown:
         axes.set_ylim(min(shown) - 0.05, max(shown) + 0.05)
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("bits per byte of held-out text")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    style_axes(axes, "tokens", "bits per byte of held-out text")
     canvas.legend(loc="outside lower left", frameon=False, fontsize="small")
-    canvas.savefig(file)
+    save_figure(canvas, file)
 
 
 def _wrapped(label: str) -> str:

@@ -20,9 +20,9 @@ def report(runs: Runs, html: Page = None, watch: Watch = False) -> None:
     if watch and html is not None:
         raise UserError("--watch and --html exclude each other: write the page once the run is finished")
     if watch:
-        from fgpt_hf.report.watch import require_one, watch_run
+        from fgpt_hf.report.watch import only_run, watch_run
 
-        watch_run(require_one(runs))
+        watch_run(only_run(runs))
     elif len(runs) == 1:
         _report_run(runs[0])
     else:

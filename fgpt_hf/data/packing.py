@@ -69,7 +69,7 @@ def pack_documents(documents: Iterable[Ids], row_length: int, encoder: DocumentE
     """
     documents = list(documents)
     lengths = [len(document) for document in documents]
-    plan = plan_rows(lengths, row_length) if encoder.packs else rows_of_their_own(lengths, row_length)
+    plan = plan_rows(lengths, row_length) if encoder.packs else one_piece_per_row(lengths, row_length)
     ids = np.full((len(plan), row_length), encoder.pad, dtype=encoder.dtype)
     for row, pieces in zip(ids, plan, strict=True):
         begin = 0
@@ -97,7 +97,7 @@ def plan_rows(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
         [[Piece(document=2, start=0, stop=6), Piece(document=0, start=0, stop=3)], \
 [Piece(document=0, start=3, stop=6), Piece(document=1, start=0, stop=6)]]
     """
-    pieces = [piece for row in rows_of_their_own(lengths, row_length) for piece in row]
+    pieces = [piece for row in one_piece_per_row(lengths, row_length) for piece in row]
     sizes = [piece.length for piece in pieces]
     allowed = int(MAX_PADDING * sum(sizes))
     best_fit = best_fit_decreasing(sizes, row_length)
@@ -109,14 +109,14 @@ def plan_rows(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
     return [[pieces[index] for index in row] for row, is_kept in zip(best_fit, kept, strict=True) if is_kept] + refilled
 
 
-def rows_of_their_own(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
+def one_piece_per_row(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
     """Return a row for each document, or for each of as few pieces of it as its length makes necessary.
 
     Raises:
         UserError: a row has no room for a token after the one that begins documents.
 
     Example:
-        >>> rows_of_their_own([6], row_length=5)
+        >>> one_piece_per_row([6], row_length=5)
         [[Piece(document=0, start=0, stop=4)], [Piece(document=0, start=4, stop=6)]]
     """
     if row_length < 2:

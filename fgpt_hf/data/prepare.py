@@ -97,7 +97,7 @@ def prepare(
         shards = open_corpus(source)
         recipe = recipe_of(source, shards, encoder)
         _require_recipe(folder, recipe)
-        with _discarding_nothing_made(folder):
+        with _discarding_empty_folder(folder):
             records = _Preparation(source, folder, shards, recipe, in_processes, encoder).run(max_train_tokens)
             sizes = total_size(records)
             for split in SPLITS:
@@ -325,7 +325,7 @@ def _is_ours(path: Path) -> bool:
 
 
 @contextmanager
-def _discarding_nothing_made(folder: Path) -> Iterator[None]:
+def _discarding_empty_folder(folder: Path) -> Iterator[None]:
     """Leave no folder behind where an error comes before the first complete shard."""
     try:
         yield

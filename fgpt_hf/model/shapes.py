@@ -90,11 +90,6 @@ def shape_of(network: PreTrainedConfig | NetworkShape) -> NetworkShape:
 _SHAPES: dict[tuple[type, str], NetworkShape] = {}
 
 
-def parameter_shapes(config: PreTrainedConfig) -> Mapping[str, torch.Size]:
-    """Return the shape of each parameter by its name; a tied head is left out."""
-    return shape_of(config).parameters
-
-
 def network_without_memory(config: PreTrainedConfig) -> PreTrainedModel:
     """Return the model that a configuration describes, on the meta device."""
     is_remote = type(config).__module__.partition(".")[0] == REMOTE_CODE

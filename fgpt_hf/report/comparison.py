@@ -15,7 +15,7 @@ from fgpt_hf.files import read_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.parsing import as_type
-from fgpt_hf.report.figures import new_axes, save, style
+from fgpt_hf.report.figures import new_axes, save_figure, style_axes
 from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
 from fgpt_hf.report.next_steps import stage_of
 from fgpt_hf.runtime.duration import duration
@@ -131,23 +131,23 @@ def draw_comparison(runs: Sequence[ComparedRun], target: Path | TextIO) -> None:
     for axis, panel in zip(axes, panels, strict=True):
         for index, run in enumerate(runs):
             draw(panel, axis, run, f"C{index % 10}")
-        style(panel, axis.label, label if panel is panels[0] else "")
+        style_axes(panel, axis.label, label if panel is panels[0] else "")
         panel.xaxis.set_major_locator(MaxNLocator(5))
         if axis.divisor == 1:
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, 2M
     panels[-1].legend(frameon=False, fontsize="small")
-    save(canvas, target)
+    save_figure(canvas, target)
 
 
 def _draw_losses(panel: Any, axis: Axis, run: ComparedRun, color: str) -> None:
     """Draw a run's training loss thinly under its validation loss, or alone."""
-    at = _places(axis, run)
+    x_of_step = _x_of_step(axis, run)
     training, validation = (series(run.metrics, key) for key in ("loss", "eval_loss"))
     if training.steps:
         smooth = running_mean(training.values)
         alone = not validation.steps
         panel.plot(
-            [at[step] for step in training.steps],
+            [x_of_step[step] for step in training.steps],
             smooth,
             color=color,
             linewidth=1.5 if alone else 0.8,
@@ -155,16 +155,16 @@ def _draw_losses(panel: Any, axis: Axis, run: ComparedRun, color: str) -> None:
             label=run.name if alone else None,
         )
     if validation.steps:
-        places = [at[step] for step in validation.steps]
-        panel.plot(places, validation.values, color=color, marker="o", markersize=3, label=run.name)
+        xs = [x_of_step[step] for step in validation.steps]
+        panel.plot(xs, validation.values, color=color, marker="o", markersize=3, label=run.name)
 
 
 def _draw_bits(panel: Any, axis: Axis, run: ComparedRun, color: str) -> None:
-    at, measured = _places(axis, run), series(run.metrics, "eval_bits_per_byte")
-    panel.plot([at[step] for step in measured.steps], measured.values, color=color, marker="o", label=run.name)
+    x_of_step, measured = _x_of_step(axis, run), series(run.metrics, "eval_bits_per_byte")
+    panel.plot([x_of_step[step] for step in measured.steps], measured.values, color=color, marker="o", label=run.name)
 
 
-def _places(axis: Axis, run: ComparedRun) -> dict[int, float]:
+def _x_of_step(axis: Axis, run: ComparedRun) -> dict[int, float]:
     """Return where on an axis each measured step is."""
     return {line["step"]: line[axis.key] / axis.divisor for line in run.metrics}
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from fgpt_hf.report.measured import Lines, Series, benchmark_keys, measured_lines, running_mean, series, short
+from fgpt_hf.report.measured import Lines, Series, benchmark_keys, measured_lines, running_mean, series, short_number
 
 
 class Figure(NamedTuple):
@@ -86,22 +86,22 @@ def draw_figure(metrics: Lines, figure: Figure, target: Path | TextIO) -> None:
         axes.yaxis.set_minor_formatter(LogFormatter())
     if figure.from_zero:
         axes.set_ylim(bottom=0)
-    style(axes, f"step ({metrics[-1]['tokens']:,} tokens at step {metrics[-1]['step']:,})", figure.unit)
+    style_axes(axes, f"step ({metrics[-1]['tokens']:,} tokens at step {metrics[-1]['step']:,})", figure.unit)
     axes.legend(frameon=False)
-    save(canvas, target)
+    save_figure(canvas, target)
 
 
-def new_axes(columns: int = 1, width: float = 7) -> tuple[Any, list[Any]]:
-    """Return a canvas with axes side by side that share their height."""
+def new_axes(columns: int = 1, width: float = 7, height: float = 4) -> tuple[Any, list[Any]]:
+    """Return a canvas, its size in inches, with axes side by side that share their height."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(width, 4), dpi=150, layout="constrained")
+    canvas = Canvas(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(canvas)
     return canvas, list(canvas.subplots(1, columns, sharey=True, squeeze=False)[0])
 
 
-def style(axes: Any, horizontal: str, vertical: str) -> None:
+def style_axes(axes: Any, horizontal: str, vertical: str) -> None:
     """Label axes, and leave out what is not needed to read them."""
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
@@ -109,7 +109,7 @@ def style(axes: Any, horizontal: str, vertical: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def save(canvas: Any, target: Path | TextIO) -> None:
+def save_figure(canvas: Any, target: Path | TextIO) -> None:
     """Write a canvas to a path, or as SVG to a file."""
     if isinstance(target, Path):
         canvas.savefig(target)
@@ -121,7 +121,7 @@ def _draw_curve(axes: Any, series: Series, name: str, color: str, noisy: bool) -
     """Draw the points; if they are many and noisy, thinly, with their running mean on top."""
     if not series.steps:
         return
-    label = f"{name}, at the end {short(series.values[-1])}"
+    label = f"{name}, at the end {short_number(series.values[-1])}"
     if noisy and len(series.steps) > MANY_POINTS:
         axes.plot(*series, color=color, linewidth=0.6, alpha=0.35)
         axes.plot(series.steps, running_mean(series.values), color=color, linewidth=1.8, label=label)

@@ -47,6 +47,7 @@ def benchmark_keys(metrics: Lines) -> list[str]:
 
 
 def series(metrics: Lines, key: str) -> Series:
+    """Return the values of one key, at the steps that have it."""
     measured = [(line["step"], line[key]) for line in metrics if key in line]
     return Series([step for step, _ in measured], [value for _, value in measured])
 
@@ -57,5 +58,6 @@ def running_mean(values: Sequence[float], window: float = 0.05) -> list[float]:
     return [statistics.fmean(values[max(0, at - reach) : at + reach + 1]) for at in range(len(values))]
 
 
-def short(value: float) -> str:
+def short_number(value: float) -> str:
+    """Return a number with three digits, or whole from a thousand on."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

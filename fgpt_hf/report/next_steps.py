@@ -36,14 +36,14 @@ def stage_of(recorded: Record) -> str:
 
 def describe_next_steps(folder: Path, recorded: Record, metrics: Lines) -> Iterator[str]:
     """Yield a sentence on what the run has reached, and a line for each command that comes next."""
-    yield reached(recorded, metrics, is_finished=(folder / "model").is_dir())
+    yield describe_result(recorded, metrics, is_finished=(folder / "model").is_dir())
     steps = list(next_steps(folder, recorded))
     width = max(len(step.purpose) for step in steps)
     for step in steps:
         yield f"  {step.purpose + ':':<{width + 1}}  {step.command}"
 
 
-def reached(recorded: Record, metrics: Lines, is_finished: bool = True) -> str:
+def describe_result(recorded: Record, metrics: Lines, is_finished: bool = True) -> str:
     """Return what a run has reached, in a sentence."""
     last = metrics[-1]
     state = "finished" if is_finished else "unfinished"
@@ -66,18 +66,20 @@ def next_steps(folder: Path, recorded: Record) -> Iterator[NextStep]:
     name, stage = shlex.quote(str(folder)), stage_of(recorded)
     if not (folder / "model").is_dir():
         yield NextStep("resume", "the same training command again")
-        yield NextStep("watch it", fgpt("report", "--watch", name))
+        yield NextStep("watch it", fgpt_command("report", "--watch", name))
         return
     if stage == "base":
-        yield NextStep("let it continue a text", fgpt("chat", name, '"Once upon a time"'))
+        yield NextStep("let it continue a text", fgpt_command("chat", name, '"Once upon a time"'))
         yield NextStep("teach it to answer", train_command("instruct", recorded, folder))
     else:
-        yield NextStep("talk to it", fgpt("chat", name))
+        yield NextStep("talk to it", fgpt_command("chat", name))
     if stage == "instruct":
         yield NextStep("align it", train_command("preference", recorded, folder))
-    yield NextStep("see its curves", fgpt("report", name, "--html report.html"))
+    yield NextStep("see its curves", fgpt_command("report", name, "--html report.html"))
     if stage != "base":
-        yield NextStep("preview its upload", fgpt("publish", name, "user/name --space user/name-chat --dry_run"))
+        yield NextStep(
+            "preview its upload", fgpt_command("publish", name, "user/name --space user/name-chat --dry_run")
+        )
 
 
 def train_command(stage: str, recorded: Record, before: Path) -> str:
@@ -90,7 +92,7 @@ def train_command(stage: str, recorded: Record, before: Path) -> str:
     data = [] if _is_of_preset(recorded) else [f"--dataset_name my_{'chats' if stage == 'instruct' else 'pairs'}.jsonl"]
     name, own = folder_after(before, stage), shlex.quote(str(before))
     options = (f"--preset {preset}", f"--model_name_or_path {own}", *data, f"--output_dir {shlex.quote(str(name))}")
-    return fgpt(f"train-{stage}", *options)
+    return fgpt_command(f"train-{stage}", *options)
 
 
 def folder_after(before: Path, stage: str) -> Path:
@@ -121,11 +123,11 @@ def require_start(run: Run) -> None:
     ):
         presets = PRESETS if stage == "base" else INSTRUCT_PRESETS
         preset = run.preset if run.preset in presets else "quickstart"
-        command = fgpt(f"train-{stage}", f"--preset {preset}", f"--output_dir {shlex.quote(name)}")
+        command = fgpt_command(f"train-{stage}", f"--preset {preset}", f"--output_dir {shlex.quote(name)}")
         raise UserError(f"model_name_or_path={name}: there is no such folder. Train it first: {command}")
 
 
-def fgpt(*arguments: str) -> str:
+def fgpt_command(*arguments: str) -> str:
     """Return a command of this package, as it can be typed here."""
     if shutil.which("fgpt"):
         return " ".join(("fgpt", *arguments))

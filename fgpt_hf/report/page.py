@@ -11,7 +11,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.files import write_atomically
 from fgpt_hf.report.comparison import ComparedRun, comparison_table, draw_comparison
 from fgpt_hf.report.figures import draw_figure, figures_of
-from fgpt_hf.report.next_steps import reached
+from fgpt_hf.report.next_steps import describe_result
 from fgpt_hf.training.run_folder import read_samples
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -68,7 +68,7 @@ def _section(run: ComparedRun) -> RunSection:
     for line in read_samples(run.folder):
         samples.setdefault(line["step"], []).append(line)
     is_finished = (run.folder / "model").is_dir()
-    return RunSection(run.name, reached(run.recorded, run.metrics, is_finished), drawn, samples)
+    return RunSection(run.name, describe_result(run.recorded, run.metrics, is_finished), drawn, samples)
 
 
 def _inline(file: io.StringIO) -> str:

@@ -109,7 +109,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((mean - low) / (high - low) * (len(BARS) - 1)) if high > low else 0] for mean in means)
 
 
-def require_one(folders: Sequence[Path]) -> Path:
+def only_run(folders: Sequence[Path]) -> Path:
     """Return the only folder; UserError if there are several."""
     if len(folders) != 1:
         raise UserError(f"--watch shows one run, not {len(folders)}: name the one that is training")

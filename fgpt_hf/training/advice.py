@@ -1,6 +1,6 @@
 """Advice while a run trains: rules that look at what was measured so far, each of which speaks once.
 
-A rule is a function of the lines of `metrics.jsonl` and of `Facts`; it returns a sentence that says what is seen and
+A rule is a function of the lines of `metrics.jsonl` and of `RunFacts`; it returns a sentence that says what is seen and
 what to change, or None. Thresholds are wide: advice that is wrong once is not read again.
 """
 
@@ -32,7 +32,7 @@ OFTEN = 20  # rules look at every line so long, and then whenever there are a tw
 STRANGE_BITS, STRANGER_BITS = 4.0, 5.0  # if the base model's own text is known to take less than half; if it is not
 
 
-class Facts(NamedTuple):
+class RunFacts(NamedTuple):
     """What is known of a run before its first step.
 
     Attributes:
@@ -55,14 +55,14 @@ class Adviser:
     """Applies the rules to a run, line by line.
 
     Example:
-        >>> adviser = Adviser(Facts(BaseRun(preset="mine"), 100, parameters=10**6, text_tokens=5_000, epochs=9.0))
+        >>> adviser = Adviser(RunFacts(BaseRun(preset="mine"), 100, parameters=10**6, text_tokens=5_000, epochs=9.0))
         >>> adviser.observe({"step": 0})  # doctest: +ELLIPSIS
         ['5,000 tokens of text are few for 1,000,000 parameters, ...']
         >>> adviser.observe({"step": 1})
         []
     """
 
-    def __init__(self, facts: Facts, earlier: Lines = ()) -> None:
+    def __init__(self, facts: RunFacts, earlier: Lines = ()) -> None:
         self.facts = facts
         self._lines: list[Line] = []
         self._rules = list(RULES)
@@ -93,7 +93,7 @@ def bits_of_base(run: Run) -> float | None:
     return measured[-1] if measured else None
 
 
-def too_little_text(lines: Lines, facts: Facts) -> str | None:
+def too_little_text(lines: Lines, facts: RunFacts) -> str | None:
     """Say that a network is too large for its text, which it will see many times, and which network fits."""
     tokens, epochs = facts.text_tokens, facts.epochs
     if not isinstance(facts.run, BaseRun) or tokens is None or epochs is None:
@@ -120,7 +120,7 @@ def _fitting(run: BaseRun, tokens: int, parameters: int) -> str:
     return f"--preset {fitting[-1] if fitting else smaller[0][1]}"
 
 
-def overfits(lines: Lines, facts: Facts) -> str | None:
+def overfits(lines: Lines, facts: RunFacts) -> str | None:
     """Say that the validation loss has risen twice above its minimum while the training loss went on falling."""
     validation = [line for line in lines if "eval_loss" in line]
     if len(validation) < 3:
@@ -141,7 +141,7 @@ def overfits(lines: Lines, facts: Facts) -> str | None:
     )
 
 
-def does_not_fall(lines: Lines, facts: Facts) -> str | None:
+def does_not_fall(lines: Lines, facts: RunFacts) -> str | None:
     """Say that the training loss has not fallen since the warm-up; preference losses move too little to tell."""
     after = [line for line in lines if "loss" in line and line["step"] > facts.run.warmup_steps]
     if isinstance(facts.run, PreferenceRun) or len(after) < FLAT_LINES:
@@ -159,7 +159,7 @@ def does_not_fall(lines: Lines, facts: Facts) -> str | None:
     )
 
 
-def diverges(lines: Lines, facts: Facts) -> str | None:
+def diverges(lines: Lines, facts: RunFacts) -> str | None:
     """Say that the training loss has risen far above what it had reached, by more than its noise explains.
 
     Medians are compared, which single bad batches leave alone. Preference losses are too noisy for that.
@@ -180,7 +180,7 @@ def diverges(lines: Lines, facts: Facts) -> str | None:
     )
 
 
-def strange_language(lines: Lines, facts: Facts) -> str | None:
+def strange_language(lines: Lines, facts: RunFacts) -> str | None:
     """Say that a base model has never seen the language, or the kind of text, of the conversations."""
     bits = lines[0].get("eval_bits_per_byte")
     if not isinstance(facts.run, InstructRun) or bits is None or lines[0]["step"] != 0:
@@ -195,7 +195,7 @@ def strange_language(lines: Lines, facts: Facts) -> str | None:
     )
 
 
-def never_ends(lines: Lines, facts: Facts) -> str | None:
+def never_ends(lines: Lines, facts: RunFacts) -> str | None:
     """Say that no greedy answer has ended, at the last step, or twice after the first one."""
     ended = [line["answers_ended"] for line in lines if "answers_ended" in line and line["step"] > 0]
     is_late = len(ended) >= 2 or lines[-1]["step"] == facts.max_steps
@@ -207,7 +207,7 @@ def never_ends(lines: Lines, facts: Facts) -> str | None:
     )
 
 
-RULES: Sequence[Callable[[Lines, Facts], str | None]] = (
+RULES: Sequence[Callable[[Lines, RunFacts], str | None]] = (
     too_little_text,
     strange_language,
     overfits,

@@ -28,12 +28,12 @@ from fgpt_hf.runtime.duration import (
 from fgpt_hf.runtime.estimate import mfu
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
 from fgpt_hf.runtime.plan import TrainingPlan
-from fgpt_hf.training.advice import Adviser, Facts, bits_of_base
+from fgpt_hf.training.advice import Adviser, RunFacts, bits_of_base
 from fgpt_hf.training.outlook import Epoch, Forecast
 from fgpt_hf.training.profiling import profiled
 from fgpt_hf.training.run_folder import RunFolder, read_metrics
 from fgpt_hf.training.step import Step, Stepper, TakenStep
-from fgpt_hf.training.timing import alike, spent_seconds, time_first_step
+from fgpt_hf.training.timing import from_main_process, spent_seconds, time_first_step
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class StepLoop:
             return
         steps = Steps(self.step_seconds, self.check_times, self._closing_seconds)
         fitting = max(MIN_STEPS, steps.within(60 * self.plan.minutes - spent_seconds()))
-        self.stepper.plan = self.plan.with_steps(alike(fitting), self.run)
+        self.stepper.plan = self.plan.with_steps(from_main_process(fitting), self.run)
         self.folder.record_run(self.plan)
         until = time_of_day(steps.seconds_of(self.plan.max_steps))
         logger.info(
@@ -133,7 +133,7 @@ class StepLoop:
         is_timed = self.step_seconds > 0  # so that the end has been said
         self.forecast = None if is_timed else Forecast(self.progress.step, self.plan.max_steps)
         tokens, parameters = epoch and epoch.tokens, self.state.model.num_parameters()
-        facts = Facts(self.run, self.plan.max_steps, parameters, tokens, epochs, bits_of_base(self.run))
+        facts = RunFacts(self.run, self.plan.max_steps, parameters, tokens, epochs, bits_of_base(self.run))
         self.adviser = Adviser(facts, read_metrics(self.folder.path) if self.folder.is_writer else ())
 
     def _look_ahead(self) -> None:

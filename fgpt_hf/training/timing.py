@@ -37,11 +37,11 @@ def time_first_step(stepper: Stepper, micro_batches: Sequence[Batch], rows_open:
                 batches = _divided(micro_batches, stepper.plan.rows)
                 seconds = step_seconds(lambda some: stepper.take(some, 0).read(), batches)
                 times[stepper.plan] = seconds  # by what is left of the plan if memory ran out
-    stepper.plan, seconds = alike(min(times.items(), key=lambda timed: timed[1]))
+    stepper.plan, seconds = from_main_process(min(times.items(), key=lambda timed: timed[1]))
     return _divided(micro_batches, stepper.plan.rows), seconds
 
 
-def alike(value: Value) -> Value:
+def from_main_process(value: Value) -> Value:
     """Return the main process's value, so that all processes decide alike."""
     values = [value]
     broadcast_object_list(values)
@@ -82,7 +82,7 @@ def step_seconds(train: Callable[[Sequence[Batch]], object], micro_batches: Sequ
 
 def spent_seconds() -> float:
     """Return how long the main process has run."""
-    return alike(time.time() - psutil.Process().create_time())
+    return from_main_process(time.time() - psutil.Process().create_time())
 
 
 def _divided(micro_batches: Sequence[Batch], rows: int) -> list[Batch]:

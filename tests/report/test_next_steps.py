@@ -10,7 +10,7 @@ from fgpt_hf.config.parser import parse_run
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import InstructRun, PreferenceRun, Run
 from fgpt_hf.errors import UserError
-from fgpt_hf.report.next_steps import fgpt, next_steps, require_start
+from fgpt_hf.report.next_steps import fgpt_command, next_steps, require_start
 from tests.support.forked import run_command
 
 
@@ -74,7 +74,7 @@ def test_a_command_is_found_where_it_is_installed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", str(tmp_path / ".venv" / "bin" / "python"))
-    assert fgpt("chat", "runs/mine") == "python -m fgpt_hf chat runs/mine"
+    assert fgpt_command("chat", "runs/mine") == "python -m fgpt_hf chat runs/mine"
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "fgpt").touch()
-    assert fgpt("chat", "runs/mine") == ".venv/bin/fgpt chat runs/mine"
+    assert fgpt_command("chat", "runs/mine") == ".venv/bin/fgpt chat runs/mine"

@@ -11,7 +11,7 @@ import pytest
 
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import Run
-from fgpt_hf.training.advice import Adviser, Facts, Line, bits_of_base
+from fgpt_hf.training.advice import Adviser, Line, RunFacts, bits_of_base
 from tests.support.forked import run_command
 from tests.support.run_folders import write_run
 
@@ -19,7 +19,7 @@ BASE, INSTRUCT, PREFERENCE = (presets["quickstart"] for presets in (PRESETS, INS
 
 
 def advice(lines: Iterable[Line], run: Run = BASE, **facts: float | None) -> list[str]:
-    adviser = Adviser(Facts(run, **{"max_steps": 160, "parameters": 17_682_432, **facts}))
+    adviser = Adviser(RunFacts(run, **{"max_steps": 160, "parameters": 17_682_432, **facts}))
     return [said for line in lines for said in adviser.observe(line)]
 
 
@@ -133,7 +133,7 @@ def test_rules_look_at_a_long_run_now_and_then(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_that_goes_on_is_not_told_again() -> None:
     lines = with_validation(curve(10.8, 1.0), 10.8, 6.0, 5.5, 5.8, 6.1)
-    adviser = Adviser(Facts(BASE, 300, 17_682_432), earlier=lines)
+    adviser = Adviser(RunFacts(BASE, 300, 17_682_432), earlier=lines)
     assert [adviser.observe({"step": 170, "loss": 1.0, "eval_loss": 6.3})] == [[]]
 
 
