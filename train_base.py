@@ -12,7 +12,7 @@ Your own text, one document per line of a JSON-lines file:
 
     python train_base.py --preset fgpt-124m --dataset_name documents.jsonl --output_dir runs/mine
 
-An interrupted run goes on with the same command. Continue one with other options, or for longer:
+The same command resumes an interrupted run. To continue one with other options, or for longer:
 
     python train_base.py --config runs/mine/run.yaml --resume_from_checkpoint latest --max_steps N
 

@@ -12,7 +12,7 @@ The published model, on eight GPUs, with a micro-batch that fits them:
 
     torchrun --nproc_per_node 8 train_instruct.py --preset fgpt-712m --per_device_train_batch_size auto
 
-An interrupted run goes on with the same command. Continue one with other options, or for longer:
+The same command resumes an interrupted run. To continue one with other options, or for longer:
 
     python train_instruct.py --config runs/fgpt-712m-instruct/run.yaml --resume_from_checkpoint latest --max_steps N
 

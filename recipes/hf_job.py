@@ -7,7 +7,7 @@
 # timeout = "3h"
 # secrets = ["HF_TOKEN"]
 # ///
-"""Train on a machine of the Hub's Jobs. Its state is on the Hub: started again, it goes on from there (hf_jobs.md).
+"""Train on a machine of the Hub's Jobs. Its state is on the Hub: started again, it resumes from there (hf_jobs.md).
 
 hf jobs uv run --timeout 3h recipes/hf_job.py --preset fgpt-124m --hub_model_id user/name
 hf jobs uv run recipes/hf_job.py train-instruct --model_name_or_path user/name --hub_model_id user/name-chat

@@ -163,7 +163,7 @@ class BaseRun(LanguageModelLossOptions, Run, TextSource, NetworkOptions, RunOpti
     )
     sample_prompt: str = option(
         "Once upon a time",
-        "Prompt to continue at every sample, besides one from the validation set.",
+        "Prompt to continue at every sample, in addition to one from the validation set.",
         group=EvaluationOptions,
     )
 

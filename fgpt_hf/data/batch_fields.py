@@ -1,4 +1,4 @@
-"""What a batch says besides a model's own inputs: which tokens are not scored, and where documents end."""
+"""What a batch holds in addition to a model's own inputs: which tokens are not scored, and where documents end."""
 
 import torch
 from torch import Tensor

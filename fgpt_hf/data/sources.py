@@ -41,7 +41,7 @@ class DatasetRegistry(NamedTuple):
         kind: the kind in an error message, such as "corpus".
         embedded: data sets that are built on this machine, without a network.
         on_hub: data sets on the Hub.
-        files: files behind a URL.
+        files: files at a URL.
     """
 
     kind: str

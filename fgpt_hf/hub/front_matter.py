@@ -11,7 +11,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.parsing import parse_yaml
 
 CARD = "README.md"
-# Editors add a byte order mark, blank lines in front and spaces behind the dashes.
+# Editors add a byte order mark, blank lines before the dashes and spaces after them.
 _FRONT_MATTER = re.compile(r"\A[\ufeff\s]*^---[ \t]*\n(?P<yaml>.*?)^---[ \t]*$\n?", re.DOTALL | re.MULTILINE)
 
 

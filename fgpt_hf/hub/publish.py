@@ -74,9 +74,9 @@ def files_to_publish(model: Path, destination: Destination, options: CardOptions
         if is_others and card_license(record, options) is None:
             logger.warning("the license of the model that training began with is not known: name one with --license")
         options = replace(options, repo_id=destination.repo_id, architecture=architecture, gguf=types_of(for_llama_cpp))
-        beside: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
-        beside |= {NOTEBOOK: build_notebook(record, options)}
-        yield {**files, **for_llama_cpp, **beside, **result_files(record), **record_files(record)}
+        added: dict[str, Content] = {CARD: update_card(record, options).encode(), **figure_files(record)}
+        added |= {NOTEBOOK: build_notebook(record, options)}
+        yield {**files, **for_llama_cpp, **added, **result_files(record), **record_files(record)}
 
 
 def _architecture(record: RunRecord, options: CardOptions) -> str:

@@ -16,7 +16,7 @@ from fgpt_hf.training.provenance import Provenance
 
 # At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
 _FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
-URLS = {**CONVERSATIONS.files, **PREFERENCES.files}  # data sets behind an address, by name
+URLS = {**CONVERSATIONS.files, **PREFERENCES.files}  # data sets at an address, by name
 HUB = "https://huggingface.co"
 METHODS = {"sigmoid": "DPO", "ipo": "IPO", "simpo": "SimPO"}
 

@@ -131,9 +131,9 @@ def fgpt_command(*arguments: str) -> str:
     """Return a command of this package, as it can be typed here."""
     if shutil.which("fgpt"):
         return " ".join(("fgpt", *arguments))
-    beside = Path(sys.executable).with_name("fgpt")
-    here = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
-    return " ".join((str(here) if beside.is_file() else "python -m fgpt_hf", *arguments))
+    command = Path(sys.executable).with_name("fgpt")
+    here = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    return " ".join((str(here) if command.is_file() else "python -m fgpt_hf", *arguments))
 
 
 def _is_of_preset(recorded: Record) -> bool:

@@ -119,7 +119,7 @@ def require_shared_disk(folder: Path, accelerator: Accelerator) -> None:
     """Refuse a folder that is not the same for all processes, which write to it together; every process calls it.
 
     Raises:
-        UserError: a process does not see what the main process writes beside the folder, on all processes.
+        UserError: a process does not see what the main process writes next to the folder, on all processes.
     """
     if accelerator.num_processes == 1:
         return

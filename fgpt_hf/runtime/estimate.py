@@ -177,7 +177,7 @@ def memory(run: Run, config: Network, machine: Machine, rows: int, micro_batches
         optimizer=FLOAT * adamw_values // sharing,
         activations=activations,
         loss=_loss(config, machine, low, tokens),
-        # The gradients within one layer, and the dense gradient of the token look-up beside the head's; with an
+        # The gradients within one layer, and the dense gradient of the token look-up next to the head's; with an
         # adapter, a copy of the embeddings with the rows of the role tokens.
         working=_layer_activations(run, config, machine) * tokens + FLOAT * counts.token_embeddings + holes,
         gradients_stay=micro_batches > 1,

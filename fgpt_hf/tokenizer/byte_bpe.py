@@ -120,7 +120,7 @@ def tiktoken_rules(rules: str) -> TiktokenRules | None:
     Text must be divided by a known pattern into pieces of bytes. Let every merge make a token of its own, ids rise in
     the order of the merges, and every token encode to itself. Then tiktoken makes the same merges: take the first one
     that the tokenizer would not make. It joins two neighbors to a token t, and no earlier merge crossed their outer
-    ends, so the merges between these ends were those of t alone; they would go on with the one merge that makes t.
+    ends, so the merges between these ends were those of t alone; they would continue with the one merge that makes t.
 
     Args:
         rules: the tokenizer as `tokenizers` writes it in JSON.

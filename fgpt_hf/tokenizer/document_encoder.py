@@ -147,7 +147,7 @@ def encode_documents(texts: Iterable[str], threads: int | None = None) -> list[I
 
 
 def is_project_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a tokenizer gives the ids of the project's for any text, and has no token besides."""
+    """Return whether a tokenizer gives the ids of the project's for any text, and has no other token."""
     project = build_tokenizer()
     return (
         type(tokenizer) is type(project)

@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints: which there are, which one to go on from, and which to delete."""
+"""The folders of a run's checkpoints: which there are, which one to resume from, and which to delete."""
 
 import logging
 import shutil

@@ -175,7 +175,7 @@ class BackgroundWriter:
     """Writes checkpoints on all processes, each in a thread of its own, while they train."""
 
     def __init__(self) -> None:
-        # Beside the processes' group that training uses meanwhile; the main process writes more than the others.
+        # Separate from the group that training uses in the meantime; the main process writes more than the others.
         self._processes = dist.new_group(backend="gloo", timeout=SOLO_WORK_TIMEOUT)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 

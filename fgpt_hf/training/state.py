@@ -3,7 +3,7 @@
 A checkpoint is a model folder, which `from_pretrained` loads, with two more files: `training.pt`, which holds the
 optimizers' state, the random number generators, the position in the data and the counters; and a manifest with the
 hashes of all files. Several processes write their own parts: of the weights, which become one file, and of the
-optimizers' state, which stays a folder of shards. Whatever their number, any other can go on from it.
+optimizers' state, which stays a folder of shards. Any number of processes can resume from it.
 """
 
 import errno
@@ -136,7 +136,7 @@ class TrainingState:
                 return {}, shards.Part(weights=shards.staged(weights))
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = self._untied(get_model_state_dict(self.model, options=whole))
-        if self.accelerator.num_processes > 1:  # they are written while training goes on to change its own
+        if self.accelerator.num_processes > 1:  # they are written while training changes its own
             weights = {name: weight.clone() for name, weight in weights.items()}
         return weights, shards.Part()
 
