@@ -21,7 +21,7 @@ from fgpt_hf.evaluation.tasks import load_examples
 from fgpt_hf.files import write_json
 from fgpt_hf.tokenizer.document_encoder import encode_documents
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
-from fgpt_hf.training.run_folder import read_metrics
+from fgpt_hf.training.records import read_metrics
 
 STAGES = ("base", "instruct", "preference")
 COUNTED = 1000  # documents whose tokens are counted

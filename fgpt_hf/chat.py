@@ -26,7 +26,7 @@ from fgpt_hf.model.io import context_length, load_model
 from fgpt_hf.model.lora import has_adapter
 from fgpt_hf.tokenizer.chat_template import rendering
 from fgpt_hf.tokenizer.tokenizer import has_role_tokens
-from fgpt_hf.training.run_folder import RECORD, find_run, read_record
+from fgpt_hf.training.records import RECORD, find_run, read_record
 from fgpt_hf.training.start_model import unseen_role_tokens
 
 TUNING_OPTIONS = ("assistant_only_loss", "loss_type")  # of runs on conversations or preferences alone

@@ -26,7 +26,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.files import append_json_line, locked, read_json, read_json_lines, write_json
 from fgpt_hf.runtime.estimate import count_parameters, network
 from fgpt_hf.training.optim import require_known_optimizer
-from fgpt_hf.training.run_folder import read_metrics
+from fgpt_hf.training.records import read_metrics
 
 logger = logging.getLogger(__name__)
 

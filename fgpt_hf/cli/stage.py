@@ -30,7 +30,9 @@ from fgpt_hf.runtime.signals import exit_on_signals
 from fgpt_hf.training.loop import Outcome, Trainer
 from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.outlook import Epoch
-from fgpt_hf.training.run_folder import RunFolder, find_run, record_provenance, record_results
+from fgpt_hf.training.provenance import record_provenance
+from fgpt_hf.training.records import find_run
+from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.step_loop import Check
 
 
@@ -105,7 +107,7 @@ class TrainingStage:
         """Return the check that runs benchmarks and writes their results into the run's folder."""
 
         def record(results: Sequence[TaskResult]) -> None:
-            record_results(self.folder, self.accelerator, results)
+            self.folder.record_results(self.accelerator, results)
 
         return Benchmarks(self.run.eval_task_steps, self.accelerator, model, tasks, record)
 

@@ -24,7 +24,7 @@ from fgpt_hf.hub.run_record import RunRecord, read_run_record
 from fgpt_hf.hub.upload import Destination, PublishedFiles, check_destination, check_hub_id, push_files
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_fgpt, load_model, model_folder
-from fgpt_hf.training.run_folder import METRICS, PROVENANCE, RECORD, RESULTS, SAMPLES, find_run
+from fgpt_hf.training.records import METRICS, PROVENANCE, RECORD, RESULTS, SAMPLES, find_run
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from fgpt_hf.files import MANIFEST, integrity_error, sha256_of, write_atomically
 from fgpt_hf.hub.state import BRANCH, RECORDS, FoundState, find_state
 from fgpt_hf.training.checkpoints import latest_valid_checkpoint, step_of
 from fgpt_hf.training.continuation import changed_option, require_resumable
-from fgpt_hf.training.run_folder import RECORD, RunFolder, parse_record, read_record
+from fgpt_hf.training.records import RECORD, parse_record, read_record
+from fgpt_hf.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

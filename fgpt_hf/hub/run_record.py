@@ -18,7 +18,7 @@ from fgpt_hf.hub.front_matter import read_card, results_of_card
 from fgpt_hf.hub.stage import Stage, read_stage
 from fgpt_hf.model.io import load_config
 from fgpt_hf.model.lora import ADAPTER
-from fgpt_hf.training.run_folder import PROVENANCE, RECORD, RESULTS, find_run, read_metrics, read_record, read_samples
+from fgpt_hf.training.records import PROVENANCE, RECORD, RESULTS, find_run, read_metrics, read_record, read_samples
 
 
 class Sample(NamedTuple):

@@ -22,7 +22,8 @@ from fgpt_hf.hub.publish import publish
 from fgpt_hf.hub.state import OtherWriterError, StateBranch
 from fgpt_hf.hub.upload import Destination, check_access, push_folder, require_write_access
 from fgpt_hf.training.checkpoints import step_of
-from fgpt_hf.training.run_folder import METRICS, RECORD, RESULTS, SAMPLES, RunFolder
+from fgpt_hf.training.records import METRICS, RECORD, RESULTS, SAMPLES
+from fgpt_hf.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
 from fgpt_hf.report.next_steps import stage_of
 from fgpt_hf.runtime.duration import duration
 from fgpt_hf.runtime.estimate import count_parameters, network
-from fgpt_hf.training.run_folder import RECORD, read_record
+from fgpt_hf.training.records import RECORD, read_record
 
 NOTHING = "–"
 GAP = "  "

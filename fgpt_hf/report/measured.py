@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.training.run_folder import read_metrics
+from fgpt_hf.training.records import read_metrics
 
 Lines = Sequence[Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ from fgpt_hf.config.runs import InstructRun, Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.report.measured import Lines, series
 from fgpt_hf.runtime.duration import duration
-from fgpt_hf.training.run_folder import RECORD
+from fgpt_hf.training.records import RECORD
 
 Record = Mapping[str, Any]  # of `run.yaml`
 

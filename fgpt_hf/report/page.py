@@ -12,7 +12,7 @@ from fgpt_hf.files import write_atomically
 from fgpt_hf.report.comparison import ComparedRun, comparison_table, draw_comparison
 from fgpt_hf.report.figures import draw_figure, figures_of
 from fgpt_hf.report.next_steps import describe_result
-from fgpt_hf.training.run_folder import read_samples
+from fgpt_hf.training.records import read_samples
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TEXTS = ("prompt", "greedy", "sampled")

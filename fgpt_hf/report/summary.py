@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fgpt_hf.report.measured import MEASUREMENTS, Lines, benchmark_keys, measured_lines, series
 from fgpt_hf.report.next_steps import describe_next_steps
-from fgpt_hf.training.run_folder import RECORD, read_record, read_samples
+from fgpt_hf.training.records import RECORD, read_record, read_samples
 from fgpt_hf.wording import count_of
 
 ANSWER_COLUMNS = {"prompt": 30, "before": 40, "after": 40}  # with their widths

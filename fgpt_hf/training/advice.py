@@ -14,7 +14,7 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.runtime.estimate import count_parameters, network
-from fgpt_hf.training.run_folder import find_run, read_metrics
+from fgpt_hf.training.records import find_run, read_metrics
 
 Line = Mapping[str, float]
 Lines = Sequence[Line]

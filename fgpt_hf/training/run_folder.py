@@ -1,9 +1,8 @@
-"""The folder of a run: its record, metrics, samples, results, and where its model comes from."""
+"""The folder of a run, as the run writes it: reserved, started or resumed, and filled line by line."""
 
 import logging
 import math
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,34 +13,13 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import Timeout
-from transformers import PreTrainedConfig
 
-from fgpt_hf.config.option_groups import DatasetOptions, TextSource
 from fgpt_hf.config.runs import Run
-from fgpt_hf.data.dataset_names import parse_mixture, parse_validation_names
-from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
-from fgpt_hf.evaluation.results import package_versions, results_record, write_results
-from fgpt_hf.files import (
-    PARTIAL,
-    append_json_line,
-    locked,
-    read_json,
-    read_json_lines,
-    write_atomically,
-    write_json,
-    write_json_lines,
-)
-from fgpt_hf.model.configuration_fgpt import FGPTConfig
-from fgpt_hf.model.io import model_name
-from fgpt_hf.model.license import license_of
-from fgpt_hf.model.own_code import network_code_hash
-from fgpt_hf.parsing import Kind, as_type, parse_yaml
-from fgpt_hf.runtime.estimate import flops_per_token
-from fgpt_hf.runtime.hardware import device_name
+from fgpt_hf.evaluation.results import results_record, write_results
+from fgpt_hf.files import PARTIAL, append_json_line, locked, read_json_lines, write_atomically, write_json_lines
 from fgpt_hf.runtime.plan import TrainingPlan
-from fgpt_hf.tokenizer.surrogates import repair_surrogates
 from fgpt_hf.training.checkpoints import (
     checkpoint_name,
     checkpoint_to_resume,
@@ -51,13 +29,9 @@ from fgpt_hf.training.checkpoints import (
     step_of,
 )
 from fgpt_hf.training.continuation import changed_option, decided, require_resumable
-from fgpt_hf.training.provenance import Provenance, RunBefore
+from fgpt_hf.training.records import METRICS, RECORD, RESULTS, SAMPLES, read_record
 
 logger = logging.getLogger(__name__)
-
-RECORD, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples.jsonl"
-RESULTS, PROVENANCE = "results.json", "provenance.json"
-MANY = 1e18  # more steps, tokens or seconds than any run has
 
 
 class RunFolder:
@@ -180,6 +154,13 @@ class RunFolder:
         if self.is_writer:
             append_json_line(self.path / SAMPLES, line)
 
+    def record_results(self, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:
+        """Write the last results of the run's benchmarks to `results.json`, if there are any."""
+        if self.is_writer and results:
+            settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+            record = results_record(results, settings, self.run.eval_task_limit)
+            write_results(self.path / RESULTS, record.to_json())
+
     def _check(self) -> None:
         """Raise UserError unless the folder is free for the run, or holds what it continues."""
         holds_run = self.record.is_file()
@@ -240,146 +221,3 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Return the values in a `run.yaml`; raise UserError if it is damaged."""
-    return parse_record(path.read_bytes().decode(errors="replace"), str(path))
-
-
-def parse_record(text: str, where: str) -> dict[str, Any]:
-    """Return the values in the text of a `run.yaml`; raise UserError, which says where it is from, if it is damaged."""
-    try:
-        recorded = parse_yaml(text)
-    except UserError as error:
-        raise UserError(f"{where} is damaged: {error}") from error
-    plain = (str, int, float, type(None))
-    if not isinstance(recorded, dict) or not all(
-        isinstance(name, str) and isinstance(value, plain) for name, value in recorded.items()
-    ):
-        raise UserError(f"{where} is damaged: it should hold the run's options, one per line")
-    return recorded
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's `metrics.jsonl`: numbers by name, `step`, `tokens` and `seconds` among them.
-
-    Raises:
-        UserError: a line is anything else.
-    """
-    path = folder / METRICS
-    lines = [
-        _typed(path, number, dict[str, int | float], line) for number, line in enumerate(read_json_lines(path), start=1)
-    ]
-    for number, line in enumerate(lines, start=1):
-        if not all(0 <= line.get(name, -1) < MANY for name in ("step", "tokens", "seconds")):
-            raise UserError(f"{path} is damaged: line {number} lacks step, tokens or seconds")
-    return [repair_surrogates(line) for line in lines]
-
-
-def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `samples.jsonl`: `step`, and texts by name, `prompt` among them.
-
-    Raises:
-        UserError: a line is anything else.
-    """
-    path = folder / SAMPLES
-    lines = read_json_lines(path)
-    for number, line in enumerate(lines, start=1):
-        texts = {name: value for name, value in line.items() if name != "step"}
-        if not isinstance(line.get("step"), int) or "prompt" not in texts:
-            raise UserError(f"{path} is damaged: line {number} lacks step or prompt")
-        _typed(path, number, dict[str, str], texts)
-    return [repair_surrogates(line) for line in lines]
-
-
-def _typed(path: Path, number: int, kind: type[Kind], line: Mapping[str, Any]) -> Kind:
-    try:
-        return as_type(kind, line)
-    except UserError as error:
-        raise UserError(f"{path} is damaged: line {number}: {error}") from error
-
-
-def record_provenance(
-    folder: RunFolder,
-    accelerator: Accelerator,
-    data: DataProvenance,
-    config: PreTrainedConfig,
-    tokens: int,
-    added_tokens: Sequence[str] = (),
-) -> None:
-    """Write `provenance.json` into the run's folder: data, device, processes, versions, and the code's commit and hash.
-
-    Args:
-        tokens: how many the training took, for its operations by `estimate.flops_per_token`.
-        added_tokens: tokens that the run gave the model's tokenizer.
-    """
-    if not folder.is_writer:
-        return
-    provenance = Provenance(
-        splits=data.sizes,
-        source=data.source,
-        local=[name for name in _named(folder.run) if Path(name).exists()],
-        device=device_name(accelerator.device),
-        processes=accelerator.num_processes,
-        precision=accelerator.mixed_precision,
-        training_flops=flops_per_token(folder.run, config) * tokens,
-        versions=package_versions(),
-        commit=_commit(),
-        network_code_sha256=network_code_hash() if isinstance(config, FGPTConfig) else None,
-        model_type=config.model_type,
-        base_license=license_of(model_name(folder.run.start_model)) if folder.run.start_model else None,
-        added_tokens=added_tokens,
-        started_from=_run_before(folder.run),
-    )
-    write_json(folder.path / PROVENANCE, provenance.to_json())
-
-
-def find_run(model: Path) -> Path | None:
-    """Return the folder of the run that trained a model, given that folder or the model's own one inside it."""
-    return next((folder for folder in (model, *model.resolve().parents[:2]) if (folder / RECORD).is_file()), None)
-
-
-def _run_before(run: Run) -> RunBefore | None:
-    """Return what is recorded of the run that trained the model which this one starts from."""
-    folder = find_run(Path(run.start_model)) if run.start_model else None
-    if folder is None:
-        return None
-    provenance, metrics = folder / PROVENANCE, read_metrics(folder)
-    return RunBefore(
-        run=read_record(folder / RECORD),
-        provenance=read_json(provenance) if provenance.is_file() else {},
-        last={name: metrics[-1][name] for name in ("step", "tokens", "seconds")} if metrics else {},
-    )
-
-
-def _named(run: Run) -> list[str]:
-    """Return the names of the model and the data sets that a run starts from."""
-    started_from = [run.start_model] if run.start_model else []
-    if isinstance(run, TextSource):
-        started_from += [run.tokenizer] if run.tokenizer else []
-    if isinstance(run, (TextSource, DatasetOptions)):
-        entries = parse_mixture(run.dataset_name) + parse_validation_names(run.validation_dataset)
-        return [*started_from, *(entry.name for entry in entries)]
-    return started_from
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, or None if it is installed or has been changed."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    questions = (["ls-files", "--error-unmatch", __file__], ["status", "--porcelain", "-uno"], ["rev-parse", "HEAD"])
-    try:
-        answers = [subprocess.run([*git, *question], capture_output=True, text=True) for question in questions]
-    except OSError:  # no git
-        return None
-    tracked, changes, commit = answers
-    is_known = tracked.returncode == 0 and changes.stdout == ""  # untracked: installed inside another checkout
-    return commit.stdout.strip() if is_known else None
-
-
-def record_results(folder: RunFolder, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:
-    """Write a run's last benchmark results to `results.json`, if there are any."""
-    if folder.is_writer and results:
-        settings = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
-        record = results_record(results, settings, folder.run.eval_task_limit)
-        write_results(folder.path / RESULTS, record.to_json())

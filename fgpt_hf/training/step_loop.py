@@ -31,7 +31,8 @@ from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.training.advice import Adviser, RunFacts, bits_of_base
 from fgpt_hf.training.outlook import Epoch, Forecast
 from fgpt_hf.training.profiling import profiled
-from fgpt_hf.training.run_folder import RunFolder, read_metrics
+from fgpt_hf.training.records import read_metrics
+from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.step import Step, Stepper, TakenStep
 from fgpt_hf.training.timing import from_main_process, spent_seconds, time_first_step
 

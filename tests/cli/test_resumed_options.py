@@ -23,7 +23,8 @@ from fgpt_hf.model.lora import ADAPTER
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from fgpt_hf.training.checkpoints import checkpoints
 from fgpt_hf.training.loop import Trainer
-from fgpt_hf.training.run_folder import RunFolder, read_record
+from fgpt_hf.training.records import read_record
+from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.state import TrainingState
 from tests.support.tiny import random_model, save
 

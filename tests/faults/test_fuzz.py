@@ -43,7 +43,7 @@ from fgpt_hf.model.io import load_model
 from fgpt_hf.retries import reading
 from fgpt_hf.runtime.plan import Estimation
 from fgpt_hf.tokenizer.fast_encoding import encode_conversations
-from fgpt_hf.training.run_folder import read_record
+from fgpt_hf.training.records import read_record
 from fgpt_hf.training.state import _read_training_state
 from tests.faults.conftest import Tally
 from tests.faults.hostile import changed, command_lines, damaged, json_lines, json_texts, values

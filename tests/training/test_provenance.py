@@ -16,8 +16,10 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.own_code import network_code_hash
 from fgpt_hf.runtime.estimate import flops_per_token, network
 from fgpt_hf.runtime.hardware import device_name
-from fgpt_hf.training import run_folder
-from fgpt_hf.training.run_folder import PROVENANCE, RunFolder, record_provenance
+from fgpt_hf.training import provenance
+from fgpt_hf.training.provenance import record_provenance
+from fgpt_hf.training.records import PROVENANCE
+from fgpt_hf.training.run_folder import RunFolder
 
 DATA = DataProvenance({"train": SplitSize(documents=3, tokens=70)})
 
@@ -80,7 +82,7 @@ def test_a_commit_is_named_only_if_it_is_this_codes_own(
         subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
     if state == "changed":
         code.write_text("two")
-    monkeypatch.setattr(run_folder, "__file__", str(code))
+    monkeypatch.setattr(provenance, "__file__", str(code))
     commit = recorded(tmp_path / "run").get("commit")
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     assert commit == (head if state == "clean" else None)

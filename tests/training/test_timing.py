@@ -13,7 +13,8 @@ import torch
 from fgpt_hf.files import read_json_lines
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.transfers import HostCopy
-from fgpt_hf.training.run_folder import RunFolder, read_record
+from fgpt_hf.training.records import read_record
+from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.timing import step_seconds, time_first_step
 from tests.support.loop_run import TINY
 from tests.training.test_loop import assert_equal_runs, refusal, succeed
