@@ -24,7 +24,7 @@ from fgpt_hf.data.batch_fields import DOCUMENT_ENDS, document_ends
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.runtime.duration import likely_seconds
-from fgpt_hf.runtime.estimate import flops_per_token, memory, network
+from fgpt_hf.runtime.estimate import Workload, network
 from fgpt_hf.runtime.hardware import (
     device_name,
     find_gpu,
@@ -214,19 +214,19 @@ def measure_step(bench: Bench, preset: str, attention: str, compiled: bool, rows
     pass_seconds, move_seconds = bench.seconds(pass_through), bench.seconds(move)
     tokens, passes = rows * config.max_position_embeddings, max(1, run.rows_per_step(1) // rows)
     step_seconds = passes * pass_seconds + move_seconds
-    machine = this_machine(bench.device)
+    workload = Workload(run, config, this_machine(bench.device))
     speed = passes * tokens / step_seconds
     return {
         "tokens_per_second": speed,
-        "flops": flops_per_token(run, config) * speed,
+        "flops": workload.flops_per_token * speed,
         "micro_batch_seconds": pass_seconds,
         "optimizer_seconds": move_seconds,
         "optimizer_share": move_seconds / step_seconds,
         "first_step_seconds": first_seconds,
         "waits_for_device": waits,
         "memory_bytes": peak_memory_bytes(bench.device),
-        "estimated_memory_bytes": memory(run, config, machine, rows, 2).total,
-        "estimated_step_seconds": likely_seconds(run, config, machine, passes * tokens),
+        "estimated_memory_bytes": workload.memory(rows, 2).total,
+        "estimated_step_seconds": likely_seconds(workload, passes * tokens),
         "step_seconds": step_seconds,
     }
 

@@ -29,7 +29,7 @@ from fgpt_hf.losses.objectives import (
     PreferenceObjective,
 )
 from fgpt_hf.model.lora import add_adapter
-from fgpt_hf.runtime.estimate import memory, network
+from fgpt_hf.runtime.estimate import Workload, network
 from fgpt_hf.runtime.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16, this_machine
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
@@ -98,7 +98,7 @@ def expect(case: Case) -> int:
     """Return the estimated number of bytes."""
     run, config = case
     rows, micro_batches = run.per_device_train_batch_size, run.gradient_accumulation_steps
-    return memory(run, config, this_machine(CPU), rows, micro_batches).total
+    return Workload(run, config, this_machine(CPU)).memory(rows, micro_batches).total
 
 
 def measure(case: Case, steps: int = 3) -> int:

@@ -24,7 +24,7 @@ from fgpt_hf.report.next_steps import require_start
 from fgpt_hf.report.summary import summarize_run
 from fgpt_hf.runtime.attention import resolve_attn_implementation
 from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
-from fgpt_hf.runtime.estimate import Network
+from fgpt_hf.runtime.estimate import Network, Workload
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
 from fgpt_hf.training.loop import Outcome, Trainer
@@ -84,11 +84,11 @@ class TrainingStage:
 
     def require_memory(self, config: Network) -> None:
         """Raise UserError if the run cannot fit its devices or its time, as `runtime.plan.require_memory` does."""
-        require_memory(self.run, config, self.machine)
+        require_memory(Workload(self.run, config, self.machine))
 
     def plan(self, config: Network, epoch_rows: int = 0) -> TrainingPlan:
         """Decide what the run leaves open, alike on all processes, as `plan_training` does, or as it did before."""
-        return plan_training(self.run, config, self.machine, epoch_rows, keep=self.folder.decided)
+        return plan_training(Workload(self.run, config, self.machine), epoch_rows, keep=self.folder.decided)
 
     def validation_loss(
         self,

@@ -11,9 +11,9 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.hub.upload import plain_errors
 from fgpt_hf.retries import retry
 from fgpt_hf.runtime.duration import duration, likely_seconds
-from fgpt_hf.runtime.estimate import largest_micro_batch
+from fgpt_hf.runtime.estimate import Workload
 from fgpt_hf.runtime.hardware import GPUS, known_machine
-from fgpt_hf.runtime.plan import Estimation, network_of, tokens_per_step, with_estimated_steps
+from fgpt_hf.runtime.plan import Estimation, network_of, with_estimated_steps
 
 HOURS_OF = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0, "day": 24.0}
 STARTING_SECONDS = 900  # to install, to read the data and to publish the model
@@ -133,17 +133,17 @@ def _offer(run: Estimation, flavor: Flavor) -> Offer | str:
     """Return what the run takes on a machine, or in words why it is left out."""
     if flavor.device is None:
         return f"has {flavor.accelerator}, which the table of GPUs lacks"
-    config, machine = network_of(run), known_machine(flavor.device, flavor.count)
-    run = replace(run, auto_find_batch_size=True)  # so that a step has as many rows on any number of devices
+    any_rows = replace(run, auto_find_batch_size=True)  # so that a step has as many rows on any number of devices
+    workload = Workload(any_rows, network_of(run), known_machine(flavor.device, flavor.count))
     try:
-        rows = largest_micro_batch(run, config, machine)
+        rows = workload.largest_micro_batch()
     except UserError as error:
         return str(error)
     if rows is None:
         return "does not fit"
-    timed = with_estimated_steps(run, config, machine)
-    tokens = timed.max_steps * tokens_per_step(timed, config, machine)
-    return Offer(flavor, rows, tokens, likely_seconds(timed, config, machine, tokens, run.mfu))
+    timed = with_estimated_steps(workload, run.mfu)
+    tokens = timed.run.max_steps * timed.tokens_per_step
+    return Offer(flavor, rows, tokens, likely_seconds(timed, tokens, run.mfu))
 
 
 def _line(offer: Offer) -> str:

@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
-from fgpt_hf.model.shapes import shape_of
-from fgpt_hf.runtime.estimate import Network, flops_per_token, is_low_precision
-from fgpt_hf.runtime.hardware import Machine, product_flops
+from fgpt_hf.runtime.estimate import Workload
+from fgpt_hf.runtime.hardware import product_flops
 
 LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s
 MIN_STEPS = 10  # of a run whose length follows from its time: below, there is no schedule to speak of
@@ -74,31 +72,31 @@ def require_steps(minutes: float, steps: Steps, spent_seconds: float) -> None:
     )
 
 
-def require_time(run: Run, config: Network, machine: Machine, tokens_per_step: int) -> None:
+def require_time(workload: Workload) -> None:
     """Raise UserError if a run's `max_minutes` is hopelessly short, so that it is refused before its data is read.
 
     That is where ten steps take twice the time even at the peak of the hardware.
     """
-    if run.max_minutes is None or (machine.peak_flops is None and machine.processes > 1):  # each would measure its own
+    minutes, machine = workload.run.max_minutes, workload.machine
+    if minutes is None or (machine.peak_flops is None and machine.processes > 1):  # each would measure its own
         return
-    peak = peak_flops(run, config, machine) * machine.processes
-    step_seconds = flops_per_token(run, config) * tokens_per_step / peak
-    if MIN_STEPS * step_seconds > 2 * 60 * run.max_minutes:
-        require_steps(run.max_minutes, Steps(step_seconds / LIKELY_MFU), spent_seconds=0.0)
+    step_seconds = likely_seconds(workload, workload.tokens_per_step, mfu=1.0)
+    if MIN_STEPS * step_seconds > 2 * 60 * minutes:
+        require_steps(minutes, Steps(step_seconds / LIKELY_MFU), spent_seconds=0.0)
 
 
-def likely_seconds(run: Run, config: Network, machine: Machine, tokens: int, mfu: float = LIKELY_MFU) -> float:
+def likely_seconds(workload: Workload, tokens: int, mfu: float = LIKELY_MFU) -> float:
     """Return how long a run is likely to train on so many tokens."""
-    rate = peak_flops(run, config, machine) * machine.processes * mfu
-    return flops_per_token(run, config) * tokens / rate
+    return workload.flops_per_token * tokens / (peak_flops(workload) * workload.machine.processes * mfu)
 
 
-def peak_flops(run: Run, config: Network, machine: Machine) -> float:
+def peak_flops(workload: Workload) -> float:
     """Return a device's peak, from its data sheet, or else the rate at which it multiplies, measured now."""
+    machine = workload.machine
     if machine.peak_flops is not None:
         return machine.peak_flops
-    dtype = torch.bfloat16 if is_low_precision(run, machine) else torch.float32
-    return product_flops(torch.device(machine.kind), MEASURED_ROWS, shape_of(config).hidden_size, dtype)
+    dtype = torch.bfloat16 if workload.is_low_precision else torch.float32
+    return product_flops(torch.device(machine.kind), MEASURED_ROWS, workload.shape.hidden_size, dtype)
 
 
 def duration(seconds: float) -> str:

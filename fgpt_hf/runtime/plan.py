@@ -17,21 +17,10 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_config, model_source
-from fgpt_hf.model.lora import adapter_parameters
-from fgpt_hf.model.shapes import shape_of
+from fgpt_hf.model.shapes import NetworkShape, shape_of
 from fgpt_hf.runtime.duration import LIKELY_MFU, duration, likely_seconds, require_time
-from fgpt_hf.runtime.estimate import (
-    USABLE_SHARE,
-    Network,
-    count_parameters,
-    flops_per_token,
-    largest_micro_batch,
-    memory,
-    network,
-    remedies,
-    rows_on_device,
-)
-from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine, this_machine
+from fgpt_hf.runtime.estimate import USABLE_SHARE, Network, Workload, network
+from fgpt_hf.runtime.hardware import GPUS, known_machine, this_machine
 from fgpt_hf.wording import count_of
 
 logger = logging.getLogger(__name__)
@@ -86,11 +75,7 @@ class TrainingPlan:
 
 
 def plan_training(
-    run: Run,
-    config: Network,
-    machine: Machine,
-    epoch_rows: int = 0,
-    keep: Callable[[TrainingPlan], TrainingPlan] = lambda plan: plan,
+    workload: Workload, epoch_rows: int = 0, keep: Callable[[TrainingPlan], TrainingPlan] = lambda plan: plan
 ) -> TrainingPlan:
     """Decide what the run leaves open, and log what it takes of memory and arithmetic.
 
@@ -101,46 +86,47 @@ def plan_training(
     Raises:
         UserError: as `require_memory`.
     """
-    require_memory(run, config, machine)
-    plan = keep(_plan(run, config, machine, epoch_rows))
-    for line in _needs(run, plan, config, machine):
+    require_memory(workload)
+    plan = keep(_plan(workload, epoch_rows))
+    for line in _needs(workload, plan):
         logger.info(line)
     return plan
 
 
-def require_memory(run: Run, config: Network, machine: Machine) -> None:
+def require_memory(workload: Workload) -> None:
     """Raise UserError if the run cannot fit such devices, or `max_minutes` not even ten steps, whatever its data.
 
     Either weights, gradients and optimizer take more than a device has, or not even one row fits as well where the
     micro-batch is left open, or a given one takes `FAR_ABOVE` times what a device has; or the rows of a step do not
     divide evenly among the processes. What a micro-batch of preference pairs takes is not known, only a bound.
     """
-    if run.auto_find_batch_size and largest_micro_batch(run, config, machine) is None:
-        raise UserError(_refusal(run, config, machine))
+    run, machine = workload.run, workload.machine
+    if run.auto_find_batch_size and workload.largest_micro_batch() is None:
+        raise UserError(_refusal(workload))
     rows = 1 if run.auto_find_batch_size else run.per_device_train_batch_size
-    need = memory(run, config, machine, rows, run.gradient_accumulation_steps)
+    need = workload.memory(rows, run.gradient_accumulation_steps)
     if need.fixed > machine.memory_bytes:
-        raise UserError(_refusal(run, config, machine))
+        raise UserError(_refusal(workload))
     if need.total > FAR_ABOVE * machine.memory_bytes and not isinstance(run, PreferenceRun):
-        largest = largest_micro_batch(run, config, machine)
+        largest = workload.largest_micro_batch()
         fits = f"up to {largest} rows fit: try --per_device_train_batch_size auto" if largest else "not one row fits"
         raise UserError(
             f"per_device_train_batch_size={rows} takes {_gigabytes(need.total)}, and {machine.name} has "
             f"{_gigabytes(machine.memory_bytes)}: {fits}"
         )
-    require_time(run, config, machine, tokens_per_step(run, config, machine))
+    require_time(workload)
 
 
-def _plan(run: Run, config: Network, machine: Machine, epoch_rows: int = 0) -> TrainingPlan:
-    steps = run.max_steps
+def _plan(workload: Workload, epoch_rows: int = 0) -> TrainingPlan:
+    run, steps = workload.run, workload.run.max_steps
     if isinstance(run, TuningRun) and steps == 0:
-        steps = math.ceil(epoch_rows * run.num_train_epochs / run.rows_per_step(machine.processes))
+        steps = math.ceil(epoch_rows * run.num_train_epochs / run.rows_per_step(workload.machine.processes))
     plan = TrainingPlan(
         steps, run.per_device_train_batch_size, run.gradient_accumulation_steps, minutes=run.max_minutes
     )
     if run.auto_find_batch_size:
-        rows = largest_micro_batch(run, config, machine) or 1
-        return replace(plan, rows=rows, micro_batches=rows_on_device(run, machine) // rows)
+        rows = workload.largest_micro_batch() or 1
+        return replace(plan, rows=rows, micro_batches=workload.rows_on_device() // rows)
     return plan
 
 
@@ -187,17 +173,17 @@ def describe_estimation(run: Estimation) -> str:
         >>> print(describe_estimation(parse_estimation(["--preset=fgpt-124m", "--device=h100"])).splitlines()[-1])
         h100          128 rows   1.5 hours
     """
-    config, processes = network_of(run), run.num_processes
     if run.device:
-        machine = known_machine(run.device, processes)
+        machine = known_machine(run.device, run.num_processes)
     else:
         here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        machine = this_machine(here, processes)
-    run = with_estimated_steps(run, config, machine)
-    lines = [*_unknown(config), *_needs(run, _plan(run, config, machine), config, machine)]
+        machine = this_machine(here, run.num_processes)
+    workload = with_estimated_steps(Workload(run, network_of(run), machine), run.mfu)
+    lines = [*_unknown(workload.shape), *_needs(workload, _plan(workload), run.mfu)]
     lines += ["", f"{'':<12}micro-batch  time at {run.mfu:.0%} of the peak"]
     for name in [run.device] if run.device else GPUS:
-        lines.append(f"{name:<12}{_on_device(run, config, known_machine(name, processes))}")
+        on_gpus = replace(workload, machine=known_machine(name, run.num_processes))
+        lines.append(f"{name:<12}{_on_gpus(on_gpus, run.mfu, run.price_per_hour)}")
     return "\n".join(lines)
 
 
@@ -208,9 +194,8 @@ def network_of(run: BaseRun) -> Network:
     return shape_of(load_config(model_source(run.start_model), trust_remote_code=run.trust_remote_code))
 
 
-def _unknown(config: Network) -> Iterator[str]:
+def _unknown(shape: NetworkShape) -> Iterator[str]:
     """Yield a line for each thing about a network that the estimate does not know."""
-    shape = shape_of(config)
     if not shape.is_exact:
         yield (
             f"a {shape.model_type}: parameters and operations are those of its configuration; activations are those of "
@@ -220,88 +205,82 @@ def _unknown(config: Network) -> Iterator[str]:
         yield "experts: counted as if each token went through all of them, so time and operations are upper bounds"
 
 
-def with_estimated_steps(run: Estimation, config: Network, machine: Machine) -> Estimation:
-    """Return the run with the steps that its time is likely to have room for, instead of that time."""
-    if run.max_minutes is None:
-        return run
-    step_seconds = likely_seconds(run, config, machine, tokens_per_step(run, config, machine), run.mfu)
-    return replace(run, max_steps=max(1, int(60 * run.max_minutes / step_seconds)), max_minutes=None)
+def with_estimated_steps(workload: Workload, mfu: float) -> Workload:
+    """Return the workload with the steps that its run's time is likely to have room for, instead of that time."""
+    minutes = workload.run.max_minutes
+    if minutes is None:
+        return workload
+    step_seconds = likely_seconds(workload, workload.tokens_per_step, mfu)
+    steps = max(1, int(60 * minutes / step_seconds))
+    return replace(workload, run=replace(workload.run, max_steps=steps, max_minutes=None))
 
 
-def _needs(run: Run, plan: TrainingPlan, config: Network, machine: Machine) -> Iterator[str]:
+def _needs(workload: Workload, plan: TrainingPlan, mfu: float = LIKELY_MFU) -> Iterator[str]:
     """Yield lines on parameters, tokens, arithmetic, memory and time."""
-    counts, per_step = count_parameters(config), tokens_per_step(run, config, machine)
-    at_most = "at most " if isinstance(run, PreferenceRun) else ""  # pairs are shorter than the longest ones
+    machine, parameters, per_step = workload.machine, workload.counts.total, workload.tokens_per_step
+    at_most = "at most " if isinstance(workload.run, PreferenceRun) else ""  # pairs are shorter than the longest ones
     if plan.minutes is not None:
         yield (
-            f"{counts.total:,} parameters; steps x {at_most}{per_step:,} tokens: "
+            f"{parameters:,} parameters; steps x {at_most}{per_step:,} tokens: "
             f"a few timed ones will decide how many fit max_minutes={plan.minutes:g}"
         )
     else:
         tokens, steps = plan.max_steps * per_step, count_of(plan.max_steps, "step")
         yield (
-            f"{counts.total:,} parameters; {steps} x {at_most}{per_step:,} tokens = {tokens:,} tokens "
-            f"({at_most}{tokens / counts.total:.3g} tokens per parameter)"
+            f"{parameters:,} parameters; {steps} x {at_most}{per_step:,} tokens = {tokens:,} tokens "
+            f"({at_most}{tokens / parameters:.3g} tokens per parameter)"
         )
-    if adapter := adapter_parameters(run, config):
-        yield f"{adapter:,} further parameters are in adapters, and only these are trained"
-    yield _arithmetic(run, plan, config, machine, at_most)
-    need = memory(run, config, machine, plan.rows, plan.micro_batches)
+    if workload.adapter:
+        yield f"{workload.adapter:,} further parameters are in adapters, and only these are trained"
+    yield _arithmetic(workload, plan, mfu, at_most)
+    need = workload.memory(plan.rows, plan.micro_batches)
     parts = ", ".join(f"{part} {_gigabytes(getattr(need, part))}" for part in PARTS)
     own = f", this process itself {_gigabytes(machine.own_bytes)}" if machine.own_bytes else ""
     total = _gigabytes(need.total + machine.own_bytes)
     yield f"about {total} on each device with micro-batches of {count_of(plan.rows, 'row')}: {parts}{own}"
-    largest = largest_micro_batch(run, config, machine)
+    largest = workload.largest_micro_batch()
     more = " more" if machine.own_bytes else ""
     has = f"{machine.name} has {_gigabytes(machine.memory_bytes)}{more}"
     if largest is None:
-        yield f"{has}: {_refusal(run, config, machine)}"
+        yield f"{has}: {_refusal(workload)}"
     elif need.total > USABLE_SHARE * machine.memory_bytes:
         yield f"{has}, and only micro-batches of {count_of(largest, 'row')} fit: try --per_device_train_batch_size auto"
     else:
         yield f"{has}, and micro-batches of up to {count_of(largest, 'row')} fit"
 
 
-def _arithmetic(run: Run, plan: TrainingPlan, config: Network, machine: Machine, at_most: str) -> str:
+def _arithmetic(workload: Workload, plan: TrainingPlan, mfu: float, at_most: str) -> str:
     """Return a line on the operations of a run and the time that they are likely to take."""
-    flops = flops_per_token(run, config)
-    passes = "6 N, 4 N for frozen weights" if adapter_parameters(run, config) else "6 N"
+    flops = workload.flops_per_token
+    passes = "6 N, 4 N for frozen weights" if workload.adapter else "6 N"
     line = f"{flops / 1e9:.3g} GFLOPs per token ({passes} + 12 layers x width x length)"
     if plan.minutes is not None:
         return line
-    tokens = plan.max_steps * tokens_per_step(run, config, machine)
-    mfu = run.mfu if isinstance(run, Estimation) else LIKELY_MFU
-    seconds = likely_seconds(run, config, machine, tokens, mfu)
-    rate = "the peak" if machine.peak_flops else "the rate of its products, measured now"
+    tokens = plan.max_steps * workload.tokens_per_step
+    seconds = likely_seconds(workload, tokens, mfu)
+    rate = "the peak" if workload.machine.peak_flops else "the rate of its products, measured now"
     took = f"{at_most}{duration(seconds)} of steps at {mfu:.0%} of {rate}"
     return f"{line}, {at_most}{flops * tokens:.3g} FLOPs in total: {took}"
 
 
-def _on_device(run: Estimation, config: Network, machine: Machine) -> str:
+def _on_gpus(workload: Workload, mfu: float, price_per_hour: float | None) -> str:
     """Describe the micro-batch, time and cost of the run on GPUs of the table."""
-    rows = largest_micro_batch(run, config, machine)
+    rows = workload.largest_micro_batch()
     if rows is None:
         return "does not fit"
-    assert machine.peak_flops is not None  # the table of GPUs has it
-    flops = flops_per_token(run, config) * run.max_steps * tokens_per_step(run, config, machine)
-    seconds = flops / (machine.peak_flops * machine.processes * run.mfu)
-    cost = f", costs {seconds / 3600 * machine.processes * run.price_per_hour:,.2f}" if run.price_per_hour else ""
+    seconds = likely_seconds(workload, workload.run.max_steps * workload.tokens_per_step, mfu)
+    hours = seconds / 3600 * workload.machine.processes
+    cost = f", costs {hours * price_per_hour:,.2f}" if price_per_hour else ""
     return f"{rows:>5} rows   {duration(seconds)}{cost}"
 
 
-def _refusal(run: Run, config: Network, machine: Machine) -> str:
-    need = memory(run, config, machine, rows=1, micro_batches=2)
+def _refusal(workload: Workload) -> str:
+    need, machine = workload.memory(rows=1, micro_batches=2), workload.machine
     return (
-        f"preset {run.preset} takes {_gigabytes(need.fixed)} for weights, gradients and optimizer and "
+        f"preset {workload.run.preset} takes {_gigabytes(need.fixed)} for weights, gradients and optimizer and "
         f"{_gigabytes(need.total)} with a micro-batch of one row, more than the {_gigabytes(machine.memory_bytes)} of "
-        f"{machine.name}. What would fit: {'; or '.join(remedies(run, config, machine)) or 'a larger device'}"
+        f"{machine.name}. What would fit: {'; or '.join(workload.remedies()) or 'a larger device'}"
     )
-
-
-def tokens_per_step(run: Run, config: Network, machine: Machine) -> int:
-    """Return the tokens of a step on all devices, if every sequence has the maximum length."""
-    rows = run.rows_per_step(machine.processes)
-    return rows * run.sequences_per_row * run.sequence_length(shape_of(config).max_position_embeddings)
 
 
 def _gigabytes(number: int) -> str:

@@ -25,7 +25,7 @@ from fgpt_hf.runtime.duration import (
     require_steps,
     time_of_day,
 )
-from fgpt_hf.runtime.estimate import mfu
+from fgpt_hf.runtime.estimate import Workload
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.training.advice import Adviser, RunFacts, bits_of_base
@@ -261,7 +261,7 @@ class StepLoop:
         now = (progress.tokens, progress.seconds, self.data_seconds)
         tokens, seconds, waited = (new - old for new, old in zip(now, self.logged_at, strict=True))
         self.logged_at = now
-        share_of_peak = mfu(self.run, self.state.model.config, tokens / seconds, self.machine)
+        share_of_peak = Workload(self.run, self.state.model.config, self.machine).mfu(tokens / seconds)
         return {
             "loss": step.loss,
             **step.metrics,

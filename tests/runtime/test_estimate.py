@@ -15,16 +15,7 @@ from fgpt_hf.data.batches import as_batch
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.runtime import estimate
-from fgpt_hf.runtime.estimate import (
-    count_parameters,
-    flops_per_token,
-    largest_micro_batch,
-    memory,
-    mfu,
-    network,
-    remedies,
-    rows_on_device,
-)
+from fgpt_hf.runtime.estimate import Workload, count_parameters, flops_per_token, network
 from fgpt_hf.runtime.hardware import GPUS, Machine, find_gpu, known_machine, this_machine
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
@@ -96,7 +87,7 @@ def test_optimizer_states_are_those_after_a_step(optim: str) -> None:
     optimizer.step()
     states = [state for one in optimizer.optimizers for state in one.state.values()]
     held = sum(tensor.nbytes for state in states for tensor in state.values() if tensor.ndim)
-    need = memory(run, network(run), MACHINE, rows=1, micro_batches=1)
+    need = Workload(run, network(run), MACHINE).memory(rows=1, micro_batches=1)
     assert need.optimizer == held
     assert need.weights == need.gradients == sum(parameter.nbytes for parameter in model.parameters())
 
@@ -107,7 +98,7 @@ def test_an_adapters_gradients_and_states_are_all_that_there_are(targets: str) -
     model = FGPTForCausalLM(TINY_NETWORK)
     add_adapter(model, run, build_tokenizer())
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    need = memory(run, TINY_NETWORK, MACHINE, rows=1, micro_batches=1)
+    need = Workload(run, TINY_NETWORK, MACHINE).memory(rows=1, micro_batches=1)
     assert need.gradients == sum(parameter.nbytes for parameter in learning)
     assert need.optimizer == 2 * need.gradients  # AdamW's, whatever `optim` says
     assert need.weights == sum(parameter.nbytes for parameter in model.parameters())
@@ -163,7 +154,7 @@ def test_activations_are_what_the_backward_pass_keeps(kind: str, bf16: bool, att
     }
     run = replace(kinds[kind], bf16=bf16, attn_implementation=attention)
     more = kept_for_backward(run, rows=4) - kept_for_backward(run, rows=2)
-    estimated = memory(run, TINY_NETWORK, MACHINE, 2, 1).activations
+    estimated = Workload(run, TINY_NETWORK, MACHINE).memory(2, 1).activations
     assert estimated == pytest.approx(more, rel=0.05)
 
 
@@ -173,7 +164,7 @@ def test_activations_of_other_blocks_are_what_the_backward_pass_keeps(blocks: st
     shape: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 128}
     run, config = replace(TINY, bf16=bf16), FGPTConfig(**{"num_attention_heads": 4} | EVERY_NETWORK[blocks] | shape)
     more = kept_for_backward(run, 4, config) - kept_for_backward(run, 2, config)
-    assert memory(run, config, MACHINE, 2, 1).activations == pytest.approx(more, rel=0.05)
+    assert Workload(run, config, MACHINE).memory(2, 1).activations == pytest.approx(more, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -194,16 +185,17 @@ def test_a_network_that_cannot_be_is_refused_with_its_reason(changes: dict[str, 
 
 def test_checkpointing_keeps_a_layers_input_and_recomputes_one_layer() -> None:
     run = replace(TINY, gradient_checkpointing=True)
-    whole, checkpointed = (memory(each, network(each), MACHINE, 4, 1).activations for each in (TINY, run))
+    whole, checkpointed = (Workload(each, network(each), MACHINE).memory(4, 1).activations for each in (TINY, run))
     kept = kept_for_backward(run, rows=4)
-    one_layer = memory(replace(TINY, num_hidden_layers=1), network(replace(TINY, num_hidden_layers=1)), MACHINE, 4, 1)
+    shallow = replace(TINY, num_hidden_layers=1)
+    one_layer = Workload(shallow, network(shallow), MACHINE).memory(4, 1)
     assert kept < checkpointed < kept + one_layer.activations < whole
 
 
 def test_sharding_divides_and_replicas_do_not() -> None:
     config = network(PRESETS["fgpt-712m"])
     alone, replicated, sharded = (
-        memory(replace(PRESETS["fgpt-712m"], fsdp=fsdp), config, known_machine("h100", processes), 1, 1)
+        Workload(replace(PRESETS["fgpt-712m"], fsdp=fsdp), config, known_machine("h100", processes)).memory(1, 1)
         for fsdp, processes in ((False, 1), (False, 8), (True, 8))
     )
     assert replicated.optimizer == alone.optimizer == pytest.approx(8 * sharded.optimizer, abs=8)
@@ -213,7 +205,7 @@ def test_sharding_divides_and_replicas_do_not() -> None:
 
 def test_sharded_gradients_are_whole_until_the_last_micro_batch() -> None:
     run, config = replace(PRESETS["fgpt-712m"], fsdp=True), network(PRESETS["fgpt-712m"])
-    need = memory(run, config, known_machine("h100", processes=8), rows=1, micro_batches=2)
+    need = Workload(run, config, known_machine("h100", processes=8)).memory(rows=1, micro_batches=2)
     assert need.gradients == pytest.approx(4 * count_parameters(config).total * (1 + 1 / 8))
 
 
@@ -222,11 +214,11 @@ def test_the_micro_batch_is_the_largest_power_of_two_that_fits_and_divides_the_s
     config = network(run)
 
     def largest(gigabytes: float) -> int | None:
-        return largest_micro_batch(run, config, MACHINE._replace(memory_bytes=int(gigabytes * 1e9)))
+        return Workload(run, config, MACHINE._replace(memory_bytes=int(gigabytes * 1e9))).largest_micro_batch()
 
     assert largest(1000) == 32  # of 96 rows
     for rows in (1, 2, 4, 8, 16):
-        need = memory(run, config, MACHINE, rows, 96 // rows).total / estimate.USABLE_SHARE / 1e9
+        need = Workload(run, config, MACHINE).memory(rows, 96 // rows).total / estimate.USABLE_SHARE / 1e9
         assert largest(need * 1.0001) == rows
     assert largest(0.001) is None
 
@@ -234,46 +226,46 @@ def test_the_micro_batch_is_the_largest_power_of_two_that_fits_and_divides_the_s
 def test_rows_of_a_step_are_each_devices_or_all_devices_together() -> None:
     run = replace(TINY, per_device_train_batch_size=16, gradient_accumulation_steps=4)
     eight = MACHINE._replace(processes=8)
-    assert rows_on_device(run, eight) == 64
-    assert rows_on_device(replace(run, auto_find_batch_size=True), eight) == 8
+    assert Workload(run, TINY_NETWORK, eight).rows_on_device() == 64
+    assert Workload(replace(run, auto_find_batch_size=True), TINY_NETWORK, eight).rows_on_device() == 8
     with pytest.raises(ValueError, match="64 rows per step do not divide among 3 processes"):
-        rows_on_device(replace(run, auto_find_batch_size=True), eight._replace(processes=3))
+        Workload(replace(run, auto_find_batch_size=True), TINY_NETWORK, eight._replace(processes=3)).rows_on_device()
 
 
 def test_a_remedy_fits() -> None:
     run, config = PRESETS["fgpt-712m"], network(PRESETS["fgpt-712m"])
     ten_gigabytes = known_machine("l4")._replace(memory_bytes=10**10)
-    assert largest_micro_batch(run, config, ten_gigabytes) is None
-    found = remedies(run, config, ten_gigabytes)
+    assert Workload(run, config, ten_gigabytes).largest_micro_batch() is None
+    found = Workload(run, config, ten_gigabytes).remedies()
     assert "--preset fgpt-355m" in found and any("--fsdp on" in remedy for remedy in found)
     smaller = PRESETS["fgpt-355m"]
-    assert largest_micro_batch(smaller, network(smaller), ten_gigabytes)
+    assert Workload(smaller, network(smaller), ten_gigabytes).largest_micro_batch()
 
 
 def test_autocasts_copies_of_frozen_weights_stay_only_for_a_backward_pass_that_keeps_them() -> None:
     run = replace(ADAPTED, bf16=True)
     config, counts = TINY_NETWORK, count_parameters(TINY_NETWORK)
     checkpointed = replace(run, gradient_checkpointing=True)
-    whole, one = (memory(each, config, MACHINE, 1, 1).weights for each in (run, checkpointed))
+    whole, one = (Workload(each, config, MACHINE).memory(1, 1).weights for each in (run, checkpointed))
     assert whole - one == 2 * counts.matrices * 2 // 3  # two layers of three, two bytes each
-    kept = kept_for_backward(run, rows=2) - memory(run, config, MACHINE, 2, 1).activations
-    assert kept == pytest.approx(whole - memory(ADAPTED, config, MACHINE, 1, 1).weights, rel=0.05)
+    kept = kept_for_backward(run, rows=2) - Workload(run, config, MACHINE).memory(2, 1).activations
+    assert kept == pytest.approx(whole - Workload(ADAPTED, config, MACHINE).memory(1, 1).weights, rel=0.05)
 
 
 def test_remedies_of_a_tuning_run_fit_and_leave_the_model_as_large_as_it_is() -> None:
     config = network(PRESETS["fgpt-712m"])
     run, small = INSTRUCT_PRESETS["fgpt-712m"], known_machine("l4")._replace(memory_bytes=10**10)
-    assert largest_micro_batch(run, config, small) is None
-    assert remedies(run, config, small) == ["--fsdp on 8 such devices", "--use_peft"]
-    assert largest_micro_batch(replace(run, use_peft=True), config, small)
+    assert Workload(run, config, small).largest_micro_batch() is None
+    assert Workload(run, config, small).remedies() == ["--fsdp on 8 such devices", "--use_peft"]
+    assert Workload(replace(run, use_peft=True), config, small).largest_micro_batch()
 
 
 def test_remedies_of_a_run_with_an_adapter_do_not_share_it() -> None:
     config = network(PRESETS["fgpt-712m"])
     run = replace(PREFERENCE_PRESETS["fgpt-712m"], use_peft=True)
-    need = memory(run, config, known_machine("l4"), 1, 2).total
+    need = Workload(run, config, known_machine("l4")).memory(1, 2).total
     small = known_machine("l4")._replace(memory_bytes=need)
-    assert remedies(run, config, small) == ["--gradient_checkpointing", "--max_length 512"]
+    assert Workload(run, config, small).remedies() == ["--gradient_checkpointing", "--max_length 512"]
 
 
 @pytest.mark.parametrize(
@@ -300,9 +292,8 @@ def test_a_gpu_is_known_by_its_drivers_name(driver_name: str, name: str | None) 
 
 
 def test_utilisation_is_a_share_of_all_peaks_and_unknown_on_a_cpu() -> None:
-    config = network(PRESETS["fgpt-712m"])
-    tokens_per_second = 0.5 * 8 * 989e12 / flops_per_token(PRESETS["fgpt-712m"], config)
-    assert mfu(PRESETS["fgpt-712m"], config, tokens_per_second, known_machine("h100", processes=8)) == pytest.approx(
-        0.5
-    )
-    assert mfu(PRESETS["fgpt-712m"], config, tokens_per_second, this_machine(torch.device("cpu"))) is None
+    run = PRESETS["fgpt-712m"]
+    workload = Workload(run, network(run), known_machine("h100", processes=8))
+    tokens_per_second = 0.5 * 8 * 989e12 / workload.flops_per_token
+    assert workload.mfu(tokens_per_second) == pytest.approx(0.5)
+    assert replace(workload, machine=this_machine(torch.device("cpu"))).mfu(tokens_per_second) is None
