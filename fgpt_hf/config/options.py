@@ -126,9 +126,9 @@ def check_limits(options: "DataclassInstance") -> None:
         described.limits.check(each.name, getattr(options, each.name))
 
 
-def group_of(kind: type[Any], name: str, described: Option) -> type[Any]:
+def group_of(kind: type[Any], field: Field[Any], described: Option) -> type[Any]:
     """Return the data class under which `--help` lists a field of `kind`: see `Option.group`."""
-    declaring = [base for base in kind.__mro__ if name in vars(base)]  # where a data class keeps the default
+    declaring = [base for base in kind.__mro__ if field.name in vars(base).get("__annotations__", ())]
     return described.group or declaring[-1]
 
 

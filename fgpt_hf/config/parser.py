@@ -115,14 +115,14 @@ class _Parser(HfArgumentParser):
         super().__init__(kind, allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
-        """Add the fields that `option` declared, each to its group."""
+        """Add the fields that `option` declared, each to its group, of which the command's own is the first."""
         types = get_type_hints(dtype)
         groups: dict[type[Any], Any] = {}
-        for field, described in described_fields(dtype):
+        for field, described in sorted(described_fields(dtype), key=lambda each: group_of(dtype, *each) is not dtype):
             if described.positional:
                 self.add_argument(field.name, metavar=field.name.upper(), help=described.help)
                 continue
-            group = group_of(dtype, field.name, described)
+            group = group_of(dtype, field, described)
             if group not in groups:
                 groups[group] = self.add_argument_group(group_title(group), _first_paragraph(group))
             if field.name in READ_BY:

@@ -39,6 +39,13 @@ def test_the_help_shows_the_groups_in_the_order_in_which_one_decides(capsys: pyt
     assert text.count("--max_steps") == 1 and "--max-steps" not in text
 
 
+def test_the_help_begins_with_the_options_that_only_this_command_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(Preparation, ["--help"])
+    text = capsys.readouterr().out
+    assert text.index("\nPreparation:") < text.index("\nDocuments:") < text.index("\nText source:")
+
+
 def test_the_help_states_the_presets_defaults_in_words_where_there_is_no_value(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
