@@ -14,6 +14,7 @@ from fgpt_hf.convert.stock import to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
+from tests.support.tiny_network import random_ids
 
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 96, 48, 2, 24, 32
 
@@ -84,10 +85,6 @@ def restated(state: dict[str, Tensor], ids: Tensor, heads: int = HEADS) -> Tenso
         hidden = gelu(linear(normed(x, f"{layer}.ln_2"), f"{layer}.mlp.c_fc"))
         x = x + linear(hidden, f"{layer}.mlp.c_proj")
     return normed(x, "transformer.ln_f") @ weights["lm_head.weight"].T
-
-
-def random_ids(*shape: int) -> Tensor:
-    return torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(1))
 
 
 def network(found: ConvertedWeights) -> FGPTForCausalLM:

@@ -16,6 +16,8 @@ from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.splits import NONE_HELD_OUT
 from fgpt_hf.data.stream import DocumentBuffer, EpochPosition, PackedBuffer, TokenizerPool, read_buffers, shard_order
 
+pytestmark = pytest.mark.usefixtures("small_buffers")
+
 BATCH = 4
 
 
@@ -75,11 +77,6 @@ def read(shards: Sequence[ListedShard], seed: int = 0, epoch: int = 0) -> list[D
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0)
-
-
-@pytest.fixture(autouse=True)
-def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "BUFFER_CHARACTERS", 0)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])

@@ -25,10 +25,7 @@ from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TEXT_ID, PAD_ID, build_tokenizer
 from tests.support.fineweb import write_shards
 
-
-@pytest.fixture(autouse=True)
-def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "BUFFER_CHARACTERS", 0)
+pytestmark = pytest.mark.usefixtures("small_buffers")
 
 
 @pytest.fixture

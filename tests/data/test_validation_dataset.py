@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun
-from fgpt_hf.data import corpora, prepare, pretraining
+from fgpt_hf.data import corpora, prepare
 from fgpt_hf.data.instruct import load_instruct_data
 from fgpt_hf.data.preference import load_preference_data
 from fgpt_hf.data.pretraining import load_pretraining_data
@@ -21,11 +21,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 from tests.support.tiny import CONTEXT, tokenizer
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pretraining, prepare):
-        monkeypatch.setattr(module, "HF_HOME", str(tmp_path / "hf_home"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def text_of(rows: Any) -> str:

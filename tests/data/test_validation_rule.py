@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import BaseRun
-from fgpt_hf.data import prepare, pretraining
 from fgpt_hf.data import validation_rule as validation_rules
 from fgpt_hf.data.corpora import ParquetShard, open_corpus
 from fgpt_hf.data.pretraining import load_pretraining_data
@@ -30,11 +29,7 @@ from fgpt_hf.data.splits import (
 from fgpt_hf.data.validation_rule import lone_document_cut, validation_rule
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pretraining, prepare):
-        monkeypatch.setattr(module, "HF_HOME", str(tmp_path / "hf_home"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def write(path: Path, texts: list[str]) -> str:

@@ -95,6 +95,11 @@ PREPARE_IN_PROCESSES = Case(
 )
 
 
+def of_one_process(*short: str) -> list[Case]:
+    """Return the cases of a single process: all in the long runs, and those of these names in the short ones."""
+    return [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in short)]
+
+
 class Disturbed:
     """A script that runs for `case` and writes to `folder`, with its caches in the folder beside it.
 

@@ -13,10 +13,18 @@ from fgpt_hf.files import integrity_error
 from fgpt_hf.training.checkpoints import checkpoints
 from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
-from tests.faults.runs import CASES, LONG, PREPARE, SEED, Case, Disturbed, caches_of, full_disk_from, resume
+from tests.faults.runs import (
+    LONG,
+    SEED,
+    Case,
+    Disturbed,
+    caches_of,
+    full_disk_from,
+    of_one_process,
+    resume,
+)
 
-SHORT = ["base, streamed", "fgpt prepare"]
-CHOSEN = [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in SHORT)]
+CHOSEN = of_one_process("base, streamed", "fgpt prepare")
 RUNS = 2 if LONG else 1
 MEGABYTE, PAGE = 1_000_000, 4096
 

@@ -8,10 +8,9 @@ import pytest
 
 from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
-from tests.faults.runs import CASES, LONG, PREPARE, SEED, Case, resume
+from tests.faults.runs import PREPARE, SEED, Case, of_one_process, resume
 
-SHORT = ["base, prepared", "fgpt prepare"]
-CHOSEN = [case for case in (*CASES, PREPARE) if case.processes == 1 and (LONG or case.name in SHORT)]
+CHOSEN = of_one_process("base, prepared", "fgpt prepare")
 RUNS = 1
 
 

@@ -10,15 +10,10 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fgpt_hf.tokenizer.fast_encoding import encode_conversation
-from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TURN_ID, build_tokenizer
+from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, END_OF_TURN_ID
 from tests.support.messages import ROLES, parts, say
 
 CONTROL_IDS = set(CONTROL_TOKENS.values())
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return build_tokenizer()
 
 
 # Conversations

