@@ -218,7 +218,7 @@ class ChatSession:
 
         Raises:
             UserError: the message alone fills the context, the chat template refuses it, or the model cannot write,
-                because its weights are not finite, say. The message is not remembered.
+                for example because its weights are not finite. The message is not remembered.
         """
         dropped_before = self._dropped
         prompt = self._prompt(message)

@@ -83,7 +83,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file's content; if the process is killed meanwhile, the file keeps its old content.
+    """Replace a file's content; if the process is killed while it writes, the file keeps its old content.
 
     Example:
         >>> from tempfile import mkdtemp

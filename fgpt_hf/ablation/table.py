@@ -152,5 +152,5 @@ def draw_losses(summaries: Sequence[Summary], file: Path) -> None:
 
 
 def _wrapped(label: str) -> str:
-    """Break a label between the settings of its variant, so that it leaves the axes their width."""
+    """Break a label between the settings of its variant, to leave the axes their width."""
     return "\n".join(textwrap.wrap(label.replace(",", ", "), LABEL_CHARACTERS, break_on_hyphens=False))

@@ -64,7 +64,7 @@ class TrialResult:
 
     Attributes:
         name: that of the trial.
-        curve: the validation loss in nats after so many tokens, `(tokens, loss)` from the first step to the last.
+        curve: `(tokens, loss)` from the first step to the last: the validation loss in nats after that many tokens.
         bits_per_byte: of the held-out text, as often as `curve`; only these compare where tokenizers differ.
         tokens_per_second: the median over the run.
         peak_memory_bytes: of the process, or on a GPU of its tensors.
@@ -93,7 +93,7 @@ class TrialResult:
 
     @property
     def bits_curve(self) -> list[tuple[float, float]]:
-        """The bits per byte after so many tokens."""
+        """The bits per byte after that many tokens."""
         return [(tokens, bits) for (tokens, _), bits in zip(self.curve, self.bits_per_byte, strict=True)]
 
 

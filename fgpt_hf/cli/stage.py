@@ -87,7 +87,7 @@ class TrainingStage:
         require_memory(Workload(self.run, config, self.machine))
 
     def plan(self, config: Network, epoch_rows: int = 0) -> TrainingPlan:
-        """Decide what the run leaves open, alike on all processes, as `plan_training` does, or as it did before."""
+        """Decide what the run leaves open, the same on all processes, as `plan_training` does, or as it did before."""
         return plan_training(Workload(self.run, config, self.machine), epoch_rows, keep=self.folder.decided)
 
     def validation_loss(

@@ -17,7 +17,7 @@ class Limits:
     """The numbers that an option accepts: finite ones, and above zero where no `minimum` says otherwise.
 
     Attributes:
-        minimum: the smallest number accepted; None stands for any number above zero.
+        minimum: the smallest number accepted; None means any number above zero.
         below: the number that all accepted ones are less than.
         maximum: the largest number accepted.
 
@@ -59,7 +59,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Option:
-    """All that a field says of itself besides its type and default.
+    """All that a field says of itself, apart from its type and default.
 
     Attributes:
         help: a whole sentence for `--help`, which appends the default.
@@ -69,7 +69,7 @@ class Option:
         fixed_on_resume: whether a resumed run must have the recorded value, because weights, data or the optimizer's
             state depend on it.
         one_time: whether it is an order for one start, which `run.yaml` does not repeat.
-        group: the data class under which `--help` lists the option; None stands for the first one that declares it.
+        group: the data class under which `--help` lists the option; None means the first one that declares it.
         positional: whether it is given without its name, as `OUTPUT_DIR`.
     """
 

@@ -51,7 +51,7 @@ def open_text(file: LocalFile, encoding: str, newline: str | None = None) -> Ite
 def encoding_of(file: LocalFile, given: str | None) -> str:
     """Return the encoding of a file: that of its byte order mark, or else the one given, or else the one recognized.
 
-    The whole file is decoded, so that later readers meet no surprise.
+    The whole file is decoded, so later readers meet no surprise.
 
     Raises:
         UserError: the file is not text in the encoding that was given, or in any that can be recognized.

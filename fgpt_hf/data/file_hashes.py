@@ -1,4 +1,4 @@
-"""Hash the files of a corpus, so that its identity is what it holds, not where it lies or when it was written.
+"""Hash the files of a corpus: its identity is what it holds, not where it lies or when it was written.
 
 A core hashes about a gigabyte a second. The hashes of large files are kept, so that a run starts at once when it is
 resumed; a file that is written, replaced or moved is hashed again. The Hub is asked for the hashes of its files.

@@ -265,7 +265,7 @@ def _fullest(lengths: Sequence[int], used: int, capacity: int, enough: int | Non
     """Return which items bring a row that holds `used` tokens closest to `capacity` (a subset sum).
 
     Args:
-        enough: the number of tokens from which on a row is full, so that no better filling is sought.
+        enough: the number of tokens at which a row counts as full, and no better filling is sought.
     """
     # Bit n of `sums[k]` says whether some of the first k items bring the row to n tokens.
     sums, within = [1 << used], (2 << capacity) - 1

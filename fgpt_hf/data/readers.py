@@ -37,7 +37,7 @@ class ReadOptions:
     Attributes:
         encoding: that of its text; Parquet, Arrow and PDF have none.
         column: the column of the documents, if it has rows.
-        separator: the text between documents; None stands for lines of `<|endoftext|>`.
+        separator: the text between documents; None means lines of `<|endoftext|>`.
     """
 
     encoding: str = "utf-8"
@@ -138,7 +138,7 @@ def split_text(text: TextIO, separator: str | None) -> Iterator[str]:
     r"""Yield the documents between separators, without line ends around them; without a separator, the text as it is.
 
     Args:
-        separator: the text between documents; None stands for lines of `<|endoftext|>`.
+        separator: the text between documents; None means lines of `<|endoftext|>`.
 
     Example:
         >>> import io

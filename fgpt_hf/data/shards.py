@@ -4,7 +4,7 @@ The folder holds `prepared.json`, which says what the rows were made from, and `
 `train.arrow`, `validation.arrow` and `shard.json`. A token takes 2 bytes, or 4 where the vocabulary has more than
 65,536. A shard is complete or absent, and records where in the corpus it begins and ends, so that the next one can
 begin there, and the size and hash of its files. Whatever is damaged, missing or exchanged is named: records and sizes
-are checked when a folder is opened, and the content, a gigabyte a second, by a thread meanwhile.
+are checked when a folder is opened, and the content, a gigabyte a second, by a background thread.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from fgpt_hf.workers import BackgroundCheck
 PREPARED, RECORD = "prepared.json", "shard.json"
 COLUMN = "input_ids"
 HOW_TO_MEND = "run `fgpt prepare` again, which rebuilds {}"
-SECONDS_TO_CHECK = 5.0  # that a run waits for the content of its rows to be checked; then it begins meanwhile
+SECONDS_TO_CHECK = 5.0  # of checking the content of rows before a run starts; the rest continues while it trains
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def split_path(shard: Path, split: str) -> Path:
 
 
 def require_rows(name: str, dataset: Dataset, count: int, row_length: int) -> None:
-    """Raise UserError if a data set does not hold so many rows of so many token ids."""
+    """Raise UserError if a data set does not hold this many rows of this many token ids."""
     column = dataset.features.get(COLUMN)
     is_row = isinstance(column, List) and column.length == row_length
     is_ids = is_row and column.feature in (Value("uint16"), Value("uint32"))

@@ -1,6 +1,6 @@
 """Turn a stream of documents into packed rows: read several shards at once, tokenize on all cores, pack, shuffle.
 
-Documents come in buffers of 8 blocks, from 8 shards at once where there are so many; a block has at most 1,000
+Documents come in buffers of 8 blocks, from up to 8 shards at once; a block has at most 1,000
 documents or 8 million characters. A buffer of short blocks has more of them, because each buffer is packed on its own,
 and few documents fill rows badly. No token is lost. The rows follow from the seed, not from the workers, the machine or
 the number of processes, and reading can be resumed at any buffer. Shards are
@@ -244,8 +244,8 @@ def shard_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
 def read_buffers(shards: Sequence[Shard], start: EpochPosition) -> Iterator[DocumentBuffer]:
     """Yield the documents of an epoch from `start` on, taking turns between the open shards, a block from each.
 
-    The next block of every open shard is read meanwhile. The order does not depend on which is read first. Shards for
-    validation and others are not open at the same time, so that the former give the same buffers alone.
+    The next block of every open shard is read in the background. The order does not depend on which is read first.
+    Shards for validation and others are not open at the same time, so the former give the same buffers as on their own.
 
     Raises:
         UserError: a shard cannot be read, even after waiting, or holds no text in that column.

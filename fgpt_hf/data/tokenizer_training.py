@@ -88,7 +88,7 @@ class _Documents:
 
     Attributes:
         characters: those read so far to train on.
-        held_out: texts that were met meanwhile, for the report.
+        held_out: held-out texts met along the way, for the report.
     """
 
     def __init__(self, training: TokenizerTraining) -> None:

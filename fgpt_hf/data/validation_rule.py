@@ -15,7 +15,7 @@ from fgpt_hf.tokenizer.document_encoder import encode_documents
 MAX_DOCUMENTS = 100_000  # of more, the fraction below a threshold is near enough to the fraction of the documents
 MAX_REMOTE_FILES, MAX_REMOTE_BYTES = 32, 64_000_000  # seconds to read, and in more there are documents enough
 BOUNDARIES = ("\n\n", "\n", " ")  # where a lone document is best cut: a paragraph's end, a line's, a word's
-MAX_LONE_FRACTION = 5  # of so many tokens of a short lone document, one is held out to fill a row
+MAX_LONE_FRACTION = 5  # at least this many tokens of a short lone document for each one that is held out to fill a row
 
 
 def validation_rule(source: TextSource, shards: Sequence[Shard]) -> ValidationRule:

@@ -1,9 +1,9 @@
 """A model class of lm-evaluation-harness that scores as this project does: `lm_eval`'s `hf`, several times faster.
 
 Prompts, tokens, generation and every option are those of the harness's own `hf`, from which the class inherits. Only
-the scoring of continuations differs: requests that begin alike (the endings of a question, and the examples in front of
-all questions) are read as one prefix tree, and only the tokens that predict a scored one get logits. The harness has no
-entry points for models: importing this module registers the name `fgpt`, which `fgpt lm-eval` does.
+the scoring of continuations differs: requests with the same beginning (the endings of a question, and the examples in
+front of all questions) are read as one prefix tree, and only the tokens that predict a scored one get logits. The
+harness has no entry points for models: importing this module registers the name `fgpt`, which `fgpt lm-eval` does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -113,6 +113,6 @@ def shared_beginnings(rows: Sequence[Row]) -> Iterator[list[int]]:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many tokens two rows begin with alike."""
+    """Return the length of the beginning that two rows share, in tokens."""
     differing = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differing, min(len(first), len(second)))

@@ -1,7 +1,7 @@
 """Log-likelihoods of continuations under any causal language model.
 
-Rows that begin alike, such as the four endings of one context, are read as one prefix tree, which halves the tokens on
-HellaSwag. Only tokens that predict a scored one get logits, and the softmax is float32.
+Rows with the same beginning, such as the four endings of one context, are read as one prefix tree, which halves the
+tokens on HellaSwag. Only tokens that predict a scored one get logits, and the softmax is float32.
 
 Legend: R trees of a batch, L tokens of the longest one, N targets (scored tokens), D width, V vocabulary.
 """

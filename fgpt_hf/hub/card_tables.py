@@ -38,7 +38,7 @@ _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mi
 _BUILT_IN = {  # data sets that the training environment itself holds
     "pydocs": "docstrings of the Python packages in the training environment",
     "pydocs-chat": "questions about Python objects, answered by their docstrings",
-    "pydocs-preference": "answers made from docstrings, each beside a worse one",
+    "pydocs-preference": "answers made from docstrings, each next to a worse one",
 }
 
 

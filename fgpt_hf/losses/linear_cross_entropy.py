@@ -172,7 +172,7 @@ def softmax_rows(device: str) -> int:
 class _SummedCrossEntropy(torch.autograd.Function):
     """`apply(states, embeddings, labels, product_dtype, softcap, scored, log_weights)`.
 
-    Rows that are not `scored`, whose states are zero, add nothing; None stands for all rows.
+    Rows that are not `scored`, whose states are zero, add nothing; None means all rows.
     """
 
     @staticmethod

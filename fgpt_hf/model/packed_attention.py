@@ -62,7 +62,7 @@ def block_mask(ends: Tensor, tokens: int) -> BlockMask:
 def packed_bounds(ends: Tensor, tokens: int) -> dict[str, Any]:
     """Return the arguments by which attention functions of transformers learn where documents lie in flattened rows.
 
-    The longest document is bound by the row, so that no device has to be waited for.
+    No document is longer than the row, which is known without waiting for the device.
 
     Args:
         ends: `(B, K)` int32, where the documents of each row end; the last end may be repeated.

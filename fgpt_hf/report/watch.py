@@ -46,7 +46,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def render_frame(folder: Path, columns: int = 80) -> str:
-    """Return a run's state now, in lines of at most so many columns."""
+    """Return a run's state now, in lines of at most that many columns."""
     if not (folder / RECORD).is_file():
         measured_lines(folder)  # which says what is wrong
     if not read_metrics(folder):

@@ -110,7 +110,7 @@ def _mixed_precision(run: Run, device: torch.device) -> str:
 
 
 def shared_machine(accelerator: Accelerator) -> Machine:
-    """Return the machine with the least free memory among all processes, so that each of them decides alike."""
+    """Return the machine with the least free memory among all processes, so that all decide the same."""
     machines: list[Machine] = gather_object([this_machine(accelerator.device, accelerator.num_processes)])
     return min(machines, key=lambda machine: machine.memory_bytes)
 

@@ -21,7 +21,7 @@ CLOSING_SECONDS = 3.0  # for the figures and the report
 
 
 class CheckTime(NamedTuple):
-    """The seconds that a check takes, and the steps between two of them; the last step has one in any case."""
+    """The seconds that a check takes, and the steps between two of them; the last step always has one."""
 
     seconds: float
     every_steps: int
@@ -41,7 +41,7 @@ class Steps(NamedTuple):
     closing_seconds: float = 0.0
 
     def seconds_of(self, steps: int) -> float:
-        """Return the time of so many steps, from before the first one to the end of the run."""
+        """Return the time that this many steps take, from before the first one to the end of the run."""
         checks = sum(check.seconds * ((steps - 1) // check.every_steps + 1) for check in self.checks)
         return steps * self.step_seconds + checks + self.closing_seconds
 
@@ -86,7 +86,7 @@ def require_time(workload: Workload) -> None:
 
 
 def likely_seconds(workload: Workload, tokens: int, mfu: float = LIKELY_MFU) -> float:
-    """Return how long a run is likely to train on so many tokens."""
+    """Return how long a run is likely to train on this many tokens."""
     return workload.flops_per_token * tokens / (peak_flops(workload) * workload.machine.processes * mfu)
 
 
@@ -121,5 +121,5 @@ def time_of_day(seconds_from_now: float) -> str:
 
 
 def _rounded_up(minutes: float) -> str:
-    """Return a little more than so many minutes, as the option takes it."""
+    """Return a little more than this many minutes, as the option takes it."""
     return f"{math.ceil(minutes * 1.1)}" if minutes < 600 else f"{math.ceil(minutes * 1.1 / 60)}h"

@@ -15,7 +15,7 @@ import torch
 
 from fgpt_hf.errors import UserError
 
-PRODUCTS, PRODUCT_SECONDS = 20, 0.3  # to measure a rate: at most so many, and for about so long
+PRODUCTS, PRODUCT_SECONDS = 20, 0.3  # to measure a rate: at most this many, for about this long
 
 
 class GPU(NamedTuple):

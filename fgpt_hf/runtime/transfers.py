@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return a batch on a device; on CUDA from pinned memory, so that the copy is queued and the host continues.
+    """Return a batch on a device; on CUDA from pinned memory, where the copy is queued and the host continues.
 
     Example:
         >>> to_device({"labels": torch.ones(2)}, torch.device("cpu"))

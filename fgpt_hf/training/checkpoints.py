@@ -19,7 +19,7 @@ GOING_BACK = "going_back_to"  # while checkpoints are set aside: the file with t
 def checkpoint_to_resume(run: Run, folder: Path) -> Path | None:
     """Return the checkpoint in `folder` that `run.resume_from_checkpoint` names: a path, or `latest`.
 
-    None stands for a run that starts from its first step: one that is not to be resumed, or `latest` where no
+    None means that the run starts from its first step: one that is not to be resumed, or `latest` where no
     checkpoint was written yet.
 
     Raises:
@@ -106,7 +106,7 @@ def set_aside_after(folder: Path, step: int) -> list[Path]:
     """Move the checkpoints of later steps to `abandoned/`, and return where they are now.
 
     They belong to a branch that the run leaves: `latest` must not take them, and rotation must not prefer them. If the
-    process is killed meanwhile, `checkpoints` leaves out the rest, and the next call moves it.
+    process is killed before it has finished, `checkpoints` leaves out the rest, and the next call moves it.
     """
     later = [path for path in _all_checkpoints(folder) if step_of(path) > step]
     if not later:
@@ -128,7 +128,7 @@ def _unused(path: Path) -> Path:
 def rotate(folder: Path, keep: int, written: Path) -> None:
     """Delete all but the `keep` newest checkpoints, and folders that a killed process left unfinished.
 
-    The one just `written` stays in any case.
+    The one just `written` always stays.
     """
     older = [path for path in checkpoints(folder) if path != written]
     for path in (*older[keep - 1 :], *folder.glob(f"*{PARTIAL}")):

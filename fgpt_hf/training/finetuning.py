@@ -50,7 +50,7 @@ def reference_log_probabilities(
     model.to(accelerator.device)
     path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".array")
     cached: list[npt.NDArray[np.float32] | None] = [read_cached_array(path)]
-    broadcast_object_list(cached)  # the main process's, so that all take the same way
+    broadcast_object_list(cached)  # the main process's, so all take the same branch
     if cached[0] is not None:
         return cached[0]
     groups = [[Row(tuple(reply.ids.tolist()), len(reply.ids) - reply.start) for reply in pair] for pair in pairs]

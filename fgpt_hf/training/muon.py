@@ -63,7 +63,7 @@ class Muon(torch.optim.Muon):
         for weight in weights:
             gradient = _local(weight.grad)
             if skip is not None:
-                gradient.nan_to_num_(0.0, 0.0, 0.0)  # so that a momentum which keeps nothing of it stays as it is
+                gradient.nan_to_num_(0.0, 0.0, 0.0)  # so a momentum that keeps nothing of it stays as it is
             state = self.state[weight]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(weight)

@@ -128,7 +128,7 @@ class JointOptimizer:
 
     Attributes:
         skip: a tensor without dimensions that is 1 where a step is to change nothing. Muon and the fused AdamW read it
-            on their device, so that nobody waits for it; for others it is read here.
+            on their device, so nothing waits for it; for others it is read here.
     """
 
     skip: Tensor | None = None

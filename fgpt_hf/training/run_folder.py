@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class RunFolder:
     """The folder of one run: `run.yaml`, `metrics.jsonl`, `samples.jsonl`, `figures/`, `checkpoints/` and `model/`.
 
-    No other process can open it meanwhile. Only the process of rank 0 writes.
+    No other process can open it while this one has it open. Only the process of rank 0 writes.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -119,7 +119,7 @@ class RunFolder:
         self.record_run(plan)
 
     def _delete_run(self) -> None:
-        """Delete what the folder holds: the checkpoints at one stroke, so that none is left to resume from."""
+        """Delete what the folder holds: the checkpoints first and all at once, so none is left to resume from."""
         if self.checkpoints.is_dir():
             self.checkpoints.rename(f"{self.checkpoints}{PARTIAL}")
         for path in self.path.iterdir() if self.path.is_dir() else ():

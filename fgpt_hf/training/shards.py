@@ -81,7 +81,7 @@ class Part(NamedTuple):
         """Write it; every process must call it, in a thread of its own if it likes.
 
         Args:
-            processes: a group that nothing else uses meanwhile.
+            processes: a group that nothing else uses in the meantime.
 
         Raises:
             OSError: one of the processes could not write, on all of them.

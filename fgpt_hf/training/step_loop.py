@@ -218,7 +218,7 @@ class StepLoop:
         )
 
     def _queue_step(self, steps_before: int, received_signal: Callable[[], int]) -> "_QueuedStep":
-        """Read the rows of the step after so many others, and queue it on the device."""
+        """Read the rows of the step that follows this many others, and queue it on the device."""
         began = time.perf_counter()
         run, plan = self.run, self.plan
         micro_batches = self.first_micro_batches or self._take()

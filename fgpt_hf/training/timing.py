@@ -42,7 +42,7 @@ def time_first_step(stepper: Stepper, micro_batches: Sequence[Batch], rows_open:
 
 
 def from_main_process(value: Value) -> Value:
-    """Return the main process's value, so that all processes decide alike."""
+    """Return the main process's value, so that all processes decide the same."""
     values = [value]
     broadcast_object_list(values)
     return values[0]
