@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/gpu.py
 
-needs torch, transformers, accelerate and NumPy, and no data set. It measures the card's matrix rate and memory rate;
+needs torch, transformers, accelerate and NumPy, and no dataset. It measures the card's matrix rate and memory rate;
 the errors of each attention on packed rows against float32, at head sizes 54 and 64; steps of the flagship, and of the
 124M and 355M presets, by attention, compilation and micro-batch, with their share of the measured matrix rate and of
 the data sheet's peak, the optimizer's share, memory, and whether a step waits for the device; the loss and the data;

@@ -58,7 +58,7 @@ class ChatReply:
 
 
 def as_messages(system: str | None, turns: Sequence[Turn]) -> list[Message]:
-    """Return a chat as the list of messages that chat templates and data sets use.
+    """Return a chat as the list of messages that chat templates and datasets use.
 
     Example:
         >>> as_messages("Be brief.", [Turn("2 + 2?", "4.")])[1:]
@@ -193,7 +193,7 @@ class ChatSession:
 
     @property
     def messages(self) -> list[Message]:
-        """Return the whole chat as chat templates and data sets have it."""
+        """Return the whole chat as chat templates and datasets have it."""
         return as_messages(self.system, self.turns)
 
     @property

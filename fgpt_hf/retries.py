@@ -1,4 +1,4 @@
-"""Retry transient network errors with exponential backoff: one policy for data sets and the Hub.
+"""Retry transient network errors with exponential backoff: one policy for datasets and the Hub.
 
 An error is transient if the same call may succeed later: a connection that broke, a timeout, the statuses 408, 412 (the
 branch moved on while a commit was made), 429 and 500 or more, or a file that ended early. The waits double from half a

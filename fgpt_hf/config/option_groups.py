@@ -136,14 +136,14 @@ class Documents:
 
     dataset_name: str = option(
         "fineweb-edu",
-        "Documents to train on: a known corpus, a data set on the Hub, a prepared folder, a file, a folder, or a glob "
+        "Documents to train on: a known corpus, a dataset on the Hub, a prepared folder, a file, a folder, or a glob "
         "of files; or a mixture NAME:MAX*REPEATS,… that takes at most MAX documents of each, REPEATS times an epoch.",
         fixed_on_resume=True,
     )
     dataset_config_name: str | None = option(
-        None, "Configuration of a data set on the Hub, such as sample-100BT.", fixed_on_resume=True
+        None, "Configuration of a dataset on the Hub, such as sample-100BT.", fixed_on_resume=True
     )
-    dataset_revision: str | None = option(None, "Commit of a data set on the Hub.", unset="the newest")
+    dataset_revision: str | None = option(None, "Commit of a dataset on the Hub.", unset="the newest")
     text_column_name: str | None = option(
         None,
         "Column that holds the documents.",
@@ -204,7 +204,7 @@ class DatasetOptions:
 
     dataset_name: str = option(
         "smol-smoltalk",
-        "Conversations to train on: a known data set, one on the Hub, or a file, a folder or a glob of files; or a "
+        "Conversations to train on: a known dataset, one on the Hub, or a file, a folder or a glob of files; or a "
         "mixture NAME:MAX*REPEATS,… that takes at most MAX rows of each, REPEATS times per epoch.",
         fixed_on_resume=True,
     )
@@ -212,13 +212,13 @@ class DatasetOptions:
         None, "Encoding of files on this machine, such as cp1252.", unset="detected", fixed_on_resume=True
     )
     dataset_config_name: str | None = option(
-        None, "Configuration of data sets on the Hub that have no short name.", fixed_on_resume=True
+        None, "Configuration of datasets on the Hub that have no short name.", fixed_on_resume=True
     )
     dataset_revision: str | None = option(
-        None, "Commit of data sets on the Hub that have no short name.", unset="the newest"
+        None, "Commit of datasets on the Hub that have no short name.", unset="the newest"
     )
     dataset_train_split: str = option(
-        "train", "Split of data sets on the Hub that have no short name.", fixed_on_resume=True
+        "train", "Split of datasets on the Hub that have no short name.", fixed_on_resume=True
     )
     validation_fraction: float = option(
         0.05,
@@ -238,11 +238,11 @@ class DatasetOptions:
         None, "Maximum number of tokens per sequence.", unset="the model's context", fixed_on_resume=True
     )
     bad_rows: BadRows = option(
-        "skip", "Malformed rows: skip them with a warning, or refuse the data set.", fixed_on_resume=True
+        "skip", "Malformed rows: skip them with a warning, or refuse the dataset.", fixed_on_resume=True
     )
     long_rows: LongRows = option(
         "cut",
-        "Rows longer than max_length: cut or skip them with a warning, or refuse the data set.",
+        "Rows longer than max_length: cut or skip them with a warning, or refuse the dataset.",
         fixed_on_resume=True,
     )
 

@@ -223,7 +223,7 @@ def _without_foreign_tasks(run: SomeRun, preset: SomeRun) -> SomeRun:
 
 
 def _data_sets(run: Run) -> set[str]:
-    """Return the names of a run's data sets, without the limits and repeats of a mixture."""
+    """Return the names of a run's datasets, without the limits and repeats of a mixture."""
     return {re.split("[:*]", entry)[0] for entry in getattr(run, "dataset_name", "").split(",")}
 
 

@@ -105,7 +105,7 @@ class Preparation(TextSource):
     max_train_tokens: int | None = option(
         None, "Stop after about this many training tokens.", unset="prepare all documents"
     )
-    hub_dataset_id: str | None = option(None, "Data set on the Hub to push the rows to as well: user/name.")
+    hub_dataset_id: str | None = option(None, "Dataset on the Hub to push the rows to as well: user/name.")
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -250,7 +250,7 @@ class PreferenceRun(PreferenceLossOptions, TuningRun):
 
     dataset_name: str = option(
         "HuggingFaceH4/ultrafeedback_binarized",
-        "Preference pairs to train on: a known data set, one on the Hub, or a file, a folder or a glob of files; or a "
+        "Preference pairs to train on: a known dataset, one on the Hub, or a file, a folder or a glob of files; or a "
         "mixture NAME:MAX*REPEATS,… that takes at most MAX rows of each, REPEATS times per epoch.",
         fixed_on_resume=True,
     )

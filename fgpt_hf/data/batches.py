@@ -133,7 +133,7 @@ class ShuffledRows(Generic[SomeRows]):
             position, rows = int(state["position"]), state["rows"]
         if rows != self._fingerprint:
             raise UserError(
-                "the training rows are not those of the checkpoint: the data set's documents, or how they are made "
+                "the training rows are not those of the checkpoint: the dataset's documents, or how they are made "
                 "into rows, have changed, so the run cannot be resumed exactly: restore the data, or start a new run"
             )
         self.position = position

@@ -1,6 +1,6 @@
 """Read conversations: rows in any usual column layout become lists of messages.
 
-Known layouts are `messages`, as most chat data sets have it; `conversations`, with `from` and `value`, as ShareGPT has
+Known layouts are `messages`, as most chat datasets have it; `conversations`, with `from` and `value`, as ShareGPT has
 it; `prompt` and `completion`, each text or messages, as TRL has it; `instruction`, `input` and `output`, as Alpaca has
 it; and `question` and `answer`. Each row may have another one of them. Of a tree of replies (OpenAssistant) the best
 ranked ones are followed. The order of roles is not checked here: the chat template refuses a wrong one.
@@ -39,7 +39,7 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
     """Return the conversations of `run.dataset_name`, which may be a mixture; malformed rows are added to `issues`.
 
     Raises:
-        UserError: a data set cannot be opened, or its columns hold no conversations; a malformed row is refused.
+        UserError: a dataset cannot be opened, or its columns hold no conversations; a malformed row is refused.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -70,7 +70,7 @@ def load_conversations(run: TuningRun, issues: RowIssues) -> list[Conversation]:
 
 
 def describe_layouts(run: TuningRun) -> str:
-    """Return a line on the columns that each data set on this machine has its conversations in.
+    """Return a line on the columns that each dataset on this machine has its conversations in.
 
     Raises:
         UserError: there are no such files, or their columns hold no conversations.

@@ -1,6 +1,6 @@
 """Open a corpus as shards of documents, each of which can be read from any position on.
 
-A shard is one data file of a data set on the Hub, or some files on this machine (`local_text`). Nothing is downloaded
+A shard is one data file of a dataset on the Hub, or some files on this machine (`local_text`). Nothing is downloaded
 beyond what is read: parquet files are read by row group, so any position in them is found within one group of
 documents; other formats are read up to the position. An embedded corpus is one shard in memory, in a random order that
 is always the same. Equal documents are left out on this machine only: a corpus on the Hub may be too large for that.
@@ -130,7 +130,7 @@ class StreamedShard(NamedTuple):
 
 
 class DatasetShard(NamedTuple):
-    """A data set on this machine, in a random order that is always the same. It has one part."""
+    """A dataset on this machine, in a random order that is always the same. It has one part."""
 
     name: str
     column: str | None
@@ -213,7 +213,7 @@ def _by_row_groups(shard: LocalShard) -> Shard:
 
 
 def _open_named(entry: MixtureEntry, source: TextSource, is_validation: bool) -> Sequence[Shard]:
-    """Return the shards of a known corpus, or of a data set on the Hub."""
+    """Return the shards of a known corpus, or of a dataset on the Hub."""
     name, max_rows, repeats = entry
     column = source.text_column_name
     if name in CORPORA.embedded:
@@ -243,7 +243,7 @@ def _open_named(entry: MixtureEntry, source: TextSource, is_validation: bool) ->
 
 
 def _split_of(builder: DatasetBuilder, name: str, is_validation: bool) -> str:
-    """Return the split of a data set on the Hub that is read: `train`, or to validate one that is not trained on."""
+    """Return the split of a dataset on the Hub that is read: `train`, or to validate one that is not trained on."""
     found = list(_files_by_split(builder))
     if not is_validation:
         if TRAIN not in found:

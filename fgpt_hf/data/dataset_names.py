@@ -1,4 +1,4 @@
-"""Read `--dataset_name`: one data set, or several with limits and repeats.
+"""Read `--dataset_name`: one dataset, or several with limits and repeats.
 
 The grammar is `NAME[:MAX_ROWS][*REPEATS],…`. `books/,notes.jsonl:500,~/wiki/*.md*2` is all of a folder, at most 500
 rows of a file, and the files of a glob twice an epoch. A path that exists on this machine is taken as it is: a
@@ -17,7 +17,7 @@ from fgpt_hf.errors import UserError
 
 
 class MixtureEntry(NamedTuple):
-    """One data set of a mixture: at most `max_rows` of its rows, each `repeats` times an epoch on average."""
+    """One dataset of a mixture: at most `max_rows` of its rows, each `repeats` times an epoch on average."""
 
     name: str
     max_rows: int | None = None
@@ -25,7 +25,7 @@ class MixtureEntry(NamedTuple):
 
 
 def parse_mixture(text: str, option: str = "dataset_name") -> list[MixtureEntry]:
-    """Return the data sets of a mixture `NAME[:MAX_ROWS][*REPEATS],…`.
+    """Return the datasets of a mixture `NAME[:MAX_ROWS][*REPEATS],…`.
 
     Raises:
         UserError: a name is empty or occurs twice, or a number is not above zero.
@@ -48,10 +48,10 @@ def parse_mixture(text: str, option: str = "dataset_name") -> list[MixtureEntry]
 
 
 def parse_validation_names(text: str | None) -> list[MixtureEntry]:
-    """Return the data sets of `--validation_dataset`, none without it: names as in a mixture, without repeats.
+    """Return the datasets of `--validation_dataset`, none without it: names as in a mixture, without repeats.
 
     Raises:
-        UserError: as `parse_mixture`, or a data set has repeats.
+        UserError: as `parse_mixture`, or a dataset has repeats.
 
     Example:
         >>> parse_validation_names("held_out/,pydocs:100")[1]

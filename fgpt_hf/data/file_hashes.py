@@ -50,7 +50,7 @@ def file_hashes(files: Sequence[Path]) -> list[str]:
 
 
 def hub_hashes(urls: Sequence[str]) -> Mapping[str, str]:
-    """Return the Hub's hash of each file of a data set by its URL, `hf://datasets/USER/NAME@COMMIT/PATH`.
+    """Return the Hub's hash of each file of a dataset by its URL, `hf://datasets/USER/NAME@COMMIT/PATH`.
 
     It is the SHA-256 of a large file, the same as `file_hashes` has, and git's hash of a small one.
     """

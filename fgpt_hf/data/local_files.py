@@ -38,7 +38,7 @@ HIDDEN = "hidden"
 UNKNOWN = "an ending of no known format"
 NO_TARGET = "a link to nothing"
 NO_ROWS = "documents, not rows"
-NOT_DATA = "a description of the data set"
+NOT_DATA = "a description of the dataset"
 
 
 class LocalFile(NamedTuple):

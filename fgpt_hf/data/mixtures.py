@@ -1,4 +1,4 @@
-"""Read the rows of a mixture of data sets: conversations or preference pairs, with malformed rows counted and named.
+"""Read the rows of a mixture of datasets: conversations or preference pairs, with malformed rows counted and named.
 
 One loop serves both kinds. Each row gets a fraction in [0, 1), by a hash of what it asks or of the document that it was
 made from. The fraction decides whether the row is held out, so equal rows are never in both splits, whatever their
@@ -23,7 +23,7 @@ from fgpt_hf.data.splits import times_an_epoch, validation_threshold
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
-DatasetRow: TypeAlias = Mapping[str, Any]  # a row of a data set, by column
+DatasetRow: TypeAlias = Mapping[str, Any]  # a row of a dataset, by column
 LoadedRows: TypeAlias = Dataset | LocalRows
 
 SHOWN = 5  # rows that are named for each issue
@@ -37,8 +37,8 @@ class MixtureRow:
         row_id: its name in messages, "row 7 of smol-smoltalk".
         hash_fraction: a hash in [0, 1); the rows of the smallest ones are held out.
         repeats: how often an epoch has it, on average.
-        is_derived: whether the hash is that of a document that other data sets are made from too.
-        is_validation: whether it is of a data set that is for validation.
+        is_derived: whether the hash is that of a document that other datasets are made from too.
+        is_validation: whether it is of a dataset that is for validation.
     """
 
     row_id: str
@@ -62,7 +62,7 @@ ReadRow = TypeVar("ReadRow", bound=MixtureRow)
 Encoding = TypeVar("Encoding")
 # Reads a row, given its id and its repeats; raises UserError if the row is malformed.
 RowReader: TypeAlias = Callable[[DatasetRow, str, float], ReadRow]
-# Given the name and the rows of a data set, returns the rows to read and their reader.
+# Given the name and the rows of a dataset, returns the rows to read and their reader.
 OpenReader: TypeAlias = Callable[[str, LoadedRows], tuple[LoadedRows, RowReader[ReadRow]]]
 # Rows with what was made from each: those to train on, and those to hold out.
 Splits: TypeAlias = tuple[list[tuple[ReadRow, Encoding]], list[tuple[ReadRow, Encoding]]]
@@ -99,7 +99,7 @@ class RowIssues:
 
 
 def local_samples(run: TuningRun, registry: DatasetRegistry) -> Iterator[tuple[str, LocalRows]]:
-    """Yield the name of each data set of a run on this machine, and the first rows of its files.
+    """Yield the name of each dataset of a run on this machine, and the first rows of its files.
 
     Raises:
         UserError: there are no such files, or they cannot be read.
@@ -115,16 +115,16 @@ def read_mixture(
     open_reader: OpenReader[ReadRow],
     issues: RowIssues,
 ) -> list[ReadRow]:
-    """Return the rows of all data sets in `run.dataset_name`, and then those of `run.validation_dataset`.
+    """Return the rows of all datasets in `run.dataset_name`, and then those of `run.validation_dataset`.
 
     Malformed ones are added to `issues`.
 
     Args:
-        open_reader: given the name and the rows of a data set, returns the rows to read and their reader; UserError if
+        open_reader: given the name and the rows of a dataset, returns the rows to read and their reader; UserError if
             its columns hold no such rows.
 
     Raises:
-        UserError: a data set cannot be opened, or a malformed row is refused.
+        UserError: a dataset cannot be opened, or a malformed row is refused.
     """
     names = [(entry, run.dataset_train_split) for entry in parse_mixture(run.dataset_name)]
     held_out = [(entry, None) for entry in parse_validation_names(run.validation_dataset)]
@@ -141,7 +141,7 @@ def _read_entries(
     open_reader: OpenReader[ReadRow],
     issues: RowIssues,
 ) -> list[ReadRow]:
-    """Return the rows of data sets, of which each is given with the split that `load_rows` takes."""
+    """Return the rows of datasets, of which each is given with the split that `load_rows` takes."""
     found = []
     seen: set[bytes] = set()
     for (name, max_rows, repeats), split in entries:

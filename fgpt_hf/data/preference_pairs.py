@@ -35,7 +35,7 @@ def load_pairs(run: PreferenceRun, issues: RowIssues) -> list[Pair]:
     """Return the pairs of `run.dataset_name`, which may be a mixture; malformed rows are added to `issues`.
 
     Raises:
-        UserError: a data set cannot be opened, or its columns hold no pairs; a malformed row is refused.
+        UserError: a dataset cannot be opened, or its columns hold no pairs; a malformed row is refused.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -49,7 +49,7 @@ def load_pairs(run: PreferenceRun, issues: RowIssues) -> list[Pair]:
 
 
 def describe_pair_columns(run: PreferenceRun) -> str:
-    """Return a line on the columns that each data set on this machine has its pairs in.
+    """Return a line on the columns that each dataset on this machine has its pairs in.
 
     Raises:
         UserError: there are no such files, or their columns hold no pairs.

@@ -60,7 +60,7 @@ def prepare_documents(preparation: Preparation) -> str:
     """Prepare rows as the flags of `fgpt prepare` say, and return its report.
 
     Raises:
-        UserError: as `prepare` does, or the Hub refuses the data set.
+        UserError: as `prepare` does, or the Hub refuses the dataset.
     """
     from fgpt_hf.model.run_tokenizer import run_tokenizer  # with torch, which the worker processes do not need
 

@@ -75,7 +75,7 @@ def load_pretraining_data(run: BaseRun, encoder: DocumentEncoder = PROJECT_ENCOD
         encoder: makes ids and rows of documents; prepared rows must be its.
 
     Raises:
-        UserError: the data set cannot be read or does not fit the run, or one of its splits is empty.
+        UserError: the dataset cannot be read or does not fit the run, or one of its splits is empty.
     """
     name, row_length = run.dataset_name, run.max_position_embeddings
     if is_prepared(Path(name)):

@@ -62,7 +62,7 @@ def load_pydocs(cache_dir: Path | None = None, search_paths: Sequence[Path] | No
     """Return the docstrings under `search_paths`, a row for each module.
 
     Columns: `id`, the module's dotted name, ascending and unique; `text`, the document; `members`, its list of
-    `Member` fields in source order. Each docstring occurs once in the whole data set, and the project's own are not
+    `Member` fields in source order. Each docstring occurs once in the whole dataset, and the project's own are not
     in it. Built on the first call and cached until the installed packages or Python change; a damaged cache is built
     again.
 
@@ -148,7 +148,7 @@ def _environment_key(roots: list[Path]) -> str:
 
 
 def _build(roots: list[Path], folder: Path) -> None:
-    """Write the data set to `folder` in one step; of processes that want one, one builds and the others wait."""
+    """Write the dataset to `folder` in one step; of processes that want one, one builds and the others wait."""
     try:
         with locked(folder.parent / "build.lock"):
             for unfinished in folder.parent.glob(f"*{PARTIAL}"):  # of a process that was killed

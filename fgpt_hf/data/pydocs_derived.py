@@ -1,4 +1,4 @@
-"""Make three small data sets from the embedded corpus: conversations, preference pairs and a multiple-choice benchmark.
+"""Make three small datasets from the embedded corpus: conversations, preference pairs and a multiple-choice benchmark.
 
 None needs a network, and all are the same for the same installed packages. They follow the documents' split: what is
 made from a document carries that document's hash, so it is held out where base training holds out the document.
@@ -7,8 +7,8 @@ made from a document carries that document's hash, so it is held out where base 
 - `pydocs-preference`: the same questions; the sentence is preferred to that of another object, or to a loop.
 - `pydocs-choice`: how a docstring continues after its first half, with four endings from one module.
 
-They show whether training works, not how good a model is: the answers repeat the corpus. For real tuning use the data
-sets of `sources.CONVERSATIONS`.
+They show whether training works, not how good a model is: the answers repeat the corpus. For real tuning use the
+datasets of `sources.CONVERSATIONS`.
 """
 
 import re

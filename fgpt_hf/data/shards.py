@@ -1,4 +1,4 @@
-"""Prepared rows on a disk: a folder of shards that map into memory, and the data set on the Hub made from it.
+"""Prepared rows on a disk: a folder of shards that map into memory, and the dataset on the Hub made from it.
 
 The folder holds `prepared.json`, which says what the rows were made from, and `shard-00000/` and so on, each with
 `train.arrow`, `validation.arrow` and `shard.json`. A token takes 2 bytes, or 4 where the vocabulary has more than
@@ -170,7 +170,7 @@ def describe_rows(size: SplitSize, row_length: int) -> str:
 
 
 class PreparedRows:
-    """The rows of a prepared folder or data set, mapped into memory.
+    """The rows of a prepared folder or dataset, mapped into memory.
 
     Args:
         fingerprint: a hash of the rows.
@@ -251,7 +251,7 @@ def require_fitting(name: str, manifest: Manifest, row_length: int, encoder: Doc
 
 
 def push_dataset(folder: Path, repo_id: str) -> None:
-    """Upload the rows of a folder as a data set, which `train_base.py --dataset_name REPO_ID` reads.
+    """Upload the rows of a folder as a dataset, which `train_base.py --dataset_name REPO_ID` reads.
 
     Raises:
         UserError: the Hub refuses it, or cannot be reached.
@@ -361,7 +361,7 @@ def split_path(shard: Path, split: str) -> Path:
 
 
 def require_rows(name: str, dataset: Dataset, count: int, row_length: int) -> None:
-    """Raise UserError if a data set does not hold this many rows of this many token ids."""
+    """Raise UserError if a dataset does not hold this many rows of this many token ids."""
     column = dataset.features.get(COLUMN)
     is_row = isinstance(column, List) and column.length == row_length
     is_ids = is_row and column.feature in (Value("uint16"), Value("uint32"))

@@ -1,6 +1,6 @@
-"""Open the data set of a name: one of this project's short names, or a data set on the Hub.
+"""Open the dataset of a name: one of this project's short names, or a dataset on the Hub.
 
-The rows of a data set opened here are downloaded to this machine; for a corpus that does not fit on its disk,
+The rows of a dataset opened here are downloaded to this machine; for a corpus that does not fit on its disk,
 `corpora.open_corpus` streams documents. Files on this machine are read by `local_text` and `local_rows`.
 """
 
@@ -28,7 +28,7 @@ RASCHKA = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07"
 
 
 class HubDataset(NamedTuple):
-    """A data set on the Hub, and its configuration if it has several."""
+    """A dataset on the Hub, and its configuration if it has several."""
 
     repo_id: str
     configuration: str | None = None
@@ -39,8 +39,8 @@ class DatasetRegistry(NamedTuple):
 
     Attributes:
         kind: the kind in an error message, such as "corpus".
-        embedded: data sets that are built on this machine, without a network.
-        on_hub: data sets on the Hub.
+        embedded: datasets that are built on this machine, without a network.
+        on_hub: datasets on the Hub.
         files: files at a URL.
     """
 
@@ -91,7 +91,7 @@ class DataProvenance:
 
 
 def on_hub(name: str) -> HubDataset | None:
-    """Return the data set on the Hub that a name stands for, or None if it is built here, or is a file or folder.
+    """Return the dataset on the Hub that a name stands for, or None if it is built here, or is a file or folder.
 
     Example:
         >>> on_hub("fineweb-edu")
@@ -117,16 +117,16 @@ def load_rows(
     revision: str | None = None,
     encoding: str | None = None,
 ) -> Dataset | LocalRows:
-    """Return the rows of one data set, downloaded if need be.
+    """Return the rows of one dataset, downloaded if need be.
 
     Args:
-        split: the split of a data set that has no short name, or None for the one to hold out; files on this machine
+        split: the split of a dataset that has no short name, or None for the one to hold out; files on this machine
             have none.
-        configuration, revision: those of a data set on the Hub.
+        configuration, revision: those of a dataset on the Hub.
         encoding: that of files on this machine; None to recognize it.
 
     Raises:
-        UserError: there is no data set of that name, configuration or split, this user may not read it, it is damaged,
+        UserError: there is no dataset of that name, configuration or split, this user may not read it, it is damaged,
             or the network is down.
     """
     if name in registry.embedded:
@@ -147,7 +147,7 @@ def load_rows(
 
 
 def validation_split(name: str, splits: Sequence[str]) -> str:
-    """Return the split of a data set on the Hub that is held out: `validation`, or `test`, or the only one.
+    """Return the split of a dataset on the Hub that is held out: `validation`, or `test`, or the only one.
 
     Raises:
         UserError: there is none of these, so which one to take cannot be known.
@@ -166,7 +166,7 @@ def validation_split(name: str, splits: Sequence[str]) -> str:
 
 @contextmanager
 def reading_with_datasets(name: str) -> Iterator[None]:
-    """Convert what `datasets` raises about the content of a data set to a UserError; `READ_ERRORS` pass unchanged."""
+    """Convert what `datasets` raises about the content of a dataset to a UserError; `READ_ERRORS` pass unchanged."""
     try:
         yield
     except (UserError, *READ_ERRORS):
@@ -179,10 +179,10 @@ def reading_with_datasets(name: str) -> Iterator[None]:
 def find_builder(
     registry: DatasetRegistry, name: str, configuration: str | None, revision: str | None
 ) -> DatasetBuilder:
-    """Return the builder of a data set that is not embedded.
+    """Return the builder of a dataset that is not embedded.
 
     Raises:
-        UserError: there is no data set of that name or configuration, this user may not read it, or the network is
+        UserError: there is no dataset of that name or configuration, this user may not read it, or the network is
             down.
     """
     if not name.strip():
@@ -222,7 +222,7 @@ def _builder_on_hub(
         raise UserError(f"{given!r} holds no data files in a format that `datasets` reads") from error
     except FileNotFoundError as error:
         raise _unknown_name(registry, given) from error
-    except RuntimeError as error:  # a data set that is a script
+    except RuntimeError as error:  # a dataset that is a script
         raise UserError(f"{given!r} cannot be read: {error}") from error
     except ValueError as error:  # the message of `datasets` lists the configurations that exist
         raise UserError(f"dataset_name={given}, dataset_config_name={configuration}: {error}") from error
@@ -231,5 +231,5 @@ def _builder_on_hub(
 def _unknown_name(registry: DatasetRegistry, name: str) -> UserError:
     return UserError(
         f"no {registry.kind} {name!r}, or none that you may read: give one of {', '.join(registry.names)}, the id of a "
-        f"data set on the Hub, or a folder or a glob of files, or a file, that end in {', '.join(FORMATS)}"
+        f"dataset on the Hub, or a folder or a glob of files, or a file, that end in {', '.join(FORMATS)}"
     )

@@ -21,9 +21,9 @@ MAX_LONE_FRACTION = 5  # at least this many tokens of a short lone document for 
 def validation_rule(source: TextSource, shards: Sequence[Shard]) -> ValidationRule:
     """Return the rule by which the documents of `shards`, which `source` names, are held out.
 
-    Documents on this machine, and those of a small data set on the Hub, are read and counted, up to `MAX_DOCUMENTS`.
+    Documents on this machine, and those of a small dataset on the Hub, are read and counted, up to `MAX_DOCUMENTS`.
     For a larger stream and for an embedded corpus, the threshold is the fraction as it is: the former is not read for
-    it, and a document of the latter has the same split in all data sets that are made from it. With a validation set of
+    it, and a document of the latter has the same split in all datasets that are made from it. With a validation set of
     the user's own, no other document is held out.
 
     Raises:

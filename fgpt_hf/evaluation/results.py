@@ -97,7 +97,7 @@ def contexts_cut_notes(results: Mapping[str, Sequence[TaskResult]]) -> list[str]
 
 @dataclass(frozen=True)
 class TaskDataset:
-    """A data set of the Hub that a task went through as a whole."""
+    """A dataset of the Hub that a task went through as a whole."""
 
     id: str
     task_id: str
@@ -127,7 +127,7 @@ class ResultsRecord:
         versions: by package.
         conventions: by metric, what it means.
         tasks: by task, its metrics with standard errors.
-        datasets: by task, the data set of the Hub that it went through as a whole.
+        datasets: by task, the dataset of the Hub that it went through as a whole.
         runs: by task, how it was evaluated.
     """
 
@@ -198,7 +198,7 @@ def _task_run(result: TaskResult) -> TaskRun:
 
 
 def _hub_dataset(result: TaskResult) -> tuple[str, TaskDataset | None]:
-    """Return the task's name and its data set, unless the examples came from elsewhere than the Hub."""
+    """Return the task's name and its dataset, unless the examples came from elsewhere than the Hub."""
     name, _, file = result.task.partition("=")
     source = find_task(name).source
     if file or not isinstance(source, HubSource):

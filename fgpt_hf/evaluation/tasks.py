@@ -45,7 +45,7 @@ class Example(NamedTuple):
 
 
 class HubSource(NamedTuple):
-    """A data set on the Hub and the split to evaluate."""
+    """A dataset on the Hub and the split to evaluate."""
 
     path: str
     configuration: str | None
@@ -89,7 +89,7 @@ def load_examples(
     A file holds JSON lines with the fields of the source's rows. For tasks on whole texts, any other file is one text.
 
     Raises:
-        UserError: the file is missing or the data set cannot be loaded; there are no examples; or an example lacks a
+        UserError: the file is missing or the dataset cannot be loaded; there are no examples; or an example lacks a
             field, holds something other than text, has a label out of range or an empty ending, or (in a file) has two
             equal endings.
 
@@ -164,7 +164,7 @@ def _render(where: str, task: Task, row: Fields, tokenizer: PreTrainedTokenizerB
     if not all(ending.strip() for ending in example.endings):
         raise UserError(f"{where}: an ending is empty")
     pairs = list(zip(example.contexts, example.endings, strict=True))
-    if file is not None and len(set(pairs)) < len(pairs):  # published data sets are scored unchanged
+    if file is not None and len(set(pairs)) < len(pairs):  # published datasets are scored unchanged
         raise UserError(f"{where}: two endings are equal, so neither can be right")
     return example
 

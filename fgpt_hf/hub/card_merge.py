@@ -30,7 +30,7 @@ def merge_card(card: str, published: str, keep_results: bool = True) -> str:
     """Return a new card with what people wrote around its generated part and around that of the `published` one.
 
     Of the two texts, the one that was edited since the last publish wins. In the front matter the new card's values
-    win; fields that only the published one has stay, and so do its tags, data sets and, if they are of the same
+    win; fields that only the published one has stay, and so do its tags, datasets and, if they are of the same
     weights (`keep_results`), other results. A new card without a generated part was written by a person, and replaces
     the published one.
 

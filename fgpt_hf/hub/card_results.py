@@ -87,7 +87,7 @@ def metric_names(entries: Sequence[EvalResult]) -> list[str]:
 
 
 def result_files(record: RunRecord) -> dict[str, bytes]:
-    """Return the files of `.eval_results/`, one for each task that went through a whole data set of the Hub."""
+    """Return the files of `.eval_results/`, one for each task that went through a whole dataset of the Hub."""
     files, results = {}, record.results
     for task, dataset in results.datasets.items():
         metrics = results.tasks.get(task, {})

@@ -35,7 +35,7 @@ _SHOWN_ELSEWHERE = {  # options that the card's other tables say in words
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter", "load_in_4bit"),
 }
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
-_BUILT_IN = {  # data sets that the training environment itself holds
+_BUILT_IN = {  # datasets that the training environment itself holds
     "pydocs": "docstrings of the Python packages in the training environment",
     "pydocs-chat": "questions about Python objects, answered by their docstrings",
     "pydocs-preference": "answers made from docstrings, each next to a worse one",
@@ -78,7 +78,7 @@ def data_rows(stage: Stage) -> Iterator[tuple[Any, ...]]:
 
 
 def dataset_names(datasets: Sequence[DatasetName]) -> Markdown:
-    """Return the names of data sets, with links and notes on them."""
+    """Return the names of datasets, with links and notes on them."""
     return Markdown(" + ".join(map(_dataset, datasets)))
 
 

@@ -16,13 +16,13 @@ from fgpt_hf.training.provenance import Provenance
 
 # At a value's start and after its commas and equals signs: /home/me/, ~/, ../, C:\ before a name.
 _FOLDERS = re.compile(r"(?<![^,=])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^,=\\/]+[\\/])*(?=[^,=\\/])")
-URLS = {**CONVERSATIONS.files, **PREFERENCES.files}  # data sets at an address, by name
+URLS = {**CONVERSATIONS.files, **PREFERENCES.files}  # datasets at an address, by name
 HUB = "https://huggingface.co"
 METHODS = {"sigmoid": "DPO", "ipo": "IPO", "simpo": "SimPO"}
 
 
 class DatasetName(NamedTuple):
-    """What a card calls a data set, and where it is: its id on the Hub, or an address, if it has one."""
+    """What a card calls a dataset, and where it is: its id on the Hub, or an address, if it has one."""
 
     name: str
     hub_id: str | None = None

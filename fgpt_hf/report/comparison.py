@@ -237,6 +237,6 @@ def _shape(config: PreTrainedConfig | None) -> str:
 
 
 def _short_data(name: str) -> str:
-    """Return a data set's name without its folders, at most 30 characters."""
+    """Return a dataset's name without its folders, at most 30 characters."""
     text = ",".join(entry.rstrip("/").rpartition("/")[2] if "/" in entry else entry for entry in name.split(","))
     return text if len(text) <= 30 else f"{text[:28]} …"

@@ -143,7 +143,7 @@ def _run_before(run: Run) -> RunBefore | None:
 
 
 def _named(run: Run) -> list[str]:
-    """Return the names of the model and the data sets that a run starts from."""
+    """Return the names of the model and the datasets that a run starts from."""
     started_from = [run.start_model] if run.start_model else []
     if isinstance(run, TextSource):
         started_from += [run.tokenizer] if run.tokenizer else []

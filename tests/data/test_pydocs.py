@@ -123,7 +123,7 @@ def test_invalid_escapes_do_not_warn_and_lone_surrogates_become_question_marks(
     assert not recwarn.list
 
 
-# ------------------------------------------------------------------------------------------------------ the data set
+# ------------------------------------------------------------------------------------------------------ the dataset
 
 
 def test_a_row_is_a_module_and_its_text_joins_its_members(tree: Path, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data sets made of the embedded corpus: the same on every machine, and held out where base training holds out."""
+"""The datasets made of the embedded corpus: the same on every machine, and held out where base training holds out."""
 
 from collections import Counter
 

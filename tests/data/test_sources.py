@@ -1,4 +1,4 @@
-"""A name becomes a data set, a mixture of names several, and what is wrong with either is one line."""
+"""A name becomes a dataset, a mixture of names several, and what is wrong with either is one line."""
 
 import gzip
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tasks: the harness' texts and labels for each, from its data sets' rows, and one line for rows that cannot be."""
+"""Tasks: the harness' texts and labels for each, from its datasets' rows, and one line for rows that cannot be."""
 
 import json
 import subprocess

@@ -28,7 +28,7 @@ def documents(count: int, seed: int = 0, most_words: int = 120) -> list[str]:
 
 
 def write_shard(path: Path, texts: list[str], row_group_size: int = 50) -> Path:
-    """One file of the data set."""
+    """One file of the dataset."""
     size = len(texts)
     columns = {
         "text": texts,
