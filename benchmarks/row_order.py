@@ -27,8 +27,8 @@ from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.tokenizer.byte_bpe import Ids
 from fgpt_hf.tokenizer.document_encoder import encode_documents
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer
-from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder
+from fgpt_hf.training.trainer import Trainer
 
 ROW_LENGTH = 128
 NEIGHBORS = 16  # documents packed together, so that rows stay in document order

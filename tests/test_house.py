@@ -59,7 +59,7 @@ def test_metrics_stand_alone() -> None:
 
 
 def test_the_loop_knows_no_corpus_and_no_benchmark() -> None:
-    assert not {"evaluation", "metrics"} & {name.split(".")[0] for name in imports(PACKAGE / "training" / "loop.py")}
+    assert not {"evaluation", "metrics"} & {name.split(".")[0] for name in imports(PACKAGE / "training" / "trainer.py")}
 
 
 def test_the_package_has_few_rooms() -> None:

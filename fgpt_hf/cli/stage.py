@@ -27,13 +27,13 @@ from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
 from fgpt_hf.runtime.estimate import Network, Workload
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
-from fgpt_hf.training.loop import Outcome, Trainer
 from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.provenance import record_provenance
 from fgpt_hf.training.records import find_run
 from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.step_loop import Check
+from fgpt_hf.training.trainer import Outcome, Trainer
 
 
 class TrainingStage:

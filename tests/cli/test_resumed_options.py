@@ -22,10 +22,10 @@ from fgpt_hf.files import read_json, read_json_lines
 from fgpt_hf.model.lora import ADAPTER
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS
 from fgpt_hf.training.checkpoints import checkpoints
-from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.records import read_record
 from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.state import TrainingState
+from fgpt_hf.training.trainer import Trainer
 from tests.support.tiny import random_model, save
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import start_accelerator
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
-from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder
+from fgpt_hf.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

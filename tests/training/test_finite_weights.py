@@ -16,8 +16,8 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.runtime.plan import TrainingPlan
-from fgpt_hf.training.loop import Trainer
 from fgpt_hf.training.run_folder import RunFolder
+from fgpt_hf.training.trainer import Trainer
 from tests.support.tiny import random_model, save, tokenizer
 
 pytestmark = pytest.mark.usefixtures("own_accelerator")
