@@ -24,7 +24,7 @@ from fgpt_hf.data.batch_fields import DOCUMENT_ENDS, document_ends
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.runtime.duration import likely_seconds
-from fgpt_hf.runtime.estimate import Workload, network
+from fgpt_hf.runtime.estimate import Workload, network_config
 from fgpt_hf.runtime.hardware import (
     device_name,
     find_gpu,
@@ -182,7 +182,7 @@ def measure_step(bench: Bench, preset: str, attention: str, compiled: bool, rows
     """Return the speed of a preset's steps with micro-batches of so many rows, and the optimizer's share of them."""
     run = bench.run(preset)
     run = run if bench.tiny else replace(run, **shape)
-    rows, config = (min(rows, 4) if bench.tiny else rows), network(run)
+    rows, config = (min(rows, 4) if bench.tiny else rows), network_config(run)
     keep_freed_memory()
     torch.manual_seed(0)
     with bench.device:
@@ -248,7 +248,7 @@ def _waits(bench: Bench, *actions: Callable[[], None]) -> str | None:
 
 def measure_loss(bench: Bench) -> Figures:
     """Return the time of the flagship's head and loss on a micro-batch of 16 rows, forward and backward."""
-    config = network(bench.run("fgpt-712m"))
+    config = network_config(bench.run("fgpt-712m"))
     tokens = 64 if bench.tiny else 16 * config.max_position_embeddings
     with bench.device:
         states, embeddings = torch.randn(tokens, config.hidden_size), torch.randn(config.vocab_size, config.hidden_size)
@@ -273,7 +273,7 @@ def measure_generation(bench: Bench) -> Figures:
     """Return the tokens per second of a greedy reply, one at a time, and the weights that each token reads."""
     run = bench.run("fgpt-712m")
     with bench.device:
-        model: Any = FGPTForCausalLM(network(run)).eval()
+        model: Any = FGPTForCausalLM(network_config(run)).eval()
     model.to(bench.dtype)
     ids, new = torch.full((1, 16), 7, device=bench.device), 8 if bench.tiny else 128
     options: Any = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -26,7 +26,7 @@ from fgpt_hf.data.conversations import load_conversations
 from fgpt_hf.data.instruct import chat_batch, encode_chats, pack_chats
 from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
-from fgpt_hf.runtime.estimate import network
+from fgpt_hf.runtime.estimate import network_config
 from fgpt_hf.runtime.hardware import keep_freed_memory, supports_bf16
 from fgpt_hf.tokenizer.fast_encoding import EncodedConversation
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
@@ -97,7 +97,7 @@ def training_step() -> Callable[[Batch], int]:
     """Return a function that trains on a batch as the loop does, and returns its number of reply tokens."""
     torch.manual_seed(0)
     base, has_bf16 = PRESETS["quickstart"], supports_bf16(torch.device("cpu"))
-    model = FGPTForCausalLM(network(base))
+    model = FGPTForCausalLM(network_config(base))
     objective, optimizer = LanguageModelObjective(model), build_optimizer(model, base)
 
     def step(batch: Batch) -> int:

@@ -29,7 +29,7 @@ from fgpt_hf.losses.objectives import (
     PreferenceObjective,
 )
 from fgpt_hf.model.lora import add_adapter
-from fgpt_hf.runtime.estimate import Workload, network
+from fgpt_hf.runtime.estimate import Workload, network_config
 from fgpt_hf.runtime.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16, this_machine
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
@@ -43,13 +43,13 @@ class Case(NamedTuple):
 
 
 def base(run: BaseRun) -> Case:
-    return Case(run, network(run))
+    return Case(run, network_config(run))
 
 
 def tuned(run: TuningRun, shape: BaseRun) -> Case:
     """Return the tuning run with the shape, the rows per step and the precision of a base run."""
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "gradient_checkpointing")
-    return Case(replace(run, **{name: getattr(shape, name) for name in names}), network(shape))
+    return Case(replace(run, **{name: getattr(shape, name) for name in names}), network_config(shape))
 
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import append_json_line, locked, read_json, read_json_lines, write_json
-from fgpt_hf.runtime.estimate import count_parameters, network
+from fgpt_hf.runtime.estimate import count_parameters, network_config
 from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.records import read_metrics
 
@@ -165,7 +165,7 @@ class Ablation:
 
     def _parse(self, flags: Sequence[str]) -> BaseRun:
         run = parse_run(BaseRun, PRESETS, [f"--output_dir={self.folder}", *flags])
-        network(run)  # refuses a shape that cannot be built
+        network_config(run)  # refuses a shape that cannot be built
         require_known_optimizer(run)
         return run
 
@@ -214,5 +214,5 @@ class Ablation:
                 line["tokens_per_second"] for line in metrics if "tokens_per_second" in line
             ),
             peak_memory_bytes=max(line.get("peak_memory_bytes", 0) for line in metrics),
-            parameters=count_parameters(network(self._parse([*self.flags, *trial.flags]))).total,
+            parameters=count_parameters(network_config(self._parse([*self.flags, *trial.flags]))).total,
         )

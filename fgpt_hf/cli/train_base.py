@@ -16,7 +16,7 @@ from fgpt_hf.evaluation.checks import beginning_of, require_room
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.model.run_tokenizer import run_tokenizer
-from fgpt_hf.runtime.estimate import network
+from fgpt_hf.runtime.estimate import network_config
 from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 from fgpt_hf.tokenizer.tokenizer import generation_ids
 from fgpt_hf.training.outlook import Epoch
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     with stage.opened():
         # Model
         if run.start_model is None:
-            plan = stage.plan(network(run))
+            plan = stage.plan(network_config(run))
             model, tokenizer, context, encoder, _ = new_model(run)
         else:
             refuse_contradictions(run, arguments)
@@ -76,6 +76,6 @@ def epoch_of(data: PretrainingData) -> Epoch | None:
 
 def new_model(run: BaseRun) -> StartModel:
     """Return a network of the run's shape, initialized as GPT-2, that stops at the end of a text or a turn."""
-    tokenizer, model = run_tokenizer(run), FGPTForCausalLM(network(run))
+    tokenizer, model = run_tokenizer(run), FGPTForCausalLM(network_config(run))
     model.generation_config = GenerationConfig(**generation_ids(tokenizer))
     return StartModel(model, tokenizer, model.config.max_position_embeddings, DocumentEncoder.of(tokenizer))

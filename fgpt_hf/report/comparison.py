@@ -19,7 +19,7 @@ from fgpt_hf.report.figures import new_axes, save_figure, style_axes
 from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
 from fgpt_hf.report.next_steps import stage_of
 from fgpt_hf.runtime.duration import duration
-from fgpt_hf.runtime.estimate import count_parameters, network
+from fgpt_hf.runtime.estimate import count_parameters, network_config
 from fgpt_hf.training.records import RECORD, read_record
 
 NOTHING = "–"
@@ -184,7 +184,7 @@ def _config(folder: Path, recorded: Mapping[str, Any]) -> PreTrainedConfig | Non
             kind = str(fields.get("model_type", FGPTConfig.model_type))
             return AutoConfig.for_model(**{**fields, "model_type": kind}) if kind in CONFIG_MAPPING else None
         is_new = "hidden_size" in recorded and not recorded.get("model_name_or_path")
-        return network(as_type(BaseRun, recorded)) if is_new else None
+        return network_config(as_type(BaseRun, recorded)) if is_new else None
     except (ValueError, TypeError) as error:
         raise UserError(f"{found or folder / RECORD} is damaged: {error}") from error
 

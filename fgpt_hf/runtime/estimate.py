@@ -88,8 +88,8 @@ class Memory(NamedTuple):
         return self.weights + self.optimizer + moving
 
 
-def network(run: BaseRun) -> FGPTConfig:
-    """Return the shape of the network that a run trains, with embeddings for the run's tokenizer.
+def network_config(run: BaseRun) -> FGPTConfig:
+    """Return the configuration of the network that a run trains, with embeddings for the run's tokenizer.
 
     Raises:
         UserError: the shape is impossible, such as a width that does not divide among the heads, a switch has an
@@ -128,7 +128,7 @@ def flops_per_token(run: Run, config: Network) -> int:
     the tokens of a sampled softmax count.
 
     Example:
-        >>> f"{flops_per_token(PRESETS['fgpt-712m'], network(PRESETS['fgpt-712m'])):.3g}"
+        >>> f"{flops_per_token(PRESETS['fgpt-712m'], network_config(PRESETS['fgpt-712m'])):.3g}"
         '4.77e+09'
     """
     config = shape_of(config)
@@ -153,7 +153,7 @@ class Workload:
     Example:
         >>> from fgpt_hf.runtime.hardware import known_machine
         >>> run = PRESETS["fgpt-712m"]
-        >>> workload = Workload(run, network(run), known_machine("h100"))
+        >>> workload = Workload(run, network_config(run), known_machine("h100"))
         >>> workload.largest_micro_batch(), workload.memory(rows=32, micro_batches=16).weights
         (32, 4138086528)
     """
@@ -273,7 +273,7 @@ class Workload:
             found.append("--gradient_checkpointing")
         if isinstance(self.run, TuningRun):
             return found + self._tuning_remedies(self.run)
-        smaller = (Workload(preset, network(preset), self.machine) for preset in PRESETS.values())
+        smaller = (Workload(preset, network_config(preset), self.machine) for preset in PRESETS.values())
         return found + [
             f"--preset {each.run.preset}" for each in smaller if each.counts.total < self.counts.total and each.fits
         ]

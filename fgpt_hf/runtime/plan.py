@@ -19,7 +19,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_config, model_source
 from fgpt_hf.model.shapes import NetworkShape, shape_of
 from fgpt_hf.runtime.duration import LIKELY_MFU, duration, likely_seconds, require_time
-from fgpt_hf.runtime.estimate import USABLE_SHARE, Network, Workload, network
+from fgpt_hf.runtime.estimate import USABLE_SHARE, Network, Workload, network_config
 from fgpt_hf.runtime.hardware import GPUS, known_machine, this_machine
 from fgpt_hf.wording import count_of
 
@@ -190,7 +190,7 @@ def describe_estimation(run: Estimation) -> str:
 def network_of(run: BaseRun) -> Network:
     """Return the network that a run trains: its own shape, or that of the model that it starts from."""
     if run.start_model is None:
-        return network(run)
+        return network_config(run)
     return shape_of(load_config(model_source(run.start_model), trust_remote_code=run.trust_remote_code))
 
 

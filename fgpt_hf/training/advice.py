@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
-from fgpt_hf.runtime.estimate import count_parameters, network
+from fgpt_hf.runtime.estimate import count_parameters, network_config
 from fgpt_hf.training.records import find_run, read_metrics
 
 Line = Mapping[str, float]
@@ -112,7 +112,7 @@ def too_little_text(lines: Lines, facts: RunFacts) -> str | None:
 def _fitting(run: BaseRun, tokens: int, parameters: int) -> str:
     """Return the largest preset of the same blocks that has enough text, or the smallest one, or a smaller network."""
     alike = [preset for name, preset in PRESETS.items() if name.endswith("-modern") == run.preset.endswith("-modern")]
-    sizes = {preset.preset: count_parameters(network(preset)).total for preset in alike}
+    sizes = {preset.preset: count_parameters(network_config(preset)).total for preset in alike}
     smaller = sorted((size, name) for name, size in sizes.items() if size < parameters)
     if not smaller:
         return "--hidden_size 128 --num_hidden_layers 4"

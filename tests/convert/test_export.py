@@ -18,7 +18,7 @@ from fgpt_hf.convert.export import export
 from fgpt_hf.convert.stock import STOCK_CLASSES, fitting_class, from_stock, network_with, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_fgpt
-from fgpt_hf.runtime.estimate import count_parameters, network
+from fgpt_hf.runtime.estimate import count_parameters, network_config
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
 from tests.convert.models import CHATML, CONTEXT, QUESTION, TEXTS, refusal, write_gpt2_with, write_small_model
 from tests.support.tiny import random_model
@@ -103,7 +103,7 @@ def test_a_stock_class_computes_the_same_and_is_read_back(name: str, changes: di
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.endswith("-modern")])
 def test_a_modern_preset_is_a_qwen3_of_its_sisters_size(preset: str) -> None:
-    config, sister = network(PRESETS[preset]), network(PRESETS[preset.removesuffix("-modern")])
+    config, sister = network_config(PRESETS[preset]), network_config(PRESETS[preset.removesuffix("-modern")])
     assert fitting_class(config) == "qwen3"
     assert config.head_dim in (64, 128)
     for width in (config.hidden_size, config.intermediate_size, config.vocab_size):

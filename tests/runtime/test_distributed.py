@@ -13,7 +13,7 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.runtime import distributed, hardware
 from fgpt_hf.runtime.distributed import require_shared_disk, shared_machine, start_accelerator, step_timeout
-from fgpt_hf.runtime.estimate import Workload, network
+from fgpt_hf.runtime.estimate import Workload, network_config
 from fgpt_hf.runtime.hardware import Machine
 from fgpt_hf.runtime.plan import plan_training
 from tests.support.launched import Launched
@@ -27,7 +27,7 @@ def choose(arguments: Sequence[str]) -> None:
     run = parse_run(BaseRun, PRESETS, [*OPEN, *arguments])
     accelerator = start_accelerator(run)
     hardware._free_memory_bytes = lambda: FREE_BYTES[accelerator.process_index]
-    print(plan_training(Workload(run, network(run), shared_machine(accelerator))).rows)
+    print(plan_training(Workload(run, network_config(run), shared_machine(accelerator))).rows)
 
 
 def share(arguments: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ def test_machines_without_a_shared_disk_are_refused_on_all_processes(tmp_path: P
 def test_processes_with_unlike_free_memory_choose_one_micro_batch(tmp_path: Path) -> None:
     run = parse_run(BaseRun, PRESETS, OPEN)
     machines = [Machine("a test", "cpu", free, has_bf16=False, peak_flops=None, processes=2) for free in FREE_BYTES]
-    most, least = (Workload(run, network(run), machine).largest_micro_batch() for machine in machines)
+    most, least = (Workload(run, network_config(run), machine).largest_micro_batch() for machine in machines)
     assert most != least
     done = Launched(tmp_path / "run", processes=2, main=choose).wait()
     assert done.exit_codes == [0, 0], done.errors

@@ -10,7 +10,7 @@ import torch
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.errors import UserError
 from fgpt_hf.runtime.duration import MIN_STEPS, CheckTime, Steps, likely_seconds, require_steps
-from fgpt_hf.runtime.estimate import Workload, network
+from fgpt_hf.runtime.estimate import Workload, network_config
 from fgpt_hf.runtime.hardware import container_memory_bytes, known_machine, product_flops, this_machine
 from fgpt_hf.runtime.plan import describe_estimation, parse_estimation, plan_training
 
@@ -35,12 +35,12 @@ def test_the_time_that_is_named_is_long_enough() -> None:
 def test_a_hopeless_time_is_refused_before_data_are_read() -> None:
     run = replace(PRESETS["fgpt-712m"], max_minutes=1.0)
     with pytest.raises(UserError, match="max_minutes=1 is too short for 10 steps: each takes .* a smaller --preset"):
-        plan_training(Workload(run, network(run), known_machine("l4")))
+        plan_training(Workload(run, network_config(run), known_machine("l4")))
 
 
 def test_the_time_on_a_known_device_is_that_of_its_operations() -> None:
     run = PRESETS["fgpt-124m"]
-    seconds = likely_seconds(Workload(run, network(run), known_machine("h100", 2)), tokens=10**9, mfu=0.5)
+    seconds = likely_seconds(Workload(run, network_config(run), known_machine("h100", 2)), tokens=10**9, mfu=0.5)
     assert seconds == pytest.approx(10**9 * 854_438_400 / (989e12 * 2 * 0.5), rel=0.02)
 
 
@@ -49,7 +49,7 @@ def test_the_start_says_how_long_the_run_takes_here_and_what_this_process_holds(
 ) -> None:
     caplog.set_level("INFO")
     run, machine = PRESETS["quickstart"], this_machine(torch.device("cpu"))
-    plan_training(Workload(run, network(run), machine))
+    plan_training(Workload(run, network_config(run), machine))
     assert "of steps at 40% of the rate of its products, measured now" in caplog.text
     assert re.search(r"this process itself \d\.\d+ GB", caplog.text)
     assert product_flops(torch.device("cpu"), 256, 64, torch.float32) > 1e8
@@ -60,7 +60,7 @@ def test_an_estimate_turns_a_time_into_steps() -> None:
     first = describe_estimation(estimation).splitlines()[0]
     steps = int(first.split("parameters; ")[1].split(" steps")[0].replace(",", ""))
     run = PRESETS["fgpt-124m"]
-    seconds = likely_seconds(Workload(run, network(run), known_machine("h100")), tokens=steps * 2**19)
+    seconds = likely_seconds(Workload(run, network_config(run), known_machine("h100")), tokens=steps * 2**19)
     assert seconds == pytest.approx(7200, rel=1e-3)
 
 

@@ -15,7 +15,7 @@ from fgpt_hf.data.batches import as_batch
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.runtime import estimate
-from fgpt_hf.runtime.estimate import Workload, count_parameters, flops_per_token, network
+from fgpt_hf.runtime.estimate import Workload, count_parameters, flops_per_token, network_config
 from fgpt_hf.runtime.hardware import GPUS, Machine, find_gpu, known_machine, this_machine
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
@@ -29,7 +29,7 @@ TINY = BaseRun(
     bf16=False,
     attn_implementation="sdpa",
 )
-TINY_NETWORK = network(TINY)
+TINY_NETWORK = network_config(TINY)
 TUNED = replace(INSTRUCT_PRESETS["quickstart"], bf16=False, attn_implementation="sdpa")
 ADAPTED = replace(TUNED, use_peft=True, lora_r=8)
 MACHINE = Machine("a test", "cpu", 10**9, has_bf16=False, peak_flops=None, processes=1)
@@ -37,7 +37,7 @@ MACHINE = Machine("a test", "cpu", 10**9, has_bf16=False, peak_flops=None, proce
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parameters_are_those_of_the_network(preset: str) -> None:
-    config = network(PRESETS[preset])
+    config = network_config(PRESETS[preset])
     with torch.device("meta"):
         model = FGPTForCausalLM(config)
     counts = count_parameters(config)
@@ -80,14 +80,14 @@ def test_operations_are_those_of_the_matrix_products(network: str) -> None:
 @pytest.mark.parametrize("optim", ["muon", "adamw"])
 def test_optimizer_states_are_those_after_a_step(optim: str) -> None:
     run = replace(TINY, optim=optim)
-    model = FGPTForCausalLM(network(run))
+    model = FGPTForCausalLM(network_config(run))
     optimizer = build_optimizer(model, run)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     states = [state for one in optimizer.optimizers for state in one.state.values()]
     held = sum(tensor.nbytes for state in states for tensor in state.values() if tensor.ndim)
-    need = Workload(run, network(run), MACHINE).memory(rows=1, micro_batches=1)
+    need = Workload(run, network_config(run), MACHINE).memory(rows=1, micro_batches=1)
     assert need.optimizer == held
     assert need.weights == need.gradients == sum(parameter.nbytes for parameter in model.parameters())
 
@@ -180,20 +180,22 @@ def test_activations_of_other_blocks_are_what_the_backward_pass_keeps(blocks: st
 )
 def test_a_network_that_cannot_be_is_refused_with_its_reason(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        network(replace(TINY, **changes))
+        network_config(replace(TINY, **changes))
 
 
 def test_checkpointing_keeps_a_layers_input_and_recomputes_one_layer() -> None:
     run = replace(TINY, gradient_checkpointing=True)
-    whole, checkpointed = (Workload(each, network(each), MACHINE).memory(4, 1).activations for each in (TINY, run))
+    whole, checkpointed = (
+        Workload(each, network_config(each), MACHINE).memory(4, 1).activations for each in (TINY, run)
+    )
     kept = kept_for_backward(run, rows=4)
     shallow = replace(TINY, num_hidden_layers=1)
-    one_layer = Workload(shallow, network(shallow), MACHINE).memory(4, 1)
+    one_layer = Workload(shallow, network_config(shallow), MACHINE).memory(4, 1)
     assert kept < checkpointed < kept + one_layer.activations < whole
 
 
 def test_sharding_divides_and_replicas_do_not() -> None:
-    config = network(PRESETS["fgpt-712m"])
+    config = network_config(PRESETS["fgpt-712m"])
     alone, replicated, sharded = (
         Workload(replace(PRESETS["fgpt-712m"], fsdp=fsdp), config, known_machine("h100", processes)).memory(1, 1)
         for fsdp, processes in ((False, 1), (False, 8), (True, 8))
@@ -204,14 +206,14 @@ def test_sharding_divides_and_replicas_do_not() -> None:
 
 
 def test_sharded_gradients_are_whole_until_the_last_micro_batch() -> None:
-    run, config = replace(PRESETS["fgpt-712m"], fsdp=True), network(PRESETS["fgpt-712m"])
+    run, config = replace(PRESETS["fgpt-712m"], fsdp=True), network_config(PRESETS["fgpt-712m"])
     need = Workload(run, config, known_machine("h100", processes=8)).memory(rows=1, micro_batches=2)
     assert need.gradients == pytest.approx(4 * count_parameters(config).total * (1 + 1 / 8))
 
 
 def test_the_micro_batch_is_the_largest_power_of_two_that_fits_and_divides_the_step() -> None:
     run = replace(TINY, per_device_train_batch_size=16, gradient_accumulation_steps=6)
-    config = network(run)
+    config = network_config(run)
 
     def largest(gigabytes: float) -> int | None:
         return Workload(run, config, MACHINE._replace(memory_bytes=int(gigabytes * 1e9))).largest_micro_batch()
@@ -233,13 +235,13 @@ def test_rows_of_a_step_are_each_devices_or_all_devices_together() -> None:
 
 
 def test_a_remedy_fits() -> None:
-    run, config = PRESETS["fgpt-712m"], network(PRESETS["fgpt-712m"])
+    run, config = PRESETS["fgpt-712m"], network_config(PRESETS["fgpt-712m"])
     ten_gigabytes = known_machine("l4")._replace(memory_bytes=10**10)
     assert Workload(run, config, ten_gigabytes).largest_micro_batch() is None
     found = Workload(run, config, ten_gigabytes).remedies()
     assert "--preset fgpt-355m" in found and any("--fsdp on" in remedy for remedy in found)
     smaller = PRESETS["fgpt-355m"]
-    assert Workload(smaller, network(smaller), ten_gigabytes).largest_micro_batch()
+    assert Workload(smaller, network_config(smaller), ten_gigabytes).largest_micro_batch()
 
 
 def test_autocasts_copies_of_frozen_weights_stay_only_for_a_backward_pass_that_keeps_them() -> None:
@@ -253,7 +255,7 @@ def test_autocasts_copies_of_frozen_weights_stay_only_for_a_backward_pass_that_k
 
 
 def test_remedies_of_a_tuning_run_fit_and_leave_the_model_as_large_as_it_is() -> None:
-    config = network(PRESETS["fgpt-712m"])
+    config = network_config(PRESETS["fgpt-712m"])
     run, small = INSTRUCT_PRESETS["fgpt-712m"], known_machine("l4")._replace(memory_bytes=10**10)
     assert Workload(run, config, small).largest_micro_batch() is None
     assert Workload(run, config, small).remedies() == ["--fsdp on 8 such devices", "--use_peft"]
@@ -261,7 +263,7 @@ def test_remedies_of_a_tuning_run_fit_and_leave_the_model_as_large_as_it_is() ->
 
 
 def test_remedies_of_a_run_with_an_adapter_do_not_share_it() -> None:
-    config = network(PRESETS["fgpt-712m"])
+    config = network_config(PRESETS["fgpt-712m"])
     run = replace(PREFERENCE_PRESETS["fgpt-712m"], use_peft=True)
     need = Workload(run, config, known_machine("l4")).memory(1, 2).total
     small = known_machine("l4")._replace(memory_bytes=need)
@@ -293,7 +295,7 @@ def test_a_gpu_is_known_by_its_drivers_name(driver_name: str, name: str | None) 
 
 def test_utilisation_is_a_share_of_all_peaks_and_unknown_on_a_cpu() -> None:
     run = PRESETS["fgpt-712m"]
-    workload = Workload(run, network(run), known_machine("h100", processes=8))
+    workload = Workload(run, network_config(run), known_machine("h100", processes=8))
     tokens_per_second = 0.5 * 8 * 989e12 / workload.flops_per_token
     assert workload.mfu(tokens_per_second) == pytest.approx(0.5)
     assert replace(workload, machine=this_machine(torch.device("cpu"))).mfu(tokens_per_second) is None

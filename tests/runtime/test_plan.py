@@ -6,7 +6,7 @@ import pytest
 
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun
-from fgpt_hf.runtime.estimate import Workload, network
+from fgpt_hf.runtime.estimate import Workload, network_config
 from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine
 from fgpt_hf.runtime.plan import TrainingPlan, describe_estimation, parse_estimation, plan_training
 
@@ -17,7 +17,7 @@ def everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def plan_on(machine: Machine, run: BaseRun) -> TrainingPlan:
-    return plan_training(Workload(run, network(run), machine))
+    return plan_training(Workload(run, network_config(run), machine))
 
 
 @pytest.mark.parametrize("processes", [1, 8])
@@ -28,7 +28,7 @@ def test_an_open_micro_batch_is_chosen_and_the_step_stays(gpu: str, processes: i
     plan = plan_on(machine, run)
     assert plan.rows * plan.micro_batches * processes == 512
     assert not plan.fill_in(run).auto_find_batch_size
-    need = Workload(run, network(run), machine).memory(plan.rows, plan.micro_batches)
+    need = Workload(run, network_config(run), machine).memory(plan.rows, plan.micro_batches)
     assert need.total < machine.memory_bytes
 
 
@@ -49,7 +49,7 @@ def test_what_cannot_fit_is_refused_with_what_would(is_open: bool) -> None:
 
 def test_a_run_with_an_adapter_says_so_and_is_refused_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     run = replace(INSTRUCT_PRESETS["fgpt-712m"], use_peft=True, max_steps=10)
-    config = network(PRESETS["fgpt-712m"])
+    config = network_config(PRESETS["fgpt-712m"])
     plan_training(Workload(run, config, known_machine("l4")))
     assert "11,949,120 further parameters are in adapters, and only these are trained" in caplog.messages[1]
     assert "optimizer 0.0956 GB" in caplog.messages[-2]
@@ -62,7 +62,7 @@ def test_a_pair_is_two_sequences_of_the_greatest_length(caplog: pytest.LogCaptur
     rows = replace(
         INSTRUCT_PRESETS["fgpt-712m"], optim="adamw", auto_find_batch_size=True, max_steps=10, max_length=512
     )
-    config, machine = network(PRESETS["fgpt-712m"]), known_machine("a100-40gb")
+    config, machine = network_config(PRESETS["fgpt-712m"]), known_machine("a100-40gb")
     of_pairs, of_rows = (plan_training(Workload(each, config, machine)) for each in (run, rows))
     assert "10 steps x at most 65,536 tokens" in caplog.messages[0]
     assert of_pairs.rows * of_pairs.micro_batches == 64
@@ -75,7 +75,7 @@ def test_an_open_length_is_that_of_the_epochs(auto: bool, processes: int, steps:
     run = replace(
         INSTRUCT_PRESETS["rasbt"], num_train_epochs=2.5, per_device_train_batch_size=4, auto_find_batch_size=auto
     )
-    config = network(PRESETS["quickstart"])
+    config = network_config(PRESETS["quickstart"])
     assert plan_training(Workload(run, config, known_machine("h100", processes)), epoch_rows=100).max_steps == steps
     decided = replace(run, max_steps=7)
     assert plan_training(Workload(decided, config, known_machine("h100", processes)), epoch_rows=100).max_steps == 7

@@ -14,7 +14,7 @@ from fgpt_hf.data.sources import DataProvenance
 from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.own_code import network_code_hash
-from fgpt_hf.runtime.estimate import flops_per_token, network
+from fgpt_hf.runtime.estimate import flops_per_token, network_config
 from fgpt_hf.runtime.hardware import device_name
 from fgpt_hf.training import provenance
 from fgpt_hf.training.provenance import record_provenance
@@ -27,7 +27,7 @@ DATA = DataProvenance({"train": SplitSize(documents=3, tokens=70)})
 def recorded(folder: Path, rank: int = 0) -> dict | None:
     folder.mkdir(exist_ok=True)
     run = BaseRun(output_dir=str(folder))
-    record_provenance(RunFolder(run, rank), Accelerator(cpu=True), DATA, network(run), 1000)
+    record_provenance(RunFolder(run, rank), Accelerator(cpu=True), DATA, network_config(run), 1000)
     file = folder / PROVENANCE
     return json.loads(file.read_text()) if file.is_file() else None
 
@@ -38,7 +38,7 @@ def test_data_machine_and_software_are_recorded_by_the_first_process_alone(tmp_p
     assert found["device"] == device_name(Accelerator(cpu=True).device)
     assert found["versions"]["torch"] == version("torch")
     assert found["network_code_sha256"] == network_code_hash()
-    assert found["training_flops"] == 1000 * flops_per_token(BaseRun(), network(BaseRun()))
+    assert found["training_flops"] == 1000 * flops_per_token(BaseRun(), network_config(BaseRun()))
     assert recorded(tmp_path / "other", rank=1) is None
 
 
