@@ -78,13 +78,13 @@ class Part(NamedTuple):
     optimizer: dict[str, Tensor] | None = None
 
     def write(self, folder: Path, processes: dist.ProcessGroup) -> None:
-        """Write it; every process must call it, in a thread of its own if it likes.
+        """Write it; every process must call it, from any thread.
 
         Args:
             processes: a group that nothing else uses in the meantime.
 
         Raises:
-            OSError: one of the processes could not write, on all of them.
+            OSError: one of the processes could not write; all of them raise it.
         """
         if self.weights is not None:
             writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=True)
@@ -138,12 +138,12 @@ def tensors_of(states: Mapping[str, Any]) -> dict[str, Tensor]:
 def staged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy this process's part of some tensors to the host, to be written later.
 
-    Of a tensor that is sharded, it is the process's own shard. Those that every process holds whole, all with the same
+    A process's part of a sharded tensor is its own shard. Tensors that every process holds whole, with the same
     names in the same order, are divided among the processes.
     """
     rank, processes = dist.get_rank(), dist.get_world_size()
     whole = [name for name, tensor in tensors.items() if not isinstance(tensor, DTensor)]
-    whole.sort(key=lambda name: tensors[name].numel())  # so that each process gets as much
+    whole.sort(key=lambda name: tensors[name].numel())  # so each process gets about as much
     others = {name for index, name in enumerate(whole) if index % processes != rank}
     return {
         name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
@@ -164,7 +164,7 @@ def read(states: Mapping[str, Any], checkpoint: Path) -> None:
         load(tensors_of(states), storage_reader=_Reader(checkpoint / FOLDER), no_dist=not dist.is_initialized())
     except OSError:
         raise
-    except (Exception, CheckpointException) as error:  # torch raises any for what others made of such files
+    except (Exception, CheckpointException) as error:  # torch raises any of them for files that were changed
         reason = first_line(error)
         if isinstance(error, CheckpointException):
             reason = first_line(next(iter(error.failures.values()))[0])
@@ -180,7 +180,7 @@ class BackgroundWriter:
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     def write(self, part: Part, folder: Path, complete: Complete) -> Future[Path]:
-        """Begin to write a folder; every process must call it, the next time when this has ended.
+        """Begin to write a folder; every process must call it, and not again before this has ended.
 
         Args:
             part: what this process writes of it.
@@ -191,7 +191,7 @@ class BackgroundWriter:
         return self._threads.submit(self._lead if dist.get_rank() == 0 else self._follow, part, folder, complete)
 
     def _lead(self, part: Part, folder: Path, complete: Complete) -> Path:
-        """Write as the main process, which tells the others where to; they wait to hear of it."""
+        """Write as the main process, which tells the others where to write; they wait for that."""
         has_announced = False
 
         def write_part(partial: Path) -> None:
@@ -199,7 +199,7 @@ class BackgroundWriter:
             has_announced = True
             self._announced([partial])
             part.write(partial, self._processes)
-            if part.weights is not None:  # when the others are done, since they would not hear of a failure
+            if part.weights is not None:  # after the others are done, since they would not learn of a failure
                 _keep_joined_weights(partial)
 
         try:

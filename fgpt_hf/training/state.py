@@ -92,8 +92,8 @@ class TrainingState:
         save must have ended before the next.
 
         Returns:
-            The checkpoint's path, which raises OSError if it could not be written, for lack of space say; earlier
-            checkpoints are unchanged.
+            The checkpoint's path, which raises OSError if it could not be written, for example for lack of space;
+            earlier checkpoints are unchanged.
         """
         training, (weights, part) = self._training_state(), self._weights()
         checkpoint = folder / checkpoint_name(self.progress.step)
@@ -116,7 +116,7 @@ class TrainingState:
         """Write the model and its tokenizer alone; every process must call it.
 
         Raises:
-            OSError: the folder could not be written, on all processes.
+            OSError: the folder could not be written; all processes raise it.
         """
         weights, part = self._weights()
 
