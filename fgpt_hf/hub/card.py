@@ -24,7 +24,7 @@ from fgpt_hf.hub.card_tables import (
 from fgpt_hf.hub.front_matter import CARD, read_card
 from fgpt_hf.hub.markdown import code, code_block, link, table, text
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
-from fgpt_hf.hub.stage import HUB, Stage
+from fgpt_hf.hub.stage_record import HUB, StageRecord
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -181,7 +181,7 @@ def _fitting_class(record: RunRecord) -> str | None:
         return None
 
 
-def _method_tags(stage: Stage | None) -> list[str]:
+def _method_tags(stage: StageRecord | None) -> list[str]:
     """Return the tags by which the Hub lists models of a method."""
     if stage is None or not stage.is_tuning:
         return []

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_
 from fgpt_hf.evaluation.results import ResultsRecord
 from fgpt_hf.hub.front_matter import CARD, read_card, tidy_card
 from fgpt_hf.hub.run_record import RunRecord
-from fgpt_hf.hub.stage import Stage, without_folders
+from fgpt_hf.hub.stage_record import StageRecord, without_folders
 
 # Keys of metrics.jsonl, each with what the Hub calls the metric and what it measures; {text} is named by the stage.
 TEXT_METRICS = {
@@ -131,7 +131,7 @@ def write_to_card(folder: Path, results: ResultsRecord) -> None:
         (folder / path).write_bytes(content)
 
 
-def _scored_text(stage: Stage | None) -> str:
+def _scored_text(stage: StageRecord | None) -> str:
     if stage is None or not stage.is_tuning:
         return "the validation documents"
     only_replies = getattr(stage.run, "assistant_only_loss", True)

@@ -16,7 +16,7 @@ from fgpt_hf.hub.card_results import (
 )
 from fgpt_hf.hub.markdown import Markdown, code, link, text
 from fgpt_hf.hub.run_record import RunRecord
-from fgpt_hf.hub.stage import HUB, DatasetName, Stage
+from fgpt_hf.hub.stage_record import HUB, DatasetName, StageRecord
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 
 # Options of a run that say where and how often something is written, and nothing about the model.
@@ -66,7 +66,7 @@ def architecture_rows(record: RunRecord) -> Iterator[tuple[str, str]]:
             yield label, f"{value:,}" if isinstance(value, int) else code(str(value).removeprefix("torch."))
 
 
-def data_rows(stage: Stage) -> Iterator[tuple[Any, ...]]:
+def data_rows(stage: StageRecord) -> Iterator[tuple[Any, ...]]:
     """Yield the stage, its data, and how many examples and tokens each split has."""
     names = dataset_names(stage.datasets)
     sizes = stage.provenance.splits
@@ -89,7 +89,7 @@ def _dataset(dataset: DatasetName) -> str:
     return f"{shown} ({text(note)})" if note else shown
 
 
-def training_rows(stage: Stage, options: CardOptions) -> Iterator[tuple[str, object]]:
+def training_rows(stage: StageRecord, options: CardOptions) -> Iterator[tuple[str, object]]:
     """Yield what the stage took and how it was optimized, as far as it is known."""
     provenance, devices = stage.provenance, stage.provenance.processes
     hours = stage.seconds / 3600 if stage.seconds is not None else None
@@ -108,7 +108,7 @@ def training_rows(stage: Stage, options: CardOptions) -> Iterator[tuple[str, obj
     yield from ((name, value) for name, value in rows.items() if value is not None)
 
 
-def _hyperparameters(stage: Stage) -> Iterator[tuple[str, str]]:
+def _hyperparameters(stage: StageRecord) -> Iterator[tuple[str, str]]:
     run, devices = stage.run, stage.provenance.processes
     if devices:
         rows = {
@@ -145,7 +145,7 @@ def _tuning_hyperparameters(run: Run) -> Iterator[tuple[str, str]]:
         details = [f"beta {run.beta:g}"]
         details += [f"margin {run.simpo_gamma:g}"] if run.loss_type == "simpo" else []
         details += [f"label smoothing {run.label_smoothing:g}"] if run.label_smoothing else []
-        yield "loss", f"{Stage(run).method}, {', '.join(details)}"
+        yield "loss", f"{StageRecord(run).method}, {', '.join(details)}"
     elif isinstance(run, TuningRun):
         learned = "the assistant's replies only" if getattr(run, "assistant_only_loss", True) else "all turns"
         yield "loss", f"next token, of {learned}"
@@ -155,7 +155,7 @@ def _tuning_hyperparameters(run: Run) -> Iterator[tuple[str, str]]:
         yield "LoRA", f"rank {run.lora_r}, alpha {run.lora_alpha:g}{dropout}, on {run.lora_target_modules}; {merged}"
 
 
-def other_option_rows(stage: Stage) -> Iterator[tuple[Markdown, Markdown]]:
+def other_option_rows(stage: StageRecord) -> Iterator[tuple[Markdown, Markdown]]:
     """Yield the options about training that differ from their defaults and that no other table shows."""
     for option in fields(stage.run):
         value = getattr(stage.run, option.name)

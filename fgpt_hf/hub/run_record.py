@@ -15,7 +15,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.results import ResultsRecord
 from fgpt_hf.files import read_json
 from fgpt_hf.hub.front_matter import read_card, results_of_card
-from fgpt_hf.hub.stage import Stage, read_stage
+from fgpt_hf.hub.stage_record import StageRecord, read_stage
 from fgpt_hf.model.io import load_config
 from fgpt_hf.model.lora import ADAPTER
 from fgpt_hf.training.records import PROVENANCE, RECORD, RESULTS, find_run, read_metrics, read_record, read_samples
@@ -47,7 +47,7 @@ class RunRecord:
     model: Path
     run_folder: Path | None = None
     config: PreTrainedConfig | None = None
-    stage: Stage | None = None
+    stage: StageRecord | None = None
     metrics: Sequence[Mapping[str, float]] = ()
     samples: Sequence[Sample] = ()
     results: ResultsRecord = ResultsRecord(tasks={})
@@ -82,7 +82,7 @@ class RunRecord:
         return [sample for sample in self.samples if sample.step == self.samples[0].step]
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StageRecord]:
         """The stages of training that are known, the first one first."""
         return list(_stages_before(self.stage))[::-1]
 
@@ -97,7 +97,7 @@ class RunRecord:
         return self.stage is not None and self.stage.is_tuning
 
 
-def _stages_before(stage: Stage | None) -> Iterator[Stage]:
+def _stages_before(stage: StageRecord | None) -> Iterator[StageRecord]:
     while stage is not None:
         yield stage
         stage = stage.before
@@ -144,7 +144,7 @@ def check_records(run: Path) -> None:
     _read_results(run / RESULTS)
 
 
-def _read_stage(run: Path, last: Mapping[str, float]) -> Stage:
+def _read_stage(run: Path, last: Mapping[str, float]) -> StageRecord:
     recorded, provenance = read_record(run / RECORD), _read_json(run / PROVENANCE)
     try:
         return read_stage(recorded, provenance, last)

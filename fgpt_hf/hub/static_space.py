@@ -17,7 +17,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.hub.front_matter import CARD
 from fgpt_hf.hub.published_files import Content, Files
 from fgpt_hf.hub.run_record import RunRecord, read_run_record
-from fgpt_hf.hub.stage import HUB
+from fgpt_hf.hub.stage_record import HUB
 from fgpt_hf.hub.upload import Destination, check_name, push_files
 from fgpt_hf.model.io import context_length, load_model, model_folder
 

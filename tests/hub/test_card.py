@@ -25,7 +25,7 @@ from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.card_results import result_files
 from fgpt_hf.hub.front_matter import CARD
 from fgpt_hf.hub.run_record import RunRecord, Sample, read_run_record
-from fgpt_hf.hub.stage import Stage
+from fgpt_hf.hub.stage_record import StageRecord
 from fgpt_hf.training.provenance import Provenance
 from tests.support.loopback_hub import card_errors
 from tests.support.run_folders import METRICS, PROVENANCE, RESULTS, SAMPLES, write_run
@@ -48,10 +48,10 @@ def record(run: Path) -> RunRecord:
 
 
 def with_run(
-    record: RunRecord, run: Run, provenance: Provenance | None = None, before: Stage | None = None
+    record: RunRecord, run: Run, provenance: Provenance | None = None, before: StageRecord | None = None
 ) -> RunRecord:
     """The record of the same model, trained by another run."""
-    return replace(record, stage=Stage(run, provenance or Provenance(), before=before))
+    return replace(record, stage=StageRecord(run, provenance or Provenance(), before=before))
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def test_a_preferred_model_names_its_method_and_the_stages_before_it(
     record: RunRecord, loss_type: PreferenceLoss, method: str
 ) -> None:
     sizes = Provenance(splits={"train": SplitSize(7, 1234)})
-    base = Stage(replace(BASE, dataset_name="fineweb-edu"), sizes)
-    instruct = Stage(replace(INSTRUCT, dataset_name="smol-smoltalk"), sizes, before=base)
+    base = StageRecord(replace(BASE, dataset_name="fineweb-edu"), sizes)
+    instruct = StageRecord(replace(INSTRUCT, dataset_name="smol-smoltalk"), sizes, before=base)
     card = build_card(with_run(record, replace(PREFERENCE, loss_type=loss_type), sizes, instruct), OPTIONS)
     assert f"({method}) taught it to prefer the better of two replies" in card
     assert ", after base training and instruction tuning." in card
@@ -220,12 +220,12 @@ def test_no_value_of_a_run_can_break_the_page(record: RunRecord) -> None:
         harness=HOSTILE,
     )
     hostile = replace(
-        with_run(record, run, provenance, Stage(replace(BASE, dataset_name=HOSTILE))),
+        with_run(record, run, provenance, StageRecord(replace(BASE, dataset_name=HOSTILE))),
         results=results,
         samples=[Sample(1, HOSTILE, {"greedy": HOSTILE})],
     )
     options = CardOptions(license=HOSTILE, base_model=HOSTILE, space=HOSTILE)
-    for each in (hostile, replace(hostile, stage=Stage(BASE, provenance))):
+    for each in (hostile, replace(hostile, stage=StageRecord(BASE, provenance))):
         card = build_card(each, options)
         body = card.split("\n---\n", 1)[1]
         page = re.sub(r"^(`{3,})\w+\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)
@@ -257,7 +257,7 @@ def test_no_folder_of_the_machine_is_in_it(tmp_path: Path) -> None:
     ],
 )
 def test_folders_go_from_every_part_of_a_value(value: str, shown: str) -> None:
-    assert Stage(BASE, Provenance(local=["runs/base/model"])).without_folders(value) == shown
+    assert StageRecord(BASE, Provenance(local=["runs/base/model"])).without_folders(value) == shown
 
 
 def test_what_lay_on_the_machine_that_trained_is_not_looked_for_on_the_hub(record: RunRecord) -> None:

@@ -31,7 +31,7 @@ class DatasetName(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRecord:
     """One training run.
 
     Attributes:
@@ -45,7 +45,7 @@ class Stage:
     steps: int | None = None
     tokens: int | None = None
     seconds: float | None = None
-    before: "Stage | None" = None
+    before: "StageRecord | None" = None
 
     @property
     def is_tuning(self) -> bool:
@@ -136,7 +136,7 @@ class _Reached:
     seconds: float | None = None
 
 
-def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapping[str, float]) -> Stage:
+def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapping[str, float]) -> StageRecord:
     """Return the stage that a `run.yaml`, a `provenance.json` and the last line of a `metrics.jsonl` record.
 
     Raises:
@@ -144,7 +144,7 @@ def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapp
     """
     recorded, reached = Provenance.from_json(provenance), as_type(_Reached, last)
     before = recorded.started_from
-    return Stage(
+    return StageRecord(
         run=_parse_run(run),
         provenance=recorded,
         steps=reached.step,
