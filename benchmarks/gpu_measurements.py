@@ -24,7 +24,6 @@ from fgpt_hf.data.batch_fields import DOCUMENT_ENDS, document_ends
 from fgpt_hf.losses.linear_cross_entropy import summed_cross_entropy
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.runtime.duration import likely_seconds
-from fgpt_hf.runtime.estimate import Workload, network_config
 from fgpt_hf.runtime.hardware import (
     device_name,
     find_gpu,
@@ -35,6 +34,7 @@ from fgpt_hf.runtime.hardware import (
     this_machine,
 )
 from fgpt_hf.runtime.transfers import to_device
+from fgpt_hf.runtime.workload import Workload, network_config
 from fgpt_hf.training.optim import build_optimizer
 
 Figures = dict[str, Any]  # of a measurement, by name: numbers and words

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fgpt_hf.hub.jobs import jobs_table
-from fgpt_hf.runtime.plan import describe_estimation, parse_estimation
+from fgpt_hf.runtime.estimation import describe_estimation, parse_estimation
 
 
 def main(arguments: Sequence[str]) -> None:

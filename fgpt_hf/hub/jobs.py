@@ -11,9 +11,9 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.hub.upload import plain_errors
 from fgpt_hf.retries import retry
 from fgpt_hf.runtime.duration import duration, likely_seconds
-from fgpt_hf.runtime.estimate import Workload
+from fgpt_hf.runtime.estimation import Estimation, network_of, with_estimated_steps
 from fgpt_hf.runtime.hardware import GPUS, known_machine
-from fgpt_hf.runtime.plan import Estimation, network_of, with_estimated_steps
+from fgpt_hf.runtime.workload import Workload
 
 HOURS_OF = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0, "day": 24.0}
 STARTING_SECONDS = 900  # to install, to read the data and to publish the model

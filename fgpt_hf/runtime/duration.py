@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.runtime.estimate import Workload
 from fgpt_hf.runtime.hardware import product_flops
+from fgpt_hf.runtime.workload import Workload
 
 LIKELY_MFU = 0.4  # between the original FGPT's 0.24 on a GH200 and nanochat's 0.54 on H100s
 MIN_STEPS = 10  # of a run whose length follows from its time: below, there is no schedule to speak of

@@ -25,9 +25,9 @@ from fgpt_hf.runtime.duration import (
     require_steps,
     time_of_day,
 )
-from fgpt_hf.runtime.estimate import Workload
 from fgpt_hf.runtime.hardware import peak_memory_bytes, this_machine
 from fgpt_hf.runtime.plan import TrainingPlan
+from fgpt_hf.runtime.workload import Workload
 from fgpt_hf.training.advice import Adviser, RunFacts, bits_of_base
 from fgpt_hf.training.outlook import Epoch, Forecast
 from fgpt_hf.training.profiling import profiled

@@ -41,7 +41,7 @@ from fgpt_hf.hub.card_merge import mark_as_generated, merge_card
 from fgpt_hf.hub.front_matter import results_of_card, tidy_card
 from fgpt_hf.model.io import load_model
 from fgpt_hf.retries import reading
-from fgpt_hf.runtime.plan import Estimation
+from fgpt_hf.runtime.estimation import Estimation
 from fgpt_hf.tokenizer.fast_encoding import encode_conversations
 from fgpt_hf.training.records import read_record
 from fgpt_hf.training.state import _read_training_state

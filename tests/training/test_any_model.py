@@ -291,7 +291,7 @@ def test_documents_that_a_model_does_not_keep_apart_have_rows_of_their_own(place
 
 
 def test_an_estimate_reads_the_shape_of_a_model(tmp_path: Path) -> None:
-    from fgpt_hf.runtime.plan import describe_estimation, parse_estimation
+    from fgpt_hf.runtime.estimation import describe_estimation, parse_estimation
 
     start = save_any("qwen3", tmp_path / "qwen3")
     parameters = AutoModelForCausalLM.from_pretrained(start).num_parameters()

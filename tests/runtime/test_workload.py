@@ -14,9 +14,8 @@ from fgpt_hf.config.runs import BaseRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.data.batches import as_batch
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.lora import add_adapter
-from fgpt_hf.runtime import estimate
-from fgpt_hf.runtime.estimate import Workload, count_parameters, flops_per_token, network_config
 from fgpt_hf.runtime.hardware import GPUS, Machine, find_gpu, known_machine, this_machine
+from fgpt_hf.runtime.workload import USABLE_SHARE, Workload, count_parameters, flops_per_token, network_config
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
 from tests.support.tiny_network import EVERY_NETWORK
@@ -220,7 +219,7 @@ def test_the_micro_batch_is_the_largest_power_of_two_that_fits_and_divides_the_s
 
     assert largest(1000) == 32  # of 96 rows
     for rows in (1, 2, 4, 8, 16):
-        need = Workload(run, config, MACHINE).memory(rows, 96 // rows).total / estimate.USABLE_SHARE / 1e9
+        need = Workload(run, config, MACHINE).memory(rows, 96 // rows).total / USABLE_SHARE / 1e9
         assert largest(need * 1.0001) == rows
     assert largest(0.001) is None
 
