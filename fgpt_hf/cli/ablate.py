@@ -50,7 +50,7 @@ def ablate(
     every_combination: EveryCombination = False,
     output_dir: OutputDir = Path("runs/ablation"),
 ) -> None:
-    """Compare settings of base runs by their validation loss, and by the bits per byte of held-out text.
+    """Compare settings of base runs by their bits per byte.
 
     Each variant is trained at several learning rates, and its best one with several seeds. All other options are
     those of train-base, for every run; fgpt train-base --help lists them. The same command resumes a comparison
