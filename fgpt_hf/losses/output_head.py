@@ -79,7 +79,10 @@ class OwnHead:
     def summed_loss(self, states: Tensor, labels: Tensor, sample_size: int | None = None) -> Tensor:
         if sample_size is not None:
             name = type(self.model).__name__
-            raise UserError(f"the output head of a {name} is more than a product: leave sampled_softmax out")
+            raise UserError(
+                f"the output head of a {name} is more than a product, so sampled_softmax={sample_size} cannot estimate "
+                "its loss: leave it out, or choose a preset without it"
+            )
         return self.token_losses(states, labels).sum()
 
     def token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
