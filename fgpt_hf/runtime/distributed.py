@@ -62,7 +62,7 @@ def start_accelerator(run: Run) -> Accelerator:
     )
     if run.fsdp and not dist.is_initialized():
         raise UserError("fsdp=true shards across processes: start the run with torchrun, or leave the flag out")
-    _wait_at_most(SOLO_WORK_TIMEOUT)
+    wait_at_most(SOLO_WORK_TIMEOUT)
     if not accelerator.is_main_process:
         logging.getLogger("fgpt_hf").setLevel(logging.ERROR)
     if device.type == "cpu":
@@ -86,16 +86,17 @@ def _connect(cpu: bool) -> PartialState:
 @contextmanager
 def step_timeout() -> Iterator[None]:
     """Within the block, wait no longer than `STEP_TIMEOUT` for the other processes."""
-    _wait_at_most(STEP_TIMEOUT)
+    wait_at_most(STEP_TIMEOUT)
     try:
         yield
     finally:
-        _wait_at_most(SOLO_WORK_TIMEOUT)
+        wait_at_most(SOLO_WORK_TIMEOUT)
 
 
-def _wait_at_most(timeout: timedelta) -> None:
+def wait_at_most(timeout: timedelta, processes: dist.ProcessGroup | None = None) -> None:
+    """Let processes, those of the run or of another group, wait no longer than this for each other from now on."""
     if dist.is_initialized():
-        _set_pg_timeout(timeout)
+        _set_pg_timeout(timeout, processes)
 
 
 def _mixed_precision(run: Run, device: torch.device) -> str:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from fgpt_hf.errors import UserError, first_line
-from fgpt_hf.runtime.distributed import SOLO_WORK_TIMEOUT
+from fgpt_hf.runtime.distributed import SOLO_WORK_TIMEOUT, wait_at_most
 
 FOLDER = "shards"
 METADATA = ".metadata"
@@ -176,7 +176,8 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         # Separate from the group that training uses in the meantime; the main process writes more than the others.
-        self._processes = dist.new_group(backend="gloo", timeout=SOLO_WORK_TIMEOUT)
+        self._processes = dist.new_group(backend="gloo")
+        wait_at_most(SOLO_WORK_TIMEOUT, self._processes)  # once connected, which takes no day
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     def write(self, part: Part, folder: Path, complete: Complete) -> Future[Path]:

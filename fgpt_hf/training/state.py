@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +80,10 @@ class TrainingState:
     batches: Batches
     progress: Progress
 
+    def __post_init__(self) -> None:
+        # Here, and not at the first save, because all processes must be there to connect.
+        self._background_writer = shards.BackgroundWriter() if self.accelerator.num_processes > 1 else None
+
     @property
     def model(self) -> PreTrainedModel:
         return self.objective.model
@@ -145,7 +148,7 @@ class TrainingState:
 
     def _written(self, part: shards.Part, folder: Path, write: shards.Complete) -> Future[Path]:
         """Let the main process `write` a folder, and all of them their part where it calls back."""
-        if self.accelerator.num_processes > 1:
+        if self._background_writer:
             return self._background_writer.write(part, folder, write)
         written: Future[Path] = Future()
         try:
@@ -153,10 +156,6 @@ class TrainingState:
         except OSError as error:
             written.set_exception(error)
         return written
-
-    @cached_property
-    def _background_writer(self) -> shards.BackgroundWriter:
-        return shards.BackgroundWriter()
 
     def _training_state(self) -> dict[str, Any]:
         """Return the contents of `training.pt`; every process must call it."""
