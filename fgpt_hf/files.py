@@ -93,6 +93,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise UserError if there is a file of this name, or a folder that is not empty."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"{path} already exists: choose another name, or delete it")
+
+
 @contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield a new folder to write into; it replaces `folder` when the block succeeds and is deleted when it fails.

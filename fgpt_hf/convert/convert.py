@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from fgpt_hf.convert.export import refuse_existing
 from fgpt_hf.convert.layouts import ConvertedWeights, from_checkpoint, from_gpt2, pad_vocabulary
 from fgpt_hf.convert.stock import STOCK_CLASSES, from_stock, network_with
 from fgpt_hf.errors import UserError, first_line, one_line
-from fgpt_hf.files import atomic_directory
+from fgpt_hf.files import atomic_directory, refuse_existing
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_config, load_tokenizer, load_weights, save_model
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM

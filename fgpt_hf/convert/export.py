@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.convert.stock import AUTO, STOCK_CLASSES, to_stock
 from fgpt_hf.errors import UserError, one_line
-from fgpt_hf.files import atomic_directory, read_json, write_json
+from fgpt_hf.files import atomic_directory, read_json, refuse_existing, write_json
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.io import load_config, load_fgpt, load_model, model_source, save_model, save_tokenizer
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
@@ -140,12 +140,6 @@ FORMATS: Mapping[str, Callable[[FGPTForCausalLM, PreTrainedTokenizerBase, Path],
     GGUF: write_gguf,
     ONNX: write_onnx,
 }
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise UserError if there is a file of this name, or a folder that is not empty."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError(f"{path} already exists: choose another name, or delete it")
 
 
 def _gguf_writer() -> ModuleType:

@@ -25,7 +25,7 @@ from fgpt_hf.data.splits import ALL_HELD_OUT, TRAIN, VALIDATION, ValidationRule,
 from fgpt_hf.data.stream import EpochPosition, read_buffers
 from fgpt_hf.data.validation_rule import validation_rule
 from fgpt_hf.errors import UserError
-from fgpt_hf.files import atomic_directory
+from fgpt_hf.files import atomic_directory, refuse_existing
 from fgpt_hf.tokenizer.document_encoder import encode_documents
 from fgpt_hf.tokenizer.surrogates import repair_surrogates
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, add_control_tokens
@@ -42,6 +42,7 @@ def train_tokenizer(training: TokenizerTraining) -> str:
     Raises:
         UserError: the vocabulary has no room for its fixed tokens, the folder exists, the corpus cannot be read or
             holds no text.
+        OSError: the folder cannot be written.
     """
     folder = Path(training.output_dir)
     if training.vocab_size < BYTES + len(CONTROL_TOKENS):
@@ -49,11 +50,10 @@ def train_tokenizer(training: TokenizerTraining) -> str:
             f"vocab_size={training.vocab_size} has no room for the {BYTES} bytes and {len(CONTROL_TOKENS)} control "
             f"tokens: give {BYTES + len(CONTROL_TOKENS)} or more, such as 8192"
         )
-    if folder.exists():
-        raise UserError(f"{folder} exists: choose another folder for the tokenizer, or delete it")
-    documents = _Documents(training)
-    tokenizer = _trained(documents, training.vocab_size)
-    with atomic_directory(folder) as partial:
+    refuse_existing(folder)
+    with atomic_directory(folder) as partial:  # from the start: where it cannot be written, nothing is trained
+        documents = _Documents(training)
+        tokenizer = _trained(documents, training.vocab_size)
         tokenizer.save_pretrained(partial)
     lines = [
         f"{folder}: {len(tokenizer):,} tokens, from {documents.characters:,} characters",

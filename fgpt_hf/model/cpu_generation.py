@@ -242,7 +242,7 @@ def _joined(layers: Sequence[nn.Module], make: Callable[..., nn.Module]) -> list
 
 
 def _weights(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    weight: Any = layer.weight.detach()  # type: ignore[operator]
+    weight = layer.get_parameter("weight").detach()
     bias: Any = layer.bias
     return weight.t().contiguous() if type(layer) is Conv1D else weight, None if bias is None else bias.detach()
 

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from fgpt_hf.cli.main import run
 from fgpt_hf.config.runs import TokenizerTraining
+from fgpt_hf.data import tokenizer_training
 from fgpt_hf.data.tokenizer_training import train_tokenizer
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import CONTROL_TOKENS, build_tokenizer
@@ -122,7 +123,7 @@ def test_a_text_with_few_tokens_is_said(tmp_path: Path, caplog: pytest.LogCaptur
     [
         (["--vocab_size=261", "OUT"], "vocab_size=261 has no room for the 256 bytes and 6 control tokens: give 262"),
         (["--vocab_size=0", "OUT"], "vocab_size=0 must be above zero"),
-        (["EXISTING"], "EXISTING exists: choose another folder for the tokenizer, or delete it"),
+        (["EXISTING"], "EXISTING already exists: choose another name, or delete it"),
         (["--dataset_name=EMPTY", "OUT"], "no text in EMPTY"),
         (["--dataset_name=nowhere.txt", "OUT"], "nowhere.txt"),
         ([], "the following arguments are required: OUTPUT_DIR"),
@@ -134,8 +135,18 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("EXISTING").mkdir()
+    Path("EXISTING/notes.txt").write_text("mine")
     Path("EMPTY").mkdir()
     Path("EMPTY/empty.txt").write_text("")
     with pytest.raises(UserError) as raised:
         run(["tokenizer", f"--dataset_name={corpus}", *arguments])
     assert message in str(raised.value) and not Path("OUT").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_training, "_Documents", lambda training: pytest.fail("the corpus was opened"))
+    (tmp_path / "file.txt").write_text("no folder")
+    with pytest.raises(NotADirectoryError):
+        run(["tokenizer", "--dataset_name=pydocs", str(tmp_path / "file.txt" / "OUT")])
