@@ -52,6 +52,8 @@ class Forked:
         file_size_limit: int | None = None,
     ) -> None:
         self._output, self._errors = logs / f"{name}.out", logs / f"{name}.err"
+        for log in (self._output, self._errors):
+            log.touch()  # here, since a process that is killed at once has not opened them
         values = {**os.environ, **(environment or {})}
         call = (action, arguments, values, self._output, self._errors, cwd or Path.cwd(), file_size_limit)
         self.process = SERVER.Process(target=_call, args=call)
@@ -142,7 +144,7 @@ def _call(
     os.environ.update(environment)
     os.chdir(cwd)
     for descriptor, path in ((1, output), (2, errors)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY), descriptor)
     if file_size_limit:
         _limit_file_size(file_size_limit)
     try:
