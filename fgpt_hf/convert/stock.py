@@ -294,5 +294,5 @@ def _require_same_logits(model: FGPTForCausalLM, network: PreTrainedModel) -> No
     if not difference <= tolerance * max(1.0, largest):
         raise UserError(
             f"{type(network).__name__} does not compute the same as this network: logits differ by {difference:.2g}. "
-            "The code of fgpt_hf/model/modeling_fgpt.py was changed without an option that says so"
+            "The code of fgpt_hf/model/blocks_fgpt.py was changed without an option that says so"
         )

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_json
+from fgpt_hf.model.own_code import CODE
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS_AND_CODE = (
@@ -15,8 +16,7 @@ WEIGHTS_AND_CODE = (
     INDEX,
     "adapter_model.safetensors",
     "adapter_config.json",
-    "configuration_fgpt.py",
-    "modeling_fgpt.py",
+    *CODE,
 )
 # Nothing else is published: no optimizer state, no token files, no logs, no pickles. A star stands for no slash.
 PUBLISHED = (

@@ -1,6 +1,6 @@
 """FGPT's configuration: GPT-2's options and newer ones, under the names that today's tools and plans look for.
 
-This file is published with a model's weights and `modeling_fgpt.py`, and imports transformers only.
+This file is published with a model's weights, `blocks_fgpt.py` and `modeling_fgpt.py`, and imports transformers only.
 """
 
 import os

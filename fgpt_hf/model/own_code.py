@@ -17,7 +17,7 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 
 logger = logging.getLogger(__name__)
 
-CODE = ("configuration_fgpt.py", "modeling_fgpt.py")
+CODE = ("configuration_fgpt.py", "blocks_fgpt.py", "modeling_fgpt.py")
 AUTO_CLASS = "AutoModelForCausalLM"
 
 

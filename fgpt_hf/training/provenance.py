@@ -53,7 +53,7 @@ class Provenance:
         precision: accelerate's name of it: "no", "bf16" or "fp16".
         training_flops: floating-point operations of the training.
         commit: of the checkout that the run used, where that was unchanged.
-        network_code_sha256: of the network's own two files, which tells a run with a changed block from others.
+        network_code_sha256: of the network's own code, which tells a run with a changed block from others.
         model_type: the network's, as transformers names it.
         base_license: the license of the model that the run started from, as its card states it.
         added_tokens: tokens that the run gave the model's tokenizer.

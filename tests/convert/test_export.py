@@ -113,7 +113,7 @@ def test_a_modern_preset_is_a_qwen3_of_its_sisters_size(preset: str) -> None:
 
 
 def test_a_block_whose_code_was_changed_without_a_switch_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    mlp = "fgpt_hf.model.modeling_fgpt.FGPTMLP.forward"
+    mlp = "fgpt_hf.model.blocks_fgpt.FGPTMLP.forward"
     monkeypatch.setattr(mlp, lambda self, x: self.down_proj(self.act_fn(self.up_proj(x)) * 2))
     with pytest.raises(UserError, match="GPT2LMHeadModel does not compute the same as this network: logits differ by"):
         to_stock(random_model())

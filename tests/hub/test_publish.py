@@ -165,13 +165,8 @@ def test_a_dry_run_shows_every_file_and_its_size_and_touches_nothing(
     shown = {name: int(size.replace(",", "")) for size, name in (line.split() for line in lines)}
     assert shown.keys() == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors"),
-        *(
-            "configuration_fgpt.py",
-            "modeling_fgpt.py",
-            "chat_template.jinja",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        ),
+        *("configuration_fgpt.py", "blocks_fgpt.py", "modeling_fgpt.py"),
+        *("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
         *("figures/validation_loss.png", ".eval_results/hellaswag.yaml", "metrics.jsonl", "samples.jsonl"),
         "notebook.ipynb",
     }

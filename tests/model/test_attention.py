@@ -9,8 +9,8 @@ from transformers import StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fgpt_hf.model import modeling_fgpt
-from fgpt_hf.model.modeling_fgpt import eager_attention_forward
+from fgpt_hf.model import blocks_fgpt
+from fgpt_hf.model.blocks_fgpt import eager_attention_forward
 from tests.support.tiny_network import CONTEXT, packed, padded, random_ids, tiny_model
 
 # The attention interface
@@ -51,7 +51,7 @@ def test_a_head_size_that_fused_kernels_lack_is_padded_where_they_are(
             head_sizes.append((query.shape[2], query.shape[3])) or plain(module, query, *rest, **kwargs)  # type: ignore[func-returns-value]
         ),
     )
-    monkeypatch.setattr(modeling_fgpt, "PADDED_DEVICES", ("cpu",))
+    monkeypatch.setattr(blocks_fgpt, "PADDED_DEVICES", ("cpu",))
     model.zero_grad()
     logits = model(ids, position_ids=positions).logits
     logits.sum().backward()

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, GenerationConfig, GPT2Config
 
-from fgpt_hf.model import configuration_fgpt, modeling_fgpt
+from fgpt_hf.model import blocks_fgpt, configuration_fgpt, modeling_fgpt
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 
 
@@ -88,7 +88,7 @@ def test_the_auto_class_gives_the_config_for_its_model_type() -> None:
     assert type(AutoConfig.for_model("fgpt")) is FGPTConfig
 
 
-@pytest.mark.parametrize("module", [configuration_fgpt, modeling_fgpt])
+@pytest.mark.parametrize("module", [configuration_fgpt, blocks_fgpt, modeling_fgpt])
 def test_the_files_that_travel_import_only_transformers_and_what_it_needs(module: Any) -> None:
     imported = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
@@ -97,4 +97,4 @@ def test_the_files_that_travel_import_only_transformers_and_what_it_needs(module
         if isinstance(node, ast.ImportFrom):
             imported.add("." * node.level + node.module.partition(".")[0])
     standard = {"collections", "os", "typing"}
-    assert imported - standard <= {"torch", "transformers", "huggingface_hub", ".configuration_fgpt"}
+    assert imported - standard <= {"torch", "transformers", "huggingface_hub", ".configuration_fgpt", ".blocks_fgpt"}

@@ -130,7 +130,7 @@ def test_the_kernel_of_every_torch_equals_eager_attention(
     expected = losses_and_gradients(model, "eager", batch)
     monkeypatch.setattr(packed_attention, "_kernel_takes", lambda query: True)
     monkeypatch.setattr(packed_attention, "attend_within", counted)
-    monkeypatch.setattr("fgpt_hf.model.modeling_fgpt.PADDED_DEVICES", ("cpu",))
+    monkeypatch.setattr("fgpt_hf.model.blocks_fgpt.PADDED_DEVICES", ("cpu",))
     assert_alike(losses_and_gradients(model, VARLEN_ATTENTION, batch), expected)
     assert calls == [(1 + batch[DOCUMENT_ENDS].numel(),)]
 

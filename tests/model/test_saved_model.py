@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM, FGPTModel
+from fgpt_hf.model.own_code import CODE
 from tests.support.tiny_network import (
     EVERY_NETWORK,
     MODERN,
@@ -193,7 +194,7 @@ def test_a_stranger_loads_and_runs_a_saved_folder_by_its_own_code(blocks: dict[s
     assert torch.equal(torch.tensor(report["logits"]), model(torch.tensor([[5, 6, 7]])).logits)
     assert report["tied"]
     assert report["residual"] == pytest.approx(0.02 / 4**0.5, rel=0.05)
-    for name in ("configuration_fgpt.py", "modeling_fgpt.py"):  # a stranger's copy is as complete as the first
+    for name in CODE:  # a stranger's copy is as complete as the first
         assert (tmp_path / "again" / name).read_text() == (tmp_path / "model" / name).read_text()
 
 
