@@ -1,4 +1,6 @@
-"""What all tests share: no network, no telemetry, and one thread for each process: `make test` runs one a core."""
+"""What all tests share: no network, no telemetry, the same invented inputs each time, and one thread for each process:
+`make test` runs one a core.
+"""
 
 import os
 import signal
@@ -6,11 +8,16 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Without limits of time, which a busy machine exceeds.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would every process that a test starts.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -148,7 +148,7 @@ def test_a_folder_takes_the_place_of_whatever_was_there(tmp_path: Path, kind: st
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_lock_that_cannot_be_created_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (Path("/proc"), Path("/proc/self/new"), tmp_path / "file"):

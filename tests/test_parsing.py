@@ -15,7 +15,7 @@ MERGES = "\n".join(
 )
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "text",
     [

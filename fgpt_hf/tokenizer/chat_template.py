@@ -6,6 +6,7 @@ transformers runs them in jinja's sandbox, which keeps them from files and code,
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,15 +21,17 @@ from fgpt_hf.tokenizer.tokenizer import CHAT_TEMPLATE, ORIGINAL_CHAT_TEMPLATE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SECONDS = 10  # a usual template takes milliseconds, and the process around it a fifth of a second
+SECONDS = 10  # of computing: a usual template takes milliseconds, and the process around it a fifth of a second
+SLOWDOWN = 10  # at most, of a machine that is busy with other work
+OUT_OF_TIME = -getattr(signal, "SIGXCPU", 24)  # the exit code of a process that has used up its time
 
 
-def require_bounded_template(name: str, tokenizer: PreTrainedTokenizerBase, seconds: float = SECONDS) -> None:
+def require_bounded_template(name: str, tokenizer: PreTrainedTokenizerBase, seconds: int = SECONDS) -> None:
     """Refuse a tokenizer whose chat template does not end, or writes without limit; the project's own are not tried.
 
     Args:
         name: the model's, for the message.
-        seconds: time limit for rendering short conversations.
+        seconds: limit on the computing time for rendering short conversations.
 
     Raises:
         UserError: the template takes too long or too much memory, or it is not text.
@@ -49,15 +52,16 @@ def require_bounded_template(name: str, tokenizer: PreTrainedTokenizerBase, seco
     foreign = [template for template in templates if template not in _own_templates()]
     if not foreign:
         return
-    probe = [sys.executable, "-P", str(Path(__file__).with_name("template_probe.py"))]
+    probe = [sys.executable, "-P", str(Path(__file__).with_name("template_probe.py")), str(seconds)]
     try:
-        done = subprocess.run(probe, input=json.dumps(foreign), text=True, capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        raise UserError(
-            f"the chat template of {name} does not end within {seconds} seconds: replace it, or delete it"
-        ) from error
-    if done.returncode == TOO_LARGE:
+        texts, wall_seconds = json.dumps(foreign), SLOWDOWN * seconds
+        code = subprocess.run(probe, input=texts, text=True, capture_output=True, timeout=wall_seconds).returncode
+    except subprocess.TimeoutExpired:
+        code = OUT_OF_TIME
+    if code == TOO_LARGE:
         raise UserError(f"the chat template of {name} writes without limit: replace it, or delete it")
+    if code == OUT_OF_TIME:
+        raise UserError(f"the chat template of {name} does not end within {seconds} seconds: replace it, or delete it")
 
 
 @contextmanager

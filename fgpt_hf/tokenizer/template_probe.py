@@ -1,7 +1,8 @@
 """Render chat templates from elsewhere, within limits: a process of its own, which `chat_template.py` starts.
 
-Reads a JSON list of templates from stdin. Exits with `TOO_LARGE` where one of them needs too much memory; one that
-never ends is killed from outside. What else is wrong with a template shows where it is used.
+Reads a JSON list of templates from stdin; the argument is the limit in seconds of computing. Exits with `TOO_LARGE`
+where a template needs too much memory. One that does not end within the limit is ended by SIGXCPU, or from outside.
+What else is wrong with a template shows where it is used.
 """
 
 import json
@@ -21,7 +22,7 @@ MESSAGES = [
 
 def main() -> None:
     """Render each template to conversations with and without a system prompt."""
-    _limit_memory()
+    _limit(int(sys.argv[1]))
     for template in json.load(sys.stdin):
         for messages in (MESSAGES, MESSAGES[1:], MESSAGES[1:2]):
             try:
@@ -51,12 +52,14 @@ def _refuse(message: str) -> None:
     raise ValueError(message)
 
 
-def _limit_memory() -> None:
+def _limit(seconds: int) -> None:
     try:
         import resource
     except ImportError:  # Windows has none
         return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGXCPU would write one
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("arguments", [["report"], ["publish", "user/name", "--dry_run"]], ids=lambda given: given[0])
 @pytest.mark.parametrize(
     ("name", "content"),
@@ -108,7 +108,7 @@ def test_numbers_that_are_none_and_odd_names_are_shown(run: Path, content: str) 
     run_fgpt(["publish", str(run), "user/name", "--dry_run"])
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "content",
     [BOMB, MERGES, "max_steps: [1]", "max_steps: {a: 1}", 'preset: "a\\0b"', "1: 2", "- a", "x: !!binary aGk=", "\x00"],

@@ -1,9 +1,9 @@
 """`fgpt`: its help comes at once, and what it does not understand is one line with what was probably meant."""
 
+import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -29,11 +29,13 @@ def test_the_help_names_all_commands_without_torch_and_transformers() -> None:
 
 
 def test_the_help_comes_within_a_second() -> None:
+    """Of a core's time, however busy the machine is."""
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "fgpt_hf", "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(seconds) < 1
 
 

@@ -261,7 +261,7 @@ def test_shards_of_other_documents_without_a_manifest_are_left_alone(source: Tex
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_folder_that_cannot_be_written_to_is_named_and_not_waited_for(source: TextSource) -> None:
     with pytest.raises(OSError, match="no file can be created there.*'/proc'"):
         prepare(source, Path("/proc/rows"))

@@ -20,6 +20,7 @@ from fgpt_hf.data import prepare, pretraining
 from fgpt_hf.data.pretraining import load_pretraining_data
 from fgpt_hf.data.shards import load_prepared
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import read_json_lines
 from tests.support.fineweb import CARD, documents, write_shard, write_shards
 from tests.support.loopback_hub import LoopbackHub, hub_environment
 
@@ -216,8 +217,7 @@ class Journey:
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The losses of a run by step; without what depends on the clock."""
-        path = self.folder / name / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = read_json_lines(self.folder / name / "metrics.jsonl")
         return [{key: line[key] for key in ("step", "loss", "eval_loss") if key in line} for line in lines]
 
 

@@ -310,7 +310,7 @@ def test_processes_that_build_at_once_share_one_whole_data_set(tmp_path: Path, c
     processes = [context.Process(target=load_together, args=(barrier, answers, tree, cache)) for _ in range(2)]
     for process in processes:
         process.start()
-    first, second = answers.get(timeout=60), answers.get(timeout=60)
+    first, second = answers.get(timeout=200), answers.get(timeout=200)
     for process in processes:
         process.join()
     assert first == second and first[2] == modules

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from fgpt_hf.runtime import signals
 from tests.faults.conftest import Tally, Undisturbed
 from tests.faults.equality import unequal
 from tests.faults.runs import CASES, LONG, SEED, Case, Disturbed, resume
@@ -48,10 +49,10 @@ def test_a_run_that_is_asked_to_stop_ends_cleanly_and_goes_on_as_an_undisturbed_
 
 
 def started(case: Case, corpus: Path, folder: Path) -> Disturbed:
-    """Start or resume a run, and return when its script begins: before, the signal would end Python itself."""
+    """Start or resume a run, and return when its script begins."""
     marker = folder.with_name(f"{folder.name}-started")
     marker.unlink(missing_ok=True)
-    run = resume(case, corpus, folder, fault=partial(touch, str(marker)))
+    run = resume(case, corpus, folder, fault=partial(begin, str(marker)))
     while not marker.exists():
         assert run.forked.returncode is None, run.forked.stderr
         time.sleep(0.01)
@@ -63,5 +64,9 @@ def without_ignored(errors: str) -> str:
     return re.sub(r"Exception ignored in:.*?\n(KeyboardInterrupt|SystemExit)[^\n]*\n", "", errors, flags=re.DOTALL)
 
 
-def touch(path: str) -> None:
-    Path(path).touch()
+def begin(marker: str) -> None:
+    """Let signals end nothing until the script takes them and after it has ended, and a second one be one soon."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: None)
+    signals.SAME_REQUEST_SECONDS = 0.2
+    Path(marker).touch()

@@ -45,7 +45,7 @@ def change_first_tensor(path: Path, **changes: Any) -> None:
     path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -1,5 +1,6 @@
 """What the processes of a run must decide alike, they decide from what all of them have."""
 
+import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -68,16 +69,32 @@ CONNECT, WORK, STEP = 4.0, 5.0, 1.0  # seconds
 def wait_for_the_main_process(arguments: Sequence[str]) -> None:
     """Let the main process work alone, for longer than a process waits for the others to connect or in a step."""
     distributed.RENDEZVOUS_TIMEOUT, distributed.STEP_TIMEOUT = timedelta(seconds=CONNECT), timedelta(seconds=STEP)
-    accelerator = start_accelerator(parse_run(BaseRun, PRESETS, [*OPEN, *arguments]))
+    run = parse_run(BaseRun, PRESETS, [*OPEN, *arguments])
+    note(run.folder, f"ready {os.environ['RANK']}")
+    wait_for(run.folder / "ready 0", run.folder / "ready 1")  # the time to connect begins when both can
+    accelerator = start_accelerator(run)
     found = [accelerator.process_index]
     if accelerator.is_main_process:
         time.sleep(WORK)
     broadcast_object_list(found)
     print("heard of", found[0])
-    with step_timeout():
-        if accelerator.is_main_process:
-            time.sleep(2 * STEP)
-        accelerator.wait_for_everyone()
+    try:
+        with step_timeout():
+            if accelerator.is_main_process:
+                wait_for(run.folder / "timed out")
+            accelerator.wait_for_everyone()
+    finally:
+        note(run.folder, "timed out")
+
+
+def note(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+
+
+def wait_for(*paths: Path) -> None:
+    while not all(path.exists() for path in paths):
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,17 +32,24 @@ def prepare(arguments: Sequence[str]) -> None:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Take a step that never ends."""
+    """Take a step that never ends, by a clock that the test sets."""
+    folder = Path(arguments[0])
+    asked = count(1)
+
+    def clock() -> float:
+        now = signals.SAME_REQUEST_SECONDS + 1 if (folder / "later").exists() else 0
+        (folder / f"signal {next(asked)}").touch()
+        return now
 
     def main(flags: Sequence[str]) -> None:
         with stop_signals() as received_signal:
-            Path(arguments[0], "started").touch()
+            (folder / "started").touch()
             while True:
                 time.sleep(0.01)
                 if received_signal():
-                    Path(arguments[0], f"received {received_signal()}").touch()
+                    (folder / f"received {received_signal()}").touch()
 
-    signals.SAME_REQUEST_SECONDS = 0.2
+    signals.time = SimpleNamespace(monotonic=clock)  # type: ignore[attr-defined, assignment]
     command_line(main)
 
 
@@ -73,8 +82,9 @@ def test_a_second_signal_ends_at_once_and_without_a_traceback(tmp_path: Path, nu
     os.kill(forked.process.pid, number)
     wait_for(tmp_path / f"received {int(number)}")
     os.kill(forked.process.pid, number)
-    time.sleep(0.3)
+    wait_for(tmp_path / "signal 2")
     assert forked.returncode is None
+    (tmp_path / "later").touch()
     os.kill(forked.process.pid, number)
     assert forked.wait(60).returncode == code and forked.stderr == ""
 

@@ -93,30 +93,34 @@ def run_command(
         processes: how many processes run it together, as under `torchrun`.
     """
     command = [str(program), *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as logs:
-        environments = process_group(processes)
+    with tempfile.TemporaryDirectory() as logs, held_port() as holder:
         group = [
             Forked(_run, command, Path(logs), name=str(rank), environment=environment, cwd=cwd)
-            for rank, environment in enumerate(environments)
+            for rank, environment in enumerate(process_group(processes, port_of(holder)))
         ]
         done = [forked.wait() for forked in group]
         code = next((forked.returncode for forked in done if forked.returncode), 0)
         return CompletedProcess(command, code, done[0].stdout, done[0].stderr)
 
 
-def process_group(processes: int, port: int | None = None) -> list[dict[str, str]]:
+def process_group(processes: int, port: int) -> list[dict[str, str]]:
     """Return the environment by which each of several processes finds the others; nothing for a single one."""
     if processes == 1:
         return [{}]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(processes)]
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def held_port() -> socket.socket:
+    """Return a socket that holds a port: a process may listen there, but nobody who asks for any free port gets it."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as that process does
+    holder.bind(("127.0.0.1", 0))
+    return holder
+
+
+def port_of(holder: socket.socket) -> int:
+    return int(holder.getsockname()[1])
 
 
 def _run(command: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fgpt_hf.cli.entry_point import command_line
 from tests.support import loop_run
-from tests.support.forked import Forked, process_group
+from tests.support.forked import Forked, held_port, port_of, process_group
 
 
 class Launched:
@@ -25,6 +25,7 @@ class Launched:
         main: Callable[[Sequence[str]], None] = loop_run.main,
     ) -> None:
         self.logs = Path(tempfile.mkdtemp(dir=folder.parent))
+        self._port_holder = held_port()
         arguments = [f"--output_dir={folder}", *map(str, flags)]
         self._forked = [
             Forked(
@@ -35,13 +36,14 @@ class Launched:
                 environment=environment,
                 file_size_limit=file_size_limit,
             )
-            for rank, environment in enumerate(process_group(processes, port))
+            for rank, environment in enumerate(process_group(processes, port or port_of(self._port_holder)))
         ]
 
     def wait(self) -> "Launched":
         """Wait until all processes have ended."""
         for forked in self._forked:
             forked.wait()
+        self._port_holder.close()
         return self
 
     @property

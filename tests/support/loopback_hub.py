@@ -709,7 +709,11 @@ class _Connection(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         headers = {name.lower(): value for name, value in self.headers.items()}
-        return Request(self.command, url.path, query, headers, self.rfile.read(int(headers.get("content-length", 0))))
+        length = int(headers.get("content-length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise ConnectionAbortedError("the client has gone, and half of a request means nothing")
+        return Request(self.command, url.path, query, headers, body)
 
     def _send(self, reply: Reply, drop_after: int | None = None) -> None:
         self.send_response(reply.status)

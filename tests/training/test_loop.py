@@ -217,7 +217,7 @@ def test_under_torchrun_a_signal_to_all_processes_saves_once(tmp_path: Path, num
     )
     wait_for_step(folder, 2)
     os.killpg(launched.pid, number)
-    errors = launched.communicate(timeout=60)[1]
+    errors = launched.communicate(timeout=120)[1]
     assert launched.returncode != 0 and "loop_run.py" not in errors
     (checkpoint,) = checkpoints(folder / "checkpoints")
     assert integrity_error(checkpoint) is None
@@ -428,8 +428,8 @@ def test_when_a_process_dies_torchrun_ends_the_others(tmp_path: Path) -> None:
     wait_for_step(tmp_path / "run", 2)
     workers = psutil.Process(process.pid).children()
     workers[1].kill()
-    assert process.wait(timeout=60) != 0
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert process.wait(timeout=120) != 0
+    assert not psutil.wait_procs(workers, timeout=120)[1]
 
 
 @pytest.mark.slow
