@@ -60,6 +60,11 @@ class Run(
             raise UserError("push_to_hub=true needs hub_model_id=user/name")
         if self.hub_strategy in ("checkpoint", "all_checkpoints") and not self.push_to_hub:
             raise UserError(f"hub_strategy={self.hub_strategy} needs push_to_hub=true and hub_model_id=user/name")
+        if self.hub_model_id is not None and not self.push_to_hub and self.resume_from_checkpoint is None:
+            raise UserError(
+                f"hub_model_id={self.hub_model_id} has no effect without push_to_hub=true: add --push_to_hub, or leave "
+                "it out"
+            )
         if self.resume_from_checkpoint == "hub" and self.hub_model_id is None:
             raise UserError("resume_from_checkpoint=hub needs hub_model_id=user/name; or give user/name@branch")
 

@@ -2,11 +2,15 @@
 
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from huggingface_hub import HfApi, JobHardwareInfo
 
+from fgpt_hf.config.options import described_fields
+from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.hub.upload import plain_errors
 from fgpt_hf.retries import retry
@@ -148,8 +152,9 @@ def _offer(run: Estimation, flavor: Flavor) -> Offer | str:
 
 def _line(offer: Offer) -> str:
     flavor = offer.flavor
+    rows = f"{offer.rows} row{'s' if offer.rows > 1 else ''}"
     return (
-        f"{flavor.name:<16}{f'{offer.rows} rows':<13}{f'{offer.tokens / 1e9:.3g}B':>8}  {duration(offer.seconds):<13}"
+        f"{flavor.name:<16}{rows:<13}{f'{offer.tokens / 1e9:.3g}B':>8}  {duration(offer.seconds):<13}"
         f"{flavor.price:>8.2f}{offer.cost:>10,.2f}  {offer.timeout}"
     )
 
@@ -159,6 +164,16 @@ def _commands(run: Estimation, cheapest: Offer, fastest: Offer) -> Iterator[str]
     best: Sequence[tuple[str, Offer]] = [("cheapest", cheapest), ("fastest", fastest)]
     for word, offer in best[: 1 if cheapest == fastest else 2]:
         flavor = f"--flavor {offer.flavor.name} --timeout {offer.timeout} --secrets HF_TOKEN"
-        script = f"recipes/hf_job.py --preset {run.preset} --hub_model_id USER/NAME"
         yield f"{word}: {duration(offer.seconds)}, ${offer.cost:,.2f}"
-        yield f"    hf jobs uv run {flavor} {script}"
+        yield f"    hf jobs uv run {flavor} recipes/hf_job.py {' '.join(_flags(run))}"
+
+
+def _flags(run: Estimation) -> Iterator[str]:
+    """Yield the flags that describe the run to its training command: the preset, and what differs from it."""
+    yield f"--preset {run.preset}"
+    own = {"preset", "hub_model_id", "push_to_hub", "auto_find_batch_size"}  # the script sets the last two itself
+    for field, _ in described_fields(BaseRun):
+        value = getattr(run, field.name)
+        if field.name not in own and value is not None and value != getattr(PRESETS[run.preset], field.name):
+            yield f"--{field.name} {shlex.quote(str(value).removesuffix('.0'))}"
+    yield f"--hub_model_id {run.hub_model_id or 'USER/NAME'}"

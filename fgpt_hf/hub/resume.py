@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class HubResume:
         if own is None:
             return None
         if self.run.resume_from_checkpoint is not None:
-            require_resumable(self.run, _record(own), own.name)
+            require_resumable(self.run, _record(own), own.name, "choose another hub_model_id")
         elif name := changed_option(self.run, _record(own)):
             found, given = _record(own).get(name), getattr(self.run, name)
             resume = "" if name in self.run.fixed_on_resume() else "continue it with --resume_from_checkpoint hub, "
@@ -110,15 +111,16 @@ class HubResume:
             return None
 
     def _fetch(self, state: FoundState) -> None:
-        require_resumable(self.run, _record(state), state.name)
+        require_resumable(self.run, _record(state), state.name, "leave out resume_from_checkpoint")
         if self.folder.record.is_file():
             require_resumable(self.run, read_record(self.folder.record), str(self.folder.path))
         if not _holds(self.folder.checkpoints / state.state.checkpoint, state):
-            for name, content in state.records.items():
-                self.folder.path.mkdir(parents=True, exist_ok=True)
-                write_atomically(self.folder.path / name, content)
-            state.download_checkpoint(self.folder.checkpoints)
+            state.download_checkpoint(self.folder.checkpoints, partial(self._write_records, state))
         self.found = state
+
+    def _write_records(self, state: FoundState) -> None:
+        for name, content in state.records.items():
+            write_atomically(self.folder.path / name, content)
 
 
 def is_on_hub(name: str) -> bool:

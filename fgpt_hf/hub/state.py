@@ -6,7 +6,7 @@ before, and the history is squashed: a reader sees one whole state or another, a
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -99,8 +99,11 @@ class FoundState:
             self._download(names, Path(folder))
             return {name.removeprefix(f"{RECORDS}/"): Path(folder, name).read_bytes() for name in names}
 
-    def download_checkpoint(self, folder: Path) -> None:
+    def download_checkpoint(self, folder: Path, when_whole: Callable[[], object] | None = None) -> None:
         """Write the checkpoint into its folder in `folder`, all of it or nothing.
+
+        Args:
+            when_whole: called when all files are there and verified, just before the folder has its name.
 
         Raises:
             UserError: a file of it is missing or damaged; the Hub could not be reached.
@@ -118,6 +121,8 @@ class FoundState:
             remove(partial / ".cache")  # where huggingface_hub notes what it downloaded into a folder
             if problem := integrity_error(partial):
                 raise half_a_state(self.name, problem)
+            if when_whole:
+                when_whole()
 
     def _download(self, names: list[str], folder: Path) -> None:
         """Download files of the commit into a folder, and compare those with the hashes that `state.json` has."""

@@ -39,6 +39,8 @@ class Estimation(BaseRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.jobs and self.price_per_hour is not None:
+            raise UserError("jobs has the prices from the Hub: leave out --price_per_hour")
         if self.price_per_hour is not None and self.device is None:
             raise UserError(f"price_per_hour needs --device, since each has its own price: {', '.join(GPUS)}")
         if self.jobs and (self.device is not None or self.num_processes > 1):

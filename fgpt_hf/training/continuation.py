@@ -15,13 +15,20 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 LENGTH = ("max_steps", "warmup_steps")
 
 
-def require_resumable(run: Run, recorded: Record, folder: Path | str) -> None:
-    """Raise UserError if options differ on which weights, data or the optimizer's state depend."""
+def require_resumable(
+    run: Run, recorded: Record, place: Path | str, instead: str = "choose another output_dir"
+) -> None:
+    """Raise UserError if options differ on which weights, data or the optimizer's state depend.
+
+    Args:
+        place: the folder or the branch that holds the recorded run.
+        instead: what to do for a run with the options given.
+    """
     for name in run.fixed_on_resume():
         if recorded.get(name) != getattr(run, name):
             raise UserError(
-                f"{folder} holds a run with {name}={recorded.get(name)}, which cannot continue with "
-                f"{name}={getattr(run, name)}: resume with the recorded value, or choose another output_dir"
+                f"{place} holds a run with {name}={recorded.get(name)}, which cannot continue with "
+                f"{name}={getattr(run, name)}: resume with the recorded value, or {instead}"
             )
     if isinstance(run, TuningRun) and run.max_steps > 0 and recorded.get("num_train_epochs") != run.num_train_epochs:
         raise UserError(
@@ -30,7 +37,7 @@ def require_resumable(run: Run, recorded: Record, folder: Path | str) -> None:
         )
     if run.max_minutes is not None and recorded.get("max_minutes") != run.max_minutes:
         raise UserError(
-            f"max_minutes={run.max_minutes:g} has no effect on the run in {folder}, whose {recorded.get('max_steps')} "
+            f"max_minutes={run.max_minutes:g} has no effect on the run in {place}, whose {recorded.get('max_steps')} "
             "steps are decided: give --max_steps to change them"
         )
 

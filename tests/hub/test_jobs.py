@@ -1,11 +1,15 @@
 """What a run takes on the machines of the Hub's Jobs, by the prices that the Hub answers."""
 
 import re
+import shlex
 from typing import Any
 
 import pytest
 
 from fgpt_hf.cli.main import run as run_fgpt
+from fgpt_hf.config.parser import parse_run
+from fgpt_hf.config.presets import PRESETS
+from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.hub.jobs import Flavor, gpu_flavors
 from tests.support.loopback_hub import LoopbackHub
@@ -54,6 +58,18 @@ def test_each_machine_has_a_time_a_cost_and_a_timeout(server: LoopbackHub, capsy
     assert "hf jobs uv run --flavor h200x8 --timeout 1h --secrets HF_TOKEN recipes/hf_job.py --preset fgpt" in table
 
 
+def test_the_commands_repeat_all_options_of_the_run(server: LoopbackHub, capsys: pytest.CaptureFixture[str]) -> None:
+    server.endpoints.hardware = MACHINES
+    given = ["--preset=fgpt-124m", "--max_minutes=2h", "--learning_rate=1.234567e-4", "--dataset_name=a/b:7, c/d"]
+    given += ["--bf16=true", "--push_to_hub", "--hub_model_id=tester/tiny", "--gradient_accumulation_steps=8"]
+    run_fgpt(["estimate", "--jobs", *given])
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "hf_job.py" in line]
+    assert len(commands) == 2
+    for command in commands:
+        flags = command[command.index("recipes/hf_job.py") + 1 :]
+        assert parse_run(BaseRun, PRESETS, ["--push_to_hub", *flags]) == parse_run(BaseRun, PRESETS, given)
+
+
 def cost(line: list[str]) -> float:
     return float(line[-2].replace(",", ""))
 
@@ -90,7 +106,14 @@ def test_a_hub_that_does_not_answer_is_one_line(server: LoopbackHub) -> None:
     assert server.count("GET", "/api/jobs/hardware") > 1
 
 
-@pytest.mark.parametrize("flags", [["--device=h100"], ["--num_processes=2"]])
-def test_devices_of_ones_own_are_refused_beside_the_jobs(flags: list[str]) -> None:
-    with pytest.raises(UserError, match=re.escape("leave out --device and --num_processes")):
-        run_fgpt(["estimate", "--jobs", *flags])
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--device=h100", "leave out --device and --num_processes"),
+        ("--num_processes=2", "leave out --device and --num_processes"),
+        ("--price_per_hour=3", "jobs has the prices from the Hub: leave out --price_per_hour"),
+    ],
+)
+def test_devices_and_prices_of_ones_own_are_refused_beside_the_jobs(flag: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        run_fgpt(["estimate", "--jobs", flag])

@@ -131,6 +131,14 @@ def test_a_state_of_another_run_is_neither_taken_nor_replaced(
     assert found and found.state.step == 7
 
 
+def test_half_a_state_leaves_nothing_of_its_run(server: LoopbackHub, tmp_path: Path, run: BaseRun) -> None:
+    on_hub(server, tmp_path, 7)
+    server.damage(REPO, BRANCH, {"weights": b"damaged"})
+    with pytest.raises(UserError, match="does not hold the whole state of a run .weights is damaged"):
+        goes_on_from(run)
+    assert not [path for path in run.folder.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -237,6 +245,10 @@ def test_a_token_that_may_not_write_is_refused_at_the_start(
         (
             {"push_to_hub": False, "hub_strategy": "end", "hub_model_id": None, "resume_from_checkpoint": "hub"},
             "resume_from_checkpoint=hub needs hub_model_id=user/name; or give user/name@branch",
+        ),
+        (
+            {"push_to_hub": False, "hub_strategy": "end"},
+            f"hub_model_id={REPO} has no effect without push_to_hub=true: add --push_to_hub, or leave it out",
         ),
     ],
 )
