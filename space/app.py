@@ -131,7 +131,7 @@ def chat_page(demo: Demo) -> gr.Blocks:
         with gr.Tab("How it was trained"):
             training_tab(lineage(model.card, demo.base.model.card if demo.base else None))
         add_api(demo)
-        page.load(**tab.opening)
+        tab.open_with(page)
     return page
 
 

@@ -120,9 +120,9 @@ class ChatTab:
             "edit": chat.edit(self._edit, asked, [box, chat], **TOLD),
             "example": chat.example_select(self._example, asked, [box, chat], **TOLD),
         }
+        accepted["send"].success(None, js="() => chatPage.sent()", **DIRECT)
         accepted["send"].failure(None, js="() => chatPage.takeBack()", **DIRECT)
         accepted["edit"].failure(_as_words, chat, chat, **DIRECT)
-        accepted["send"].then(None, js="() => chatPage.sent()", **DIRECT)
         written = [self._write_after(event) for event in accepted.values()]
         ended = [box, chat]
         stopped = box.stop(_without_reply, [box, chat], ended, cancels=written, **DIRECT)
@@ -203,11 +203,12 @@ class ChatTab:
     def _cleared(self) -> Shown:
         return _may_send(), [], [], expected(self.demo.chat.model)
 
-    @property
-    def opening(self) -> dict[str, Any]:
-        """Return the arguments of the page's load event, which restores a conversation or follows a link."""
+    def open_with(self, page: gr.Blocks) -> None:
+        """When a browser opens the page, restore its conversation or follow a link; only then may a message be sent."""
         outputs = [self.message, self.chatbot, self.compare, *self.settings]
-        return {"fn": self._open, "inputs": self.saved, "outputs": outputs, **TOLD}
+        opened = page.load(self._open, self.saved, outputs, **TOLD)
+        for end in (opened.success, opened.failure):
+            end(None, js="() => chatPage.opened()", **DIRECT)
 
     def _open(self, request: gr.Request, saved: Any) -> Shown:
         query = dict(request.query_params)

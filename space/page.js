@@ -6,6 +6,7 @@ const chatPage = (() => {
   const WORDS = JOINER + "\u200b"; // as in page_text.py
   const box = () => document.querySelector("#message textarea");
   const stopButton = () => document.querySelector("#message .stop-button");
+  let sendsWhenOpen = false;
   let underway = null; // the message that is on its way to the server
 
   // The characters of a message, as page_text.plain_text gives them to the model.
@@ -21,7 +22,8 @@ const chatPage = (() => {
     area.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
-  const isBusy = () => underway !== null || stopButton() !== null;
+  const isOpen = () => "open" in document.body.dataset; // what the browser kept, or a link gives, is on the page
+  const isBusy = () => !isOpen() || underway !== null || stopButton() !== null;
 
   // Sending
 
@@ -29,8 +31,9 @@ const chatPage = (() => {
   function take(event) {
     const sends = event.type === "click" ? event.target.closest?.("#message .submit-button") : event.target === box() && event.key === "Enter" && !event.shiftKey;
     if (!sends) return;
+    sendsWhenOpen = !isOpen();
     if (isBusy()) {
-      event.preventDefault(); // the next message stays in the box until the reply is written
+      event.preventDefault(); // the message stays in the box until the page is open, and the last reply is written
       event.stopImmediatePropagation();
     } else {
       underway = box().value;
@@ -38,6 +41,11 @@ const chatPage = (() => {
     }
   }
   for (const name of ["keypress", "click"]) window.addEventListener(name, take, true);
+
+  function opened() {
+    document.body.dataset.open = "";
+    if (sendsWhenOpen) document.querySelector("#message .submit-button")?.click();
+  }
 
   function send([typed, ...others]) {
     return [underway ?? typed, ...others];
@@ -50,6 +58,7 @@ const chatPage = (() => {
   function takeBack() {
     const typed = box().value;
     write(box(), typed ? `${underway}\n${typed}` : underway);
+    sent();
   }
 
   function focus() {
@@ -125,5 +134,5 @@ const chatPage = (() => {
     attributeFilter: ["aria-label"],
   });
 
-  return { send, sent, takeBack, focus, copyLink };
+  return { opened, send, sent, takeBack, focus, copyLink };
 })();

@@ -75,11 +75,32 @@ def other(browser: Any, space: Served) -> Iterator[Page]:
 # Sending
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_message_that_is_sent_while_the_page_opens_is_not_lost(browser: Any, space: Served, refused: bool) -> None:
+    """Also if a full queue refuses the event that restores the conversation."""
+    page = Page(browser, space)
+    page.ask("First")
+    held: list[Any] = []
+    page.page.route("**/queue/join*", lambda route: held.append(route), times=1)
+    page.page.reload()
+    page.box.fill("Second")
+    page.page.wait_for_function("chatPage && document.querySelector('#message .submit-button')")
+    page.box.press("Enter")
+    assert page.box.input_value() == "Second"
+    while not held:
+        page.page.wait_for_timeout(50)
+    held[0].fulfill(status=503, json={"detail": "Queue is full."}) if refused else held[0].continue_()
+    page.page.locator("#chat [data-testid=bot]", has_text="Second").wait_for()
+    page.wait_until_written()
+    assert page.words() == page.replies() == (["Second"] if refused else ["First", "Second"])
+    page.context.close()
+
+
 def test_a_message_appears_at_once_a_place_is_told_and_nothing_typed_meanwhile_is_lost(page: Page, other: Page) -> None:
     page.set_longest(3)
     page.send("First")
     page.page.keyboard.type("Second")
-    page.page.locator("#chat [data-testid=user]").wait_for(timeout=2_000)
+    page.page.locator("#chat [data-testid=user]").wait_for()
     page.page.wait_for_function(
         "document.querySelector('#note').dataset.waiting === 'Waiting: number 1 of 1 in the queue'"
     )
@@ -110,10 +131,7 @@ def test_escape_and_stop_end_the_writing_and_what_is_written_stays(page: Page) -
         page.page.wait_for_function("document.querySelector('#note').innerText.match(/(\\d+) written/)?.[1] > 5")
         end()
         page.wait_until_written()
-        page.page.wait_for_timeout(300)  # what was on its way when Stop was pressed arrives
-        stopped = page.written()
-        page.page.wait_for_timeout(300)
-        assert 5 < stopped == page.written() < 400 and page.replies()[-1].startswith("on and on")
+        assert 5 < page.wait_until_still() < 400 and page.replies()[-1].startswith("on and on")
         page.page.get_by_label("Clear").first.click()
         page.page.locator("#chat .example").first.wait_for()
 
@@ -125,6 +143,8 @@ def test_a_refused_message_stays_in_the_box_and_the_reason_is_a_sentence(page: P
         r"Not sent: the message is [\d,]+ tokens with its frame, and the model reads 512: shorten it\.", told
     )
     assert page.box.input_value() == "word " * 700 and page.words() == []
+    page.ask("shorter")
+    assert page.replies() == ["shorter"]
 
 
 def test_a_failure_gives_the_message_back_and_tells_nothing_of_the_machine(page: Page) -> None:

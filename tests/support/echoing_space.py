@@ -18,6 +18,7 @@ import language_model
 from language_model import LanguageModel, Progress, Settings
 
 SECONDS_PER_WORD = 0.02
+SECONDS_PER_ENDLESS_WORD = 0.1
 
 
 def echo(model: LanguageModel, ids: Sequence[int], settings: Settings, seconds: float) -> Iterator[Progress]:
@@ -28,10 +29,11 @@ def echo(model: LanguageModel, ids: Sequence[int], settings: Settings, seconds: 
     if message.startswith("fail"):
         raise RuntimeError("a secret in /home/user")
     words = re.findall(r"\s*\S+", message)
-    endless = itertools.cycle(words) if message.startswith("on and on") else words
+    is_endless = message.startswith("on and on")
     text, began = "", time.perf_counter()
-    for number, word in enumerate(itertools.islice(endless, int(settings.max_new_tokens)), start=1):
-        time.sleep(SECONDS_PER_WORD)
+    written = itertools.islice(itertools.cycle(words) if is_endless else words, int(settings.max_new_tokens))
+    for number, word in enumerate(written, start=1):
+        time.sleep(SECONDS_PER_ENDLESS_WORD if is_endless else SECONDS_PER_WORD)
         text += word
         yield Progress(text, number, time.perf_counter() - began)
 

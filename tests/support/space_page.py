@@ -42,15 +42,14 @@ class Page:
         if before:
             self.context.add_init_script(before)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.open(query)
 
     def open(self, query: str = "") -> None:
         self.page.goto(self.url + query)
-        self.box.wait_for()
-        self.page.wait_for_timeout(300)  # until the page's load event has run
+        self.page.locator("body[data-open]").wait_for()
 
     def check(self) -> None:
         assert self.errors == []
@@ -70,7 +69,10 @@ class Page:
 
     def ask(self, text: str) -> None:
         """Send a message, and wait until its reply is written."""
+        replies = self.page.locator("#chat [data-testid=bot]")
+        number = replies.count()
         self.send(text)
+        replies.nth(number).wait_for()
         self.wait_until_written()
 
     @contextmanager
@@ -89,10 +91,8 @@ class Page:
         number = self.page.get_by_label("number input for Longest reply")
         if not number.is_visible():
             settings.click()
-            self.page.wait_for_timeout(500)  # Gradio makes what is folded away when it is first shown
         number.fill(str(tokens))
         number.press("Tab")
-        self.page.wait_for_timeout(100)  # until the page has the number
         settings.click()
 
     def words(self) -> list[str]:
@@ -110,6 +110,13 @@ class Page:
         """How many tokens the last reply has, by the line under the chat."""
         found = re.search(r"(\d+) written", self.note())
         return int(found[1]) if found else 0
+
+    def wait_until_still(self) -> int:
+        """Wait until nothing more is written, also of what was on its way, and return how many tokens there are."""
+        before = -1
+        while before != (before := self.written()):
+            self.page.wait_for_timeout(300)
+        return before
 
     def wait_for_toast(self, text: str) -> str:
         toast = self.page.locator(".toast-body", has_text=text).first
