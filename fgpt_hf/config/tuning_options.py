@@ -17,8 +17,7 @@ class LoRAOptions:
     )
     load_in_4bit: bool = option(
         False,
-        "Hold the frozen weights under the adapters in 4 bits (QLoRA), in a fraction of the memory; needs a GPU and "
-        "bitsandbytes.",
+        "Hold the frozen weights under the adapters in 4 bits (QLoRA), an eighth of their memory; needs bitsandbytes.",
         fixed_on_resume=True,
     )
     lora_r: int = option(16, "Rank of the adapters.", fixed_on_resume=True)

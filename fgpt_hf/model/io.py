@@ -184,7 +184,8 @@ def _check_folder(kind: Any, name: str, dtype: Any = None, trust_remote_code: bo
     if all(thing.__module__.partition(".")[0] in ("transformers", "fgpt_hf") for thing in (type(config), kind)):
         with torch.device("meta"):
             network = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
-        check_size(name, network, dtype.itemsize if isinstance(dtype, torch.dtype) else 1)
+        is_whole = isinstance(dtype, torch.dtype) and "quantization_config" not in options
+        check_size(name, network, dtype.itemsize if is_whole else 1)
 
 
 def _label(base: str, name: str) -> str:

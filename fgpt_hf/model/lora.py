@@ -1,6 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), by PEFT."""
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,7 +51,8 @@ def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTok
         trainable_token_indices=dict.fromkeys(shape.token_matrices, role_ids) if role_ids else None,
         task_type="CAUSAL_LM",
     )
-    model.add_adapter(config)
+    with _without_advice_to_programmers():
+        model.add_adapter(config)
 
 
 def adapter_parameters(run: Run, config: PreTrainedConfig | NetworkShape) -> int:
@@ -109,7 +113,7 @@ def merge_adapter_into(base: PreTrainedModel, adapter: str | Path) -> PreTrained
     require_peft(f"{adapter} is an adapter, which")
     from peft import PeftModel
 
-    with warnings.catch_warnings():
+    with _without_advice_to_programmers():
         warnings.filterwarnings("error", "Found missing adapter keys")  # of weights that would stay random
         try:
             merged: PreTrainedModel = PeftModel.from_pretrained(base, adapter).merge_and_unload()
@@ -126,6 +130,17 @@ def require_peft(what: str) -> None:
     """Raise UserError, which begins with `what` needs it, unless PEFT is installed."""
     if find_spec("peft") is None:
         raise UserError(f"{what} needs PEFT: pip install 'fgpt-hf[peft]'")
+    # PEFT imports it where it is installed, and then it warns of a kernel for inference that is not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _without_advice_to_programmers() -> Iterator[None]:
+    """Keep warnings to oneself that a user of PEFT's callers can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # which PEFT then sets itself
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def _adapter_config(name: str) -> Path | None:

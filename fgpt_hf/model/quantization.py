@@ -4,33 +4,50 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from fgpt_hf.errors import UserError
+from fgpt_hf.model.lora import require_peft
 
-SERVED = ("cuda", "xpu")  # devices on which bitsandbytes multiplies with such weights
-BITS_PER_WEIGHT = 4.5  # with the scales of its blocks
+_REARRANGES = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' layers
+BITS_PER_WEIGHT = 4.13  # 64 of them share a scale of 8 bits, and 256 scales one of 32
 
 
-def four_bit_options() -> dict[str, Any]:
-    """Return what `from_pretrained` takes to load the matrices of the layers in 4 bits, on this process's device.
+def four_bit_options(device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
+    """Return what `from_pretrained` takes to load all linear layers but the head in 4 bits.
+
+    Args:
+        compute_dtype: the type that they are multiplied in.
 
     Raises:
-        UserError: bitsandbytes is not installed, or does not serve the device.
+        UserError: PEFT or bitsandbytes is not installed, or bitsandbytes does not serve the device.
     """
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if device.type not in SERVED:
-        raise UserError(
-            f"load_in_4bit needs a GPU that bitsandbytes serves ({' or '.join(SERVED)}), and this is a {device.type}: "
-            "leave it out, since --use_peft trains adapters on whole weights too"
-        )
+    require_peft("load_in_4bit=true")
     if find_spec("bitsandbytes") is None:
         raise UserError("load_in_4bit needs bitsandbytes: pip install 'fgpt-hf[qlora]'")
+    from bitsandbytes import supported_torch_devices
     from transformers import BitsAndBytesConfig
 
+    if device.type not in supported_torch_devices:
+        raise UserError(
+            f"load_in_4bit needs a device that bitsandbytes serves ({', '.join(sorted(supported_torch_devices))}), and "
+            f"this is a {device.type}: leave it out, since --use_peft trains adapters on whole weights too"
+        )
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute_dtype,
     )
-    return {"quantization_config": quantization, "device_map": {"": torch.accelerator.current_device_index()}}
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Let 4-bit layers pass gradients on after an evaluation on a CPU with bfloat16 arithmetic.
+
+    There, bitsandbytes rearranges and rounds the weights of a layer when it is evaluated, for a kernel without a
+    gradient that it then uses in training too.
+    """
+    for layer in model.modules():
+        if hasattr(layer, _REARRANGES):
+            setattr(layer, _REARRANGES, False)

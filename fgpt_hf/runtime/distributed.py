@@ -35,6 +35,7 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 SOLO_WORK_TIMEOUT = timedelta(days=1)
 STEP_TIMEOUT = timedelta(minutes=30)
 SHARED_WITHIN = 60  # seconds
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's names
 
 
 def start_accelerator(run: Run) -> Accelerator:
@@ -48,7 +49,7 @@ def start_accelerator(run: Run) -> Accelerator:
     """
     cpu = not torch.accelerator.is_available()  # Accelerate starts several processes on CPUs only when asked to
     device = _connect(cpu).device
-    precision = _mixed_precision(run, device)
+    precision = mixed_precision(run, device)
     if run.report_to != "none" and find_spec(run.report_to) is None:
         raise UserError(
             f"report_to={run.report_to} is not installed: pip install {run.report_to} (all trackers are in "
@@ -99,8 +100,12 @@ def wait_at_most(timeout: timedelta, processes: dist.ProcessGroup | None = None)
         _set_pg_timeout(timeout, processes)
 
 
-def _mixed_precision(run: Run, device: torch.device) -> str:
-    """Return Accelerate's name for the precision of the products: what the run asks for, else bfloat16 if native."""
+def mixed_precision(run: Run, device: torch.device) -> str:
+    """Return Accelerate's name for the precision of the products: what the run asks for, else bfloat16 if native.
+
+    Raises:
+        UserError: the device lacks what the run asks for.
+    """
     if run.bf16 and not supports_bf16(device):
         raise UserError(f"bf16=true: this {device.type} has no bfloat16 arithmetic; leave the flag out or try --fp16")
     if run.fp16 and device.type != "cuda":

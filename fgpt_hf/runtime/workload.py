@@ -312,8 +312,8 @@ class Workload:
     def _weights(self, sharing: int) -> int:
         """Return the bytes of the weights as they are stored on a device, of `sharing` that share them."""
         if isinstance(self.run, TuningRun) and self.run.load_in_4bit:
-            matrices = int(self.counts.matrices * BITS_PER_WEIGHT / 8)
-            return FLOAT * (self.counts.total - self.counts.matrices + self.adapter) + matrices
+            quantized = sum(inputs * outputs for inputs, outputs in self.shape.linear_layers.values())
+            return FLOAT * (self.counts.total - quantized + self.adapter) + int(quantized * BITS_PER_WEIGHT / 8)
         return FLOAT * ((self.counts.total + self.adapter) // sharing)
 
     def _low_copies(self) -> int:

@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import psutil
 import torch
+from accelerate import PartialState
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fgpt_hf.config.option_groups import NetworkOptions
@@ -20,7 +22,9 @@ from fgpt_hf.model.document_isolation import keeps_documents_apart, require_caus
 from fgpt_hf.model.embeddings import output_embeddings, token_embeddings
 from fgpt_hf.model.io import context_length, load_config, load_fgpt, load_model, model_source, non_finite_weights
 from fgpt_hf.model.lora import add_adapter
-from fgpt_hf.model.quantization import four_bit_options
+from fgpt_hf.model.quantization import four_bit_options, keep_differentiable
+from fgpt_hf.model.shapes import shape_of
+from fgpt_hf.runtime.distributed import PRECISIONS, mixed_precision
 from fgpt_hf.tokenizer.chat_encoding import end_of_turn
 from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 from fgpt_hf.tokenizer.tokenizer import GENERATION_IDS, ROLE_TOKENS, add_role_tokens, has_role_tokens
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Of the typical distance. At a width of 256, the distances of rows that no text has differ by 4 %, and tuning for a few
 # minutes moves a token to 1.5 and more.
 UNSEEN_DISTANCE = 1.25
+FLOAT = torch.float32.itemsize
 
 
 class StartModel(NamedTuple):
@@ -124,12 +129,13 @@ def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTo
     source, trusted = model_source(name), bool(getattr(run, "trust_remote_code", False))
     config = load_config(source, trust_remote_code=trusted)
     _require_trainable(name, config)
-    quantized = four_bit_options() if isinstance(run, TuningRun) and run.load_in_4bit else {}
+    quantized = _four_bit_options(run, name, config) if isinstance(run, TuningRun) and run.load_in_4bit else {}
     model: PreTrainedModel
     if config.model_type == FGPTConfig.model_type and not trusted and not quantized:
         model, tokenizer = load_fgpt(name, torch.float32)
     else:
         model, tokenizer = load_model(source, torch.float32, trusted, **quantized)
+        keep_differentiable(model)
         require_causal(name, model)
         if broken := non_finite_weights(model):
             raise UserError(
@@ -146,6 +152,22 @@ def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTo
             "model.resize_token_embeddings(len(tokenizer)), and save it again"
         )
     return model, tokenizer
+
+
+def _four_bit_options(run: TuningRun, name: str, config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the options of 4-bit weights on this process's device, multiplied in the precision of the run.
+
+    Raises:
+        UserError: bitsandbytes does not serve the device, or there is no memory for the whole weights at the end.
+    """
+    needed, memory = FLOAT * sum(shape_of(config).sizes.values()), psutil.virtual_memory().total
+    if run.merge_adapter and needed > memory:
+        raise UserError(
+            f"merging the adapters into the weights of {name} takes {needed / 1e9:,.0f} GB at the end, and this "
+            f"machine has {memory / 1e9:,.0f} GB: give --merge_adapter false, which saves the adapters alone"
+        )
+    device = PartialState().device
+    return four_bit_options(device, PRECISIONS[mixed_precision(run, device)])
 
 
 def _require_trainable(name: str, config: PreTrainedConfig) -> None:

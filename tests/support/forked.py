@@ -28,6 +28,7 @@ SERVER: Any = multiprocessing.get_context(METHOD)
 SERVER.set_forkserver_preload(
     [
         "tests.support.loop_run",
+        "peft",
         *(f"fgpt_hf.cli.{name}" for name in ("train_base", "train_instruct", "train_preference")),
         *(
             f"fgpt_hf.{name}"

@@ -258,13 +258,6 @@ def test_models_that_cannot_learn_are_refused(place: Path, tmp_path: Path) -> No
     assert "load_in_4bit needs use_peft" in answer(start, "--load_in_4bit")
 
 
-def test_weights_of_4_bits_are_refused_where_bitsandbytes_serves_no_device(place: Path, tmp_path: Path) -> None:
-    start = save_any("llama", tmp_path / "llama")
-    flags = [*TUNING, f"--dataset_name={place / 'chats.jsonl'}", f"--model_name_or_path={start}", "--use_peft"]
-    said = refused(train_instruct, *flags, "--load_in_4bit", f"--output_dir={tmp_path}/o")
-    assert "load_in_4bit needs a GPU that bitsandbytes serves" in said
-
-
 def test_an_adapter_is_kept_apart_unless_the_embeddings_grow(place: Path, tmp_path: Path) -> None:
     llama, gpt2 = (save_any(name, tmp_path / name) for name in ("llama", "gpt2"))
     flags = [*TUNING, f"--dataset_name={place / 'chats.jsonl'}", "--use_peft", "--merge_adapter=false"]
