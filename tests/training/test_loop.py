@@ -24,13 +24,16 @@ from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.runtime.distributed import evaluating
 from fgpt_hf.runtime.hardware import supports_bf16
 from fgpt_hf.training.checkpoints import checkpoints
+from tests.support import loop_run
 from tests.support.launched import Launched
 
 ROOT = Path(__file__).parents[2]
 
 
-def succeed(folder: Path, *flags: object, processes: int = 1) -> str:
-    done = Launched(folder, *flags, processes=processes).wait()
+def succeed(
+    folder: Path, *flags: object, processes: int = 1, main: Callable[[Sequence[str]], None] = loop_run.main
+) -> str:
+    done = Launched(folder, *flags, processes=processes, main=main).wait()
     assert done.exit_codes == [0] * processes, done.errors
     return done.output
 

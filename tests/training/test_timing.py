@@ -1,7 +1,7 @@
 """A run that is given a time decides its steps, trains as if it had been given them, and keeps them when it goes on."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,23 +11,38 @@ import pytest
 import torch
 
 from fgpt_hf.files import read_json_lines
+from fgpt_hf.losses.objectives import Batch
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.runtime.transfers import HostCopy
+from fgpt_hf.training import step_loop, timing
 from fgpt_hf.training.records import read_record
 from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.timing import step_seconds, time_first_step
+from tests.support import loop_run
 from tests.support.loop_run import TINY
 from tests.training.test_loop import assert_equal_runs, refusal, succeed
 
 pytestmark = pytest.mark.slow
 
-TIMED = ["--max_minutes=12s", "--dropout=0.1", "--warmup_steps=1000", "--eval_steps=100000", "--save_steps=50"]
+TIMED = ["--max_minutes=12s", "--dropout=0.1", "--warmup_steps=1000", "--eval_steps=100000", "--save_steps=20"]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train by a clock on which each step takes 0.1 s, however busy this machine is."""
+
+    def take(train: Callable[[Sequence[Batch]], object], micro_batches: Sequence[Batch]) -> float:
+        train(micro_batches)
+        return 0.1
+
+    timing.step_seconds = take
+    step_loop.spent_seconds = lambda: 1.0  # type: ignore[attr-defined]
+    loop_run.main(arguments)
 
 
 @pytest.fixture(scope="module")
 def timed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("timed") / "run"
-    return folder, succeed(folder, *TIMED, "--save_total_limit=99")
+    return folder, succeed(folder, *TIMED, "--save_total_limit=99", main=main)
 
 
 def test_the_steps_fit_the_time_and_are_told_with_the_end(timed: tuple[Path, str]) -> None:
@@ -96,7 +111,7 @@ def test_an_open_micro_batch_is_the_fastest_that_fits(
 
 
 def test_two_processes_decide_alike(tmp_path: Path) -> None:
-    succeed(tmp_path / "run", "--max_minutes=12s", "--per_device_train_batch_size=4", processes=2)
+    succeed(tmp_path / "run", "--max_minutes=12s", "--per_device_train_batch_size=4", processes=2, main=main)
     assert read_record(tmp_path / "run" / "run.yaml")["max_steps"] >= 10
 
 
