@@ -62,7 +62,7 @@ def change_first_tensor(path: Path, **changes: Any) -> None:
         ({"_attn_implementation": "paged|owner/kernel@v1:f"}, "code to be downloaded and run: remove it"),
         ({"text_config": {"experts_implementation": "owner/kernel"}}, "code to be downloaded and run: remove it"),
         ({"dtype": "nosuch"}, "cannot be loaded"),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "cannot be loaded"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot be loaded"),
         ({"model_type": ["fgpt"]}, "cannot be loaded"),
     ],
     ids=str,
