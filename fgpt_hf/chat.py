@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from fgpt_hf.config.runs import TuningRun, kind_of_run
 from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.model.cpu_generation import (
     TEXT,
@@ -29,7 +30,6 @@ from fgpt_hf.tokenizer.tokenizer import has_role_tokens
 from fgpt_hf.training.records import RECORD, find_run, read_record
 from fgpt_hf.training.start_model import unseen_role_tokens
 
-TUNING_OPTIONS = ("assistant_only_loss", "loss_type")  # of runs on conversations or preferences alone
 MAX_REPLY_TOKENS = 512  # or half the context where that is less
 Message = dict[str, str]
 
@@ -95,7 +95,7 @@ def is_trained_to_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         return False
     name = model.name_or_path  # nothing for a model that was not loaded
     if name and Path(name).is_dir() and (run := find_run(Path(name))):
-        return not read_record(run / RECORD).keys().isdisjoint(TUNING_OPTIONS)
+        return issubclass(kind_of_run(read_record(run / RECORD)), TuningRun)
     if has_adapter(model) or not has_role_tokens(tokenizer):
         return True
     return not {"<|user|>", "<|assistant|>"} <= set(unseen_role_tokens(model, tokenizer))

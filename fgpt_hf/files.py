@@ -318,7 +318,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_json_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file of JSON lines atomically."""
-    write_atomically(path, "".join(map(_json_line, lines)))
+    write_atomically(path, json_lines(lines))
 
 
 def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
@@ -332,11 +332,17 @@ def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
         [{'step': 1, 'loss': 10.8}]
     """
     with path.open("a", encoding="utf-8") as file:
-        file.write(_json_line(line))
+        file.write(json_lines([line]))
 
 
-def _json_line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+def json_lines(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of a file of JSON lines.
+
+    Example:
+        >>> json_lines([{"step": 1}, {"step": 2}])
+        '{"step": 1}\\n{"step": 2}\\n'
+    """
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _files(folder: Path) -> list[Path]:

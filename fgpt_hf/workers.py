@@ -101,6 +101,16 @@ class BackgroundCheck:
             self._error = error
 
 
+def exit_code_of(number: int) -> int:
+    """Return the exit code of a process that a signal ended, as shells have it.
+
+    Example:
+        >>> exit_code_of(signal.SIGTERM)
+        143
+    """
+    return 128 + number
+
+
 class _End:
     """The error that ended a generator, StopIteration included."""
 
@@ -155,7 +165,7 @@ def _start_worker(initializer: Callable[[], object] | None) -> None:
 
 def _end_later(number: int, frame: FrameType | None) -> None:
     """End this process when its parent has had time to end before; the executor, too, ends what hangs in this way."""
-    timer = Timer(GRACE_SECONDS, os._exit, [128 + number])
+    timer = Timer(GRACE_SECONDS, os._exit, [exit_code_of(number)])
     timer.daemon = True
     timer.start()
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
@@ -24,11 +23,12 @@ from fgpt_hf.cli.conversation import (
 from fgpt_hf.cli.options import SEEDS, ModelName, TrustRemoteCode
 from fgpt_hf.config.options import Limits
 from fgpt_hf.errors import UserError
+from fgpt_hf.workers import exit_code_of
 
 if TYPE_CHECKING:
     from fgpt_hf.chat import ChatSession
 
-TERMINATED = 128 + signal.SIGTERM  # exit code
+TERMINATED = exit_code_of(signal.SIGTERM)
 MIN_TEMPERATURE = 1e-6  # logits divided by less overflow
 
 Message = Annotated[
@@ -174,12 +174,11 @@ def _start_session(options: ChatOptions) -> "ChatSession":
     from transformers.utils import logging
 
     from fgpt_hf.chat import ChatSession, load_for_chat
-    from fgpt_hf.model.io import model_folder
+    from fgpt_hf.model.io import model_source
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name = str(model_folder(Path(options.model))) if Path(options.model).is_dir() else options.model
-    model, tokenizer = load_for_chat(name, options.number_format, options.trust_remote_code)
+    model, tokenizer = load_for_chat(model_source(options.model), options.number_format, options.trust_remote_code)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     return ChatSession(model, tokenizer, options.sampling.generate_options, options.max_new_tokens, options.system)
@@ -214,4 +213,4 @@ def _quiet_ends() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(exit_code_of(signal.SIGINT))

@@ -1,6 +1,5 @@
 """The conversation of `fgpt chat` in a terminal: messages that are answered, and commands that begin with a slash."""
 
-import json
 import re
 import sys
 import unicodedata
@@ -94,9 +93,11 @@ def _save(session: "ChatSession", argument: str) -> None:
         raise UserError("nothing has been said yet")
     if not argument:
         raise UserError("/save FILE needs a name")
+    from fgpt_hf.files import json_lines  # with NumPy, which `fgpt --help` does without
+
     try:
         with Path(argument).expanduser().open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in session.rows)
+            file.write(json_lines(session.rows))
     except OSError as error:
         raise UserError(f"not saved: {error}") from error
     say(f"(saved: {argument})")

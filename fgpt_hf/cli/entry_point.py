@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fgpt_hf.errors import UserError
+from fgpt_hf.workers import exit_code_of
 
-USER_ERROR = 2  # exit codes
-INTERRUPTED = 130
+USER_ERROR = 2  # exit code
 BUG = "FGPT did not expect this error. Please report it, with the lines above, to the project that you got FGPT from."
 
 
@@ -27,7 +28,7 @@ def command_line(main: Callable[[Sequence[str]], None]) -> None:
         with messages_on_stdout():
             main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_code_of(signal.SIGINT))
     except Exception as error:
         message = explanation(error)
         if message is None:

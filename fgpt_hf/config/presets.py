@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun
+from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run
 
 MODERN_BLOCKS: Mapping[str, Any] = {
     "position_embedding": "rope",
@@ -250,4 +250,10 @@ PREFERENCE_PRESETS: Mapping[str, PreferenceRun] = {
             max_new_tokens=40,
         ),
     )
+}
+
+PRESETS_OF_STAGE: Mapping[str, Mapping[str, Run]] = {
+    "base": PRESETS,
+    "instruct": INSTRUCT_PRESETS,
+    "preference": PREFERENCE_PRESETS,
 }

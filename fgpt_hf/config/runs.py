@@ -4,6 +4,7 @@ Each group of options is a data class, and a run inherits from its groups. Pytho
 from its last base to its first, so `--help` and `run.yaml` show the groups of the last base first.
 """
 
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -40,8 +41,8 @@ class Run(
 ):  # in the reverse order of `--help`: see the top of this file
     """The options that every kind of training has, by the names of transformers' `TrainingArguments`."""
 
-    # Tells the default folder of this kind of run from that of the base run of the same preset.
-    output_dir_suffix: ClassVar[str] = ""
+    # The stage of training in one word.
+    stage: ClassVar[str] = "base"
     # The number of sequences in a row.
     sequences_per_row: ClassVar[int] = 1
 
@@ -70,8 +71,9 @@ class Run(
 
     @property
     def folder(self) -> Path:
-        """The folder of the run: `output_dir`, or the preset's name under `runs/`."""
-        return Path(self.output_dir or f"runs/{self.preset}{self.output_dir_suffix}")
+        """The folder of the run: `output_dir`, or the names of preset and stage under `runs/`."""
+        suffix = "" if self.stage == "base" else f"-{self.stage}"
+        return Path(self.output_dir or f"runs/{self.preset}{suffix}")
 
     @property
     def start_model(self) -> str | None:
@@ -229,7 +231,7 @@ class InstructRun(LanguageModelLossOptions, TuningRun):
         256
     """
 
-    output_dir_suffix: ClassVar[str] = "-instruct"
+    stage: ClassVar[str] = "instruct"
 
     assistant_only_loss: bool = option(
         True,
@@ -250,7 +252,7 @@ class PreferenceRun(PreferenceLossOptions, TuningRun):
         fgpt_hf.errors.UserError: label_smoothing has no meaning for loss_type=ipo: leave it out
     """
 
-    output_dir_suffix: ClassVar[str] = "-preference"
+    stage: ClassVar[str] = "preference"
     sequences_per_row: ClassVar[int] = 2  # chosen and rejected
 
     dataset_name: str = option(
@@ -264,3 +266,15 @@ class PreferenceRun(PreferenceLossOptions, TuningRun):
         super().__post_init__()
         if self.label_smoothing and self.loss_type == "ipo":
             raise UserError("label_smoothing has no meaning for loss_type=ipo: leave it out")
+
+
+def kind_of_run(recorded: Mapping[str, object]) -> type[Run]:
+    """Return the kind of run that the options in a `run.yaml` describe.
+
+    Example:
+        >>> kind_of_run({"preset": "quickstart", "loss_type": "sigmoid"}).stage
+        'preference'
+    """
+    if "loss_type" in recorded:
+        return PreferenceRun
+    return InstructRun if "assistant_only_loss" in recorded else BaseRun

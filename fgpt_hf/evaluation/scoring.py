@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.prefix_tree import PrefixTree, Row, TreeBatch, batch_trees, build_prefix_tree, collate_trees
-from fgpt_hf.losses.linear_cross_entropy import logit_softcap, softcapped, token_scores
+from fgpt_hf.losses.linear_cross_entropy import logit_softcap, product_dtype, softcapped, token_scores
+from fgpt_hf.model.evaluation_mode import evaluation_mode
 from fgpt_hf.model.modeling_fgpt import VARLEN_ATTENTION
 
 # More tokens gain nothing on a CPU and need more padding; on a GPU these keep it busy.
@@ -74,13 +75,9 @@ class Scorer:
         Raises:
             UserError: a log-likelihood is not a finite number.
         """
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self.accelerator.autocast():  # one block, in which weights are cast once
-                own = dict(self._own_scores(groups, title, apart))
-        finally:
-            self.model.train(was_training)
+        # One block of autocast, in which weights are cast once.
+        with evaluation_mode(self.model), torch.no_grad(), self.accelerator.autocast():
+            own = dict(self._own_scores(groups, title, apart))
         found = own if apart else {key: score for part in gather_object([own]) for key, score in part.items()}
         scores = [[found[number, index] for index in range(len(group))] for number, group in enumerate(groups)]
         for number, group in enumerate(scores, start=1):
@@ -146,7 +143,7 @@ class Scorer:
     def reads_trees(self) -> bool:
         """Whether the model obeys any mask and any positions, so that a tree gives the logits of its rows.
 
-        No attribute of a model says so, hence a trial. Layers that see only a window of recent tokens cannot.
+        No attribute of a model says so, hence a probe. Layers that see only a window of recent tokens cannot.
         """
         if self.model.config._attn_implementation not in TAKE_ANY_MASK or _has_window(self.model):
             return False
@@ -172,8 +169,7 @@ class Scorer:
     @cached_property
     def _output_embeddings(self) -> Tensor:
         weight: Tensor = self.model.get_output_embeddings().weight
-        device = weight.device.type
-        return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+        return weight.to(product_dtype(weight))
 
     def _states(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the final hidden states, `(R * L, D)`."""

@@ -99,7 +99,7 @@ def card_title(record: RunRecord, options: CardOptions) -> str:
     """Return what the card calls the model: the name of its repo, or of its preset and stage, or of its folder."""
     if options.repo_id:
         return options.repo_id.rpartition("/")[2]
-    return f"{record.stage.run.preset}-{record.stage.short_name}" if record.stage else record.model.resolve().name
+    return f"{record.stage.run.preset}-{record.stage.run.stage}" if record.stage else record.model.resolve().name
 
 
 def figure_files(record: RunRecord) -> dict[str, Path]:

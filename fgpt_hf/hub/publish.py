@@ -1,17 +1,17 @@
 """Publish a model on the Hub: its files, its card and notebook, its run's figures, results and record."""
 
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import cast
 
 from fgpt_hf.convert.export import write_stock
 from fgpt_hf.convert.stock import AUTO, fitting_class, to_stock
 from fgpt_hf.errors import UserError
+from fgpt_hf.files import json_lines
 from fgpt_hf.hub.card import base_model_of, card_license, figure_files, is_foreign, update_card
 from fgpt_hf.hub.card_merge import merge_card
 from fgpt_hf.hub.card_options import CardOptions
@@ -134,7 +134,7 @@ def keep_published_text(files: Files, published: PublishedFiles) -> Files:
 def record_files(record: RunRecord) -> dict[str, bytes]:
     """Return what the run measured and wrote as it went, for a Space to show; no path of the machine is in it."""
     samples = [{"step": sample.step, "prompt": sample.prompt, **sample.outputs} for sample in record.samples]
-    files = {"metrics.jsonl": _json_lines(record.metrics), "samples.jsonl": _json_lines(samples)}
+    files = {METRICS: json_lines(record.metrics).encode(), SAMPLES: json_lines(samples).encode()}
     return {name: content for name, content in files.items() if content}
 
 
@@ -159,7 +159,3 @@ def commit_message(record: RunRecord) -> str:
     losses = {"eval_loss": "validation loss", "loss": "training loss"}
     loss = next((f", {name} {last[key]:.3f}" for key, name in losses.items() if key in last), "")
     return f"Step {last['step']:,}: {last['tokens']:,} tokens{loss}"
-
-
-def _json_lines(lines: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import MANIFEST, integrity_error, sha256_of, write_atomically
 from fgpt_hf.hub.state import BRANCH, RECORDS, FoundState, find_state
+from fgpt_hf.runtime.distributed import from_main_process
 from fgpt_hf.training.checkpoints import latest_valid_checkpoint, step_of
 from fgpt_hf.training.continuation import changed_option, require_resumable
 from fgpt_hf.training.records import RECORD, parse_record, read_record
@@ -138,9 +138,7 @@ def share_state(found: FoundState | None, folder: RunFolder, accelerator: Accele
 
     Every process calls it; `found` is the main process's.
     """
-    shared = [found]
-    broadcast_object_list(shared)
-    state = shared[0]
+    state = from_main_process(found)
     if state and accelerator.is_local_main_process and not _holds(folder.checkpoints / state.state.checkpoint, state):
         state.download_checkpoint(folder.checkpoints)
     accelerator.wait_for_everyone()

@@ -14,10 +14,11 @@ from transformers import PreTrainedConfig
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.results import ResultsRecord
 from fgpt_hf.files import read_json
-from fgpt_hf.hub.front_matter import read_card, results_of_card
+from fgpt_hf.hub.front_matter import CARD, read_card, results_of_card
 from fgpt_hf.hub.stage_record import StageRecord, read_stage
 from fgpt_hf.model.io import load_config
 from fgpt_hf.model.lora import ADAPTER
+from fgpt_hf.training.checkpoints import PREFIX, step_of
 from fgpt_hf.training.records import PROVENANCE, RECORD, RESULTS, find_run, read_metrics, read_record, read_samples
 
 
@@ -112,7 +113,7 @@ def read_run_record(model: Path) -> RunRecord:
         UserError: one of the files is damaged.
     """
     run = find_run(model)
-    readme, config = model / "README.md", model / "config.json"
+    readme, config = model / CARD, model / "config.json"
     record = RunRecord(
         model,
         config=load_config(str(model)) if _read_json(config) else None,
@@ -120,8 +121,8 @@ def read_run_record(model: Path) -> RunRecord:
     )
     if run is None:
         return record
-    is_checkpoint = model.resolve().name.startswith("step_")
-    step = int(model.resolve().name.removeprefix("step_")) if is_checkpoint else math.inf
+    is_checkpoint = model.resolve().name.startswith(PREFIX)
+    step = step_of(model.resolve()) if is_checkpoint else math.inf
     metrics = [line for line in read_metrics(run) if line["step"] <= step]
     last = metrics[-1] if metrics else {}
     return RunRecord(

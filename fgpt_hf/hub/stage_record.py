@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
+from fgpt_hf.config.runs import PreferenceRun, Run, TuningRun, kind_of_run
 from fgpt_hf.data.dataset_names import parse_mixture
 from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.sources import CONVERSATIONS, PREFERENCES, on_hub
@@ -58,11 +58,6 @@ class StageRecord:
         if self.method:
             return f"preference optimization ({self.method})"
         return "instruction tuning" if self.is_tuning else "base training"
-
-    @property
-    def short_name(self) -> str:
-        """The stage in one word: "base", "instruct" or "preference"."""
-        return "preference" if self.method else "instruct" if self.is_tuning else "base"
 
     @property
     def method(self) -> str | None:
@@ -145,7 +140,7 @@ def read_stage(run: Mapping[str, Any], provenance: Mapping[str, Any], last: Mapp
     recorded, reached = Provenance.from_json(provenance), as_type(_Reached, last)
     before = recorded.started_from
     return StageRecord(
-        run=_parse_run(run),
+        run=as_type(kind_of_run(run), run),
         provenance=recorded,
         steps=reached.step,
         tokens=reached.tokens,
@@ -162,11 +157,3 @@ def without_folders(value: str) -> str:
         'a.jsonl,b.jsonl:200'
     """
     return _FOLDERS.sub("", value)
-
-
-def _parse_run(values: Mapping[str, Any]) -> Run:
-    """Return the run of a `run.yaml`; its options tell which kind it is, and unknown ones are left out."""
-    kind: type[Run] = (
-        PreferenceRun if "loss_type" in values else InstructRun if "assistant_only_loss" in values else BaseRun
-    )
-    return as_type(kind, values)

@@ -116,18 +116,18 @@ class FoundState:
             try:
                 manifest = read_sealed_json(partial / MANIFEST)
             except UserError as error:
-                raise half_a_state(self.name, f"{MANIFEST} is damaged") from error
+                raise incomplete_state(self.name, f"{MANIFEST} is damaged") from error
             self._download(list(manifest), partial)
             remove(partial / ".cache")  # where huggingface_hub notes what it downloaded into a folder
             if problem := integrity_error(partial):
-                raise half_a_state(self.name, problem)
+                raise incomplete_state(self.name, problem)
             if when_whole:
                 when_whole()
 
     def _download(self, names: list[str], folder: Path) -> None:
         """Download files of the commit into a folder, and compare those with the hashes that `state.json` has."""
         if missing := sorted(set(names) - set(self.files)):
-            raise half_a_state(self.name, f"{missing[0]} is missing")
+            raise incomplete_state(self.name, f"{missing[0]} is missing")
         with plain_errors(self.repo_id, START_AGAIN), ThreadPoolExecutor(DOWNLOADS) as pool:
             try:
                 list(pool.map(lambda name: download(self.repo_id, name, self.commit, folder), names))
@@ -138,7 +138,7 @@ class FoundState:
                 ) from error
         for name in names:
             if name in self.state.hashes and sha256_of(folder / name) != self.state.hashes[name]:
-                raise half_a_state(self.name, f"{name} is damaged")
+                raise incomplete_state(self.name, f"{name} is damaged")
 
 
 def find_state(repo_id: str, branch: str) -> FoundState | None:
@@ -156,7 +156,7 @@ def find_state(repo_id: str, branch: str) -> FoundState | None:
         if STATE in _files_of(head):
             return _read_state(repo_id, branch, head)
         if not _is_fresh(repo_id, head):
-            raise half_a_state(f"{repo_id}@{branch}", f"{STATE} is missing")
+            raise incomplete_state(f"{repo_id}@{branch}", f"{STATE} is missing")
     return None
 
 
@@ -166,11 +166,11 @@ def _read_state(repo_id: str, branch: str, head: ModelInfo) -> FoundState:
         try:
             state = as_type(State, read_sealed_json(path))
         except UserError as error:
-            raise half_a_state(f"{repo_id}@{branch}", f"{STATE} is damaged or another version's") from error
+            raise incomplete_state(f"{repo_id}@{branch}", f"{STATE} is damaged or another version's") from error
     return FoundState(repo_id, branch, str(head.sha), _files_of(head), state)
 
 
-def half_a_state(name: str, problem: str) -> UserError:
+def incomplete_state(name: str, problem: str) -> UserError:
     """Return the error of a branch that lacks a part of a state, or that was never one."""
     return UserError(
         f"{name} does not hold the whole state of a run ({problem}): resume from a checkpoint of this machine or from "

@@ -27,10 +27,11 @@ from fgpt_hf.files import sha256_of
 from fgpt_hf.hub.front_matter import CARD, read_card
 from fgpt_hf.hub.published_files import WEIGHTS_AND_CODE, Files, matches, publishable
 from fgpt_hf.retries import is_transient, retry
+from fgpt_hf.training.records import METRICS, SAMPLES
 
 REPLACED = {"model": WEIGHTS_AND_CODE, "space": ("*.py",)}  # deleted from a repo if a push does not bring it again
 # Made from weights, and deleted when others come.
-DERIVED = ("metrics.jsonl", "samples.jsonl", ".eval_results/*.yaml", "*.gguf", "template", "params")
+DERIVED = (METRICS, SAMPLES, ".eval_results/*.yaml", "*.gguf", "template", "params")
 REFUSALS = {
     401: "the token is not valid (it may have expired): run `hf auth login` again",
     403: "the token may not write there: use one with the role 'write', of the owner or a member",

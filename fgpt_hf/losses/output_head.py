@@ -7,8 +7,6 @@ some rows at a time by their own code, once for the loss and once more for its g
 Legend: N rows (tokens to predict), D width, V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +29,7 @@ from fgpt_hf.losses.linear_cross_entropy import (
 )
 from fgpt_hf.losses.sampled_softmax import sampled_cross_entropy
 from fgpt_hf.model.embeddings import output_embeddings, token_embeddings
+from fgpt_hf.model.evaluation_mode import evaluation_mode
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 PROBE_TOKENS = 8
@@ -123,7 +122,7 @@ def output_head(model: PreTrainedModel) -> OutputHead:
 @torch.no_grad()
 def _find_head(model: PreTrainedModel) -> OutputHead:
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % len(token_embeddings(model))
-    with _evaluating(model):
+    with evaluation_mode(model):
         logits = model(input_ids=ids, use_cache=False).logits[0].float()
         states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
         weight = output_embeddings(model)
@@ -188,13 +187,3 @@ def _own_part(model: PreTrainedModel) -> str | None:
     """Return the name by which a model calls the network before its head, or None."""
     network = model.get_decoder()
     return next((name for name, child in model.named_children() if child is network), None)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

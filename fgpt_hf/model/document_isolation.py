@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.embeddings import token_embeddings
+from fgpt_hf.model.evaluation_mode import evaluation_mode
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 
 LENGTHS = (5, 7)  # of two documents
@@ -57,7 +58,7 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
         mixed = _states(model, row, position_ids=positions, attention_mask=torch.ones_like(row))[:, LENGTHS[0] :]
     except (TypeError, ValueError, IndexError, RuntimeError):  # a model that takes no such positions
         return False
-    # Where mixing changes nothing either, as in a network whose attention is still zero, the trial tells nothing.
+    # Where mixing changes nothing either, as in a network whose attention is still zero, the probe tells nothing.
     is_told = (packed - alone).norm() <= TELLING * (mixed - alone).norm()
     return _are_close(packed, alone) and bool(is_told)
 
@@ -72,12 +73,8 @@ def _documents(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 def _states(model: PreTrainedModel, ids: Tensor, **inputs: Tensor) -> Tensor:
     """Return the final states, `(1, T, D)`, as training computes them but for dropout."""
     network: Any = model.get_decoder()
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         states: Tensor = network(input_ids=ids, use_cache=False, **inputs).last_hidden_state
-    finally:
-        model.train(was_training)
     return states
 
 

@@ -93,12 +93,17 @@ def load_fgpt(name: str, dtype: torch.dtype | str = "auto") -> tuple[FGPTForCaus
             "`fgpt convert`"
         )
     model: FGPTForCausalLM = load_weights(FGPTForCausalLM, source, dtype=dtype)
+    require_finite_weights(name, model)
+    return model.eval(), load_tokenizer(source)
+
+
+def require_finite_weights(name: str, model: nn.Module) -> None:
+    """Raise UserError if a parameter of the model called `name` holds NaN or infinite values."""
     if broken := non_finite_weights(model):
         raise UserError(
             f"{len(broken)} weights of {name} hold NaN or infinite values, such as {broken[0]}: take a model from "
             "before it broke, such as an earlier checkpoint"
         )
-    return model.eval(), load_tokenizer(source)
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:

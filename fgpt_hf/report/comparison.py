@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TextIO
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from fgpt_hf.config.runs import BaseRun
+from fgpt_hf.config.runs import BaseRun, kind_of_run
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.tasks import TASKS
 from fgpt_hf.files import read_json
@@ -17,7 +17,6 @@ from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.parsing import as_type
 from fgpt_hf.report.figures import new_axes, save_figure, style_axes
 from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
-from fgpt_hf.report.next_steps import stage_of
 from fgpt_hf.runtime.duration import duration
 from fgpt_hf.runtime.workload import count_parameters, network_config
 from fgpt_hf.training.records import RECORD, read_record
@@ -63,7 +62,7 @@ class ComparedRun:
 
 COLUMNS: Mapping[str, Callable[[ComparedRun], str]] = {
     "run": lambda run: run.name,
-    "stage": lambda run: stage_of(run.recorded),
+    "stage": lambda run: kind_of_run(run.recorded).stage,
     "data": lambda run: _short_data(str(run.recorded.get("dataset_name", NOTHING))),
     "shape": lambda run: _shape(run.config),
     "parameters": lambda run: f"{count_parameters(run.config).total / 1e6:,.1f}M" if run.config else NOTHING,

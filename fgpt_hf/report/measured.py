@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.training.records import read_metrics
+from fgpt_hf.training.records import METRICS, RECORD, read_metrics
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -30,13 +30,13 @@ class Series(NamedTuple):
 
 def measured_lines(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of `metrics.jsonl`, at least one."""
-    if not (folder / "run.yaml").is_file():
-        inside = [str(record.parent) for record in sorted(folder.glob("*/run.yaml"))]
+    if not (folder / RECORD).is_file():
+        inside = [str(record.parent) for record in sorted(folder.glob(f"*/{RECORD}"))]
         hint = f"it holds the runs {', '.join(inside)}" if inside else "give the output_dir of a training command"
-        raise UserError(f"{folder} is not a run, because it has no run.yaml: {hint}")
+        raise UserError(f"{folder} is not a run, because it has no {RECORD}: {hint}")
     metrics = read_metrics(folder)
     if not metrics:
-        raise UserError(f"{folder / 'metrics.jsonl'} has no line yet: the run has not finished its first step")
+        raise UserError(f"{folder / METRICS} has no line yet: the run has not finished its first step")
     return metrics
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
-from fgpt_hf.config.runs import InstructRun, Run, TuningRun
+from fgpt_hf.config.presets import PRESETS_OF_STAGE
+from fgpt_hf.config.runs import InstructRun, Run, TuningRun, kind_of_run
 from fgpt_hf.errors import UserError
 from fgpt_hf.report.measured import Lines, series
 from fgpt_hf.runtime.duration import duration
@@ -24,16 +24,6 @@ class NextStep(NamedTuple):
     command: str
 
 
-def stage_of(recorded: Record) -> str:
-    """Return which stage of training a `run.yaml` describes: `base`, `instruct` or `preference`.
-
-    Example:
-        >>> stage_of({"preset": "quickstart", "loss_type": "sigmoid"})
-        'preference'
-    """
-    return "preference" if "loss_type" in recorded else "instruct" if "assistant_only_loss" in recorded else "base"
-
-
 def describe_next_steps(folder: Path, recorded: Record, metrics: Lines) -> Iterator[str]:
     """Yield a sentence on what the run has reached, and a line for each command that comes next."""
     yield describe_result(recorded, metrics, is_finished=(folder / "model").is_dir())
@@ -47,7 +37,9 @@ def describe_result(recorded: Record, metrics: Lines, is_finished: bool = True) 
     """Return what a run has reached, in a sentence."""
     last = metrics[-1]
     state = "finished" if is_finished else "unfinished"
-    first = f"This {stage_of(recorded)} run is {state}: {last['tokens']:,} tokens in {duration(last['seconds'])}"
+    first = (
+        f"This {kind_of_run(recorded).stage} run is {state}: {last['tokens']:,} tokens in {duration(last['seconds'])}"
+    )
     gains = [
         f"{name} {values[0]:.{digits}f} -> {values[-1]:.{digits}f}"
         for key, name, digits in (
@@ -63,7 +55,7 @@ def describe_result(recorded: Record, metrics: Lines, is_finished: bool = True) 
 
 def next_steps(folder: Path, recorded: Record) -> Iterator[NextStep]:
     """Yield the commands that come after a run, the likeliest first."""
-    name, stage = shlex.quote(str(folder)), stage_of(recorded)
+    name, stage = shlex.quote(str(folder)), kind_of_run(recorded).stage
     if not (folder / "model").is_dir():
         yield NextStep("resume", "the same training command again")
         yield NextStep("watch it", fgpt_command("report", "--watch", name))
@@ -87,8 +79,7 @@ def train_command(stage: str, recorded: Record, before: Path) -> str:
 
     Data of the same preset are its default; who trained on other data is to name conversations or pairs, too.
     """
-    presets: Mapping[str, Run] = INSTRUCT_PRESETS if stage == "instruct" else PREFERENCE_PRESETS
-    preset = recorded.get("preset") if recorded.get("preset") in presets else "quickstart"
+    preset = recorded.get("preset") if recorded.get("preset") in PRESETS_OF_STAGE[stage] else "quickstart"
     data = [] if _is_of_preset(recorded) else [f"--dataset_name my_{'chats' if stage == 'instruct' else 'pairs'}.jsonl"]
     name, own = folder_after(before, stage), shlex.quote(str(before))
     options = (f"--preset {preset}", f"--model_name_or_path {own}", *data, f"--output_dir {shlex.quote(str(name))}")
@@ -102,8 +93,9 @@ def folder_after(before: Path, stage: str) -> Path:
         >>> folder_after(Path("runs/mine/base"), "instruct").as_posix(), folder_after(Path("novels"), "instruct").name
         ('runs/mine/instruct', 'novels-instruct')
     """
-    stages = ("base", "instruct", "preference")
-    return before.with_name(stage if before.name in stages else f"{before.name.removesuffix('-instruct')}-{stage}")
+    return before.with_name(
+        stage if before.name in PRESETS_OF_STAGE else f"{before.name.removesuffix('-instruct')}-{stage}"
+    )
 
 
 def require_start(run: Run) -> None:
@@ -121,8 +113,7 @@ def require_start(run: Run) -> None:
         and not folder.exists()
         and (name.startswith(("runs/", "./", "../", "/", "~")) or name.count("/") > 1)
     ):
-        presets = PRESETS if stage == "base" else INSTRUCT_PRESETS
-        preset = run.preset if run.preset in presets else "quickstart"
+        preset = run.preset if run.preset in PRESETS_OF_STAGE[stage] else "quickstart"
         command = fgpt_command(f"train-{stage}", f"--preset {preset}", f"--output_dir {shlex.quote(name)}")
         raise UserError(f"model_name_or_path={name}: there is no such folder. Train it first: {command}")
 
@@ -138,8 +129,5 @@ def fgpt_command(*arguments: str) -> str:
 
 def _is_of_preset(recorded: Record) -> bool:
     """Return whether a run has the data of its preset, the next stages of which are about the same."""
-    presets: Mapping[str, Run] = {"base": PRESETS, "instruct": INSTRUCT_PRESETS, "preference": PREFERENCE_PRESETS}[
-        stage_of(recorded)
-    ]
-    preset = presets.get(str(recorded.get("preset")))
+    preset = PRESETS_OF_STAGE[kind_of_run(recorded).stage].get(str(recorded.get("preset")))
     return preset is not None and recorded.get("dataset_name") == getattr(preset, "dataset_name", None)

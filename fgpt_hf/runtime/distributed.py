@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import torch
@@ -27,7 +28,10 @@ from transformers import PreTrainedModel
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Objective
+from fgpt_hf.model.evaluation_mode import evaluation_mode
 from fgpt_hf.runtime.hardware import Machine, keep_freed_memory, supports_bf16, this_machine
+
+Value = TypeVar("Value")
 
 # How long a process waits for the others: to connect, for one that works alone, such as to download a state, and in a
 # step, after which a machine is taken for lost.
@@ -115,6 +119,13 @@ def mixed_precision(run: Run, device: torch.device) -> str:
     return "bf16" if (supports_bf16(device) if run.bf16 is None else run.bf16) else "no"
 
 
+def from_main_process(value: Value) -> Value:
+    """Return the main process's value, so that all processes decide the same; every process calls it."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
 def shared_machine(accelerator: Accelerator) -> Machine:
     """Return the machine with the least free memory among all processes, so that all decide the same."""
     machines: list[Machine] = gather_object([this_machine(accelerator.device, accelerator.num_processes)])
@@ -129,9 +140,7 @@ def require_shared_disk(folder: Path, accelerator: Accelerator) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    name = [f".{folder.name}.{uuid4().hex}"]
-    broadcast_object_list(name)
-    probe = folder.with_name(name[0])
+    probe = folder.with_name(from_main_process(f".{folder.name}.{uuid4().hex}"))
     if accelerator.is_main_process:
         probe.touch()
     accelerator.wait_for_everyone()
@@ -198,15 +207,19 @@ def evaluating(objective: Objective) -> Iterator[None]:
         >>> model.training
         True
     """
-    model = objective.model
-    was_training = model.training
+    with (
+        restored_random_state(),
+        torch.compiler.set_stance("force_eager"),
+        _gathered(objective),
+        evaluation_mode(objective.model),
+    ):
+        yield
+
+
+def restored_random_state() -> AbstractContextManager[None]:
+    """Return a context at whose end torch's random number generators are as they were, of the host and the device."""
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
-    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), _gathered(objective):
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(was_training)
+    return torch.random.fork_rng(devices)
 
 
 @contextmanager

@@ -14,21 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from fgpt_hf.workers import STOP_SIGNALS
+from fgpt_hf.workers import STOP_SIGNALS, exit_code_of
 
 logger = logging.getLogger(__name__)
 
 SAME_REQUEST_SECONDS = 2.0
-
-
-def exit_code_of(number: int) -> int:
-    """Return the exit code of a process that a signal ended, as shells have it.
-
-    Example:
-        >>> exit_code_of(signal.SIGTERM)
-        143
-    """
-    return 128 + number
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +23,7 @@ from fgpt_hf.evaluation.scoring import Scorer
 from fgpt_hf.files import atomic_directory, read_cached_array, write_cached_array
 from fgpt_hf.model.io import save_model
 from fgpt_hf.model.lora import ADAPTER, merge_adapter_into
+from fgpt_hf.runtime.distributed import from_main_process
 from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.start_model import open_model
 
@@ -49,10 +49,9 @@ def reference_log_probabilities(
     """
     model.to(accelerator.device)
     path = Path(HF_HOME, "fgpt", "reference", _fingerprint(accelerator, model, pairs)).with_suffix(".array")
-    cached: list[npt.NDArray[np.float32] | None] = [read_cached_array(path)]
-    broadcast_object_list(cached)  # the main process's, so all take the same branch
-    if cached[0] is not None:
-        return cached[0]
+    cached: npt.NDArray[np.float32] | None = from_main_process(read_cached_array(path))
+    if cached is not None:
+        return cached
     groups = [[Row(tuple(reply.ids.tolist()), len(reply.ids) - reply.start) for reply in pair] for pair in pairs]
     scores = Scorer(accelerator, model).score(groups, "reference")
     log_probabilities = np.array([[score.log_likelihood for score in pair] for pair in scores], dtype=np.float32)

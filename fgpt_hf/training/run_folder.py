@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from filelock import Timeout
 
 from fgpt_hf.config.runs import Run
@@ -19,6 +18,7 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import TaskResult
 from fgpt_hf.evaluation.results import results_record, write_results
 from fgpt_hf.files import PARTIAL, append_json_line, locked, read_json_lines, write_atomically, write_json_lines
+from fgpt_hf.runtime.distributed import from_main_process
 from fgpt_hf.runtime.plan import TrainingPlan
 from fgpt_hf.training.checkpoints import (
     checkpoint_name,
@@ -91,11 +91,9 @@ class RunFolder:
 
     def decided(self, plan: TrainingPlan) -> TrainingPlan:
         """Return the plan with what a resumed run has decided before; every process calls it."""
-        found = [plan]
         if self.is_writer and self.checkpoint is not None:
-            found = [decided(plan, self.run, read_record(self.record))]
-        broadcast_object_list(found)
-        return found[0]
+            plan = decided(plan, self.run, read_record(self.record))
+        return from_main_process(plan)
 
     def begin(self, plan: TrainingPlan, resumed_at: int | None = None) -> None:
         """Record the run, in a new folder, in place of the run to overwrite, or after the step that it continues from.

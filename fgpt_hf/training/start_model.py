@@ -20,7 +20,14 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.document_isolation import keeps_documents_apart, require_causal
 from fgpt_hf.model.embeddings import output_embeddings, token_embeddings
-from fgpt_hf.model.io import context_length, load_config, load_fgpt, load_model, model_source, non_finite_weights
+from fgpt_hf.model.io import (
+    context_length,
+    load_config,
+    load_fgpt,
+    load_model,
+    model_source,
+    require_finite_weights,
+)
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.model.quantization import four_bit_options, keep_differentiable
 from fgpt_hf.model.shapes import shape_of
@@ -137,11 +144,7 @@ def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTo
         model, tokenizer = load_model(source, torch.float32, trusted, **quantized)
         keep_differentiable(model)
         require_causal(name, model)
-        if broken := non_finite_weights(model):
-            raise UserError(
-                f"{len(broken)} weights of {name} hold NaN or infinite values, such as {broken[0]}: take a model from "
-                "before it broke, such as an earlier checkpoint"
-            )
+        require_finite_weights(name, model)
     if config.dtype not in (None, torch.float32):
         stored = str(config.dtype).removeprefix("torch.")
         logger.info("%s is stored in %s: it is trained and saved in float32", name, stored)

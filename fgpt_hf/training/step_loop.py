@@ -15,7 +15,7 @@ from fgpt_hf.config.runs import Run
 from fgpt_hf.config.schedules import learning_rate_factor, weight_decay_factor
 from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Batch
-from fgpt_hf.runtime.distributed import evaluating
+from fgpt_hf.runtime.distributed import evaluating, from_main_process
 from fgpt_hf.runtime.duration import (
     MIN_STEPS,
     CheckTime,
@@ -34,7 +34,7 @@ from fgpt_hf.training.profiling import profiled
 from fgpt_hf.training.records import read_metrics
 from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.step import Step, Stepper, TakenStep
-from fgpt_hf.training.timing import from_main_process, spent_seconds, time_first_step
+from fgpt_hf.training.timing import spent_seconds, time_first_step
 
 logger = logging.getLogger(__name__)
 

@@ -4,18 +4,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import psutil
-import torch
-from accelerate.utils import broadcast_object_list
 
 from fgpt_hf.losses.objectives import Batch
+from fgpt_hf.runtime.distributed import from_main_process, restored_random_state
 from fgpt_hf.runtime.plan import split_batch
 from fgpt_hf.training.state import TrainingState
 from fgpt_hf.training.step import Stepper
-
-Value = TypeVar("Value")
 
 TIMED_MICRO_BATCHES = 3  # of a step; more take as long as these
 REPEATS, LONG_SECONDS = 3, 5.0  # a step is timed so often, or until that took so long
@@ -41,13 +37,6 @@ def time_first_step(stepper: Stepper, micro_batches: Sequence[Batch], rows_open:
     return _divided(micro_batches, stepper.plan.rows), seconds
 
 
-def from_main_process(value: Value) -> Value:
-    """Return the main process's value, so that all processes decide the same."""
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
-
-
 @contextmanager
 def without_trace(state: TrainingState) -> Iterator[None]:
     """Let the steps of a run that has not begun change nothing that its trajectory depends on.
@@ -57,8 +46,7 @@ def without_trace(state: TrainingState) -> Iterator[None]:
     """
     scaler = state.accelerator.scaler
     scaling = scaler.state_dict() if scaler else None
-    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
-    with torch.random.fork_rng(devices):
+    with restored_random_state():
         state.optimizer.set_learning_rate(0.0)
         yield
     state.optimizer.forget()

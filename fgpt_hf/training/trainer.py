@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -17,10 +16,10 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.losses.objectives import Objective
 from fgpt_hf.model.io import non_finite_weights
 from fgpt_hf.runtime.attention import resolve_attn_implementation, set_attention
-from fgpt_hf.runtime.distributed import all_reduce_sum, require_shared_disk, shard, step_timeout
+from fgpt_hf.runtime.distributed import all_reduce_sum, from_main_process, require_shared_disk, shard, step_timeout
 from fgpt_hf.runtime.hardware import peak_memory_bytes
 from fgpt_hf.runtime.plan import TrainingPlan
-from fgpt_hf.runtime.signals import exit_code_of, stop_signals
+from fgpt_hf.runtime.signals import stop_signals
 from fgpt_hf.training.checkpoints import step_of, too_few_steps
 from fgpt_hf.training.optim import build_optimizer, describe_groups
 from fgpt_hf.training.outlook import Epoch
@@ -28,6 +27,7 @@ from fgpt_hf.training.run_folder import RunFolder
 from fgpt_hf.training.state import Progress, TrainingState
 from fgpt_hf.training.step import Stepper
 from fgpt_hf.training.step_loop import Check, StepLoop
+from fgpt_hf.workers import exit_code_of
 
 logger = logging.getLogger(__name__)
 
@@ -157,9 +157,7 @@ class Trainer:
 
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to continue from, which the main process finds."""
-        found: list[Path | None] = [self.folder.checkpoint if self.folder.is_writer else None]
-        broadcast_object_list(found)
-        return found[0]
+        return from_main_process(self.folder.checkpoint if self.folder.is_writer else None)
 
     def _require_finite_weights(self, model: nn.Module) -> None:
         """Raise UserError on all processes if a weight of one of them is no number: every step would be skipped."""
