@@ -9,7 +9,7 @@ takes rows as they come, and each process makes all of them to use its share.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -158,9 +158,13 @@ class StreamPosition:
     epoch: int = 0
     start: EpochPosition = EpochPosition()
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the position in values that JSON can hold."""
+        return {**vars(self), "start": self.start.as_json()}
+
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "StreamPosition":
-        """Return the position whose `dataclasses.asdict` this was."""
+        """Return the position that `as_json` gave."""
         return cls(fields["corpus"], fields["epoch"], EpochPosition.from_json(fields["start"]))
 
 
@@ -209,7 +213,7 @@ class StreamedRows:
         return self.collate(np.concatenate(taken)[self.rank * count : (self.rank + 1) * count])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": asdict(self._chunk.position), "row": self._row}
+        return {"position": self._chunk.position.as_json(), "row": self._row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with reading_position():
