@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import psutil
 import pytest
 
-from fgpt_hf.data.splits import SPLITS, ValidationRule, encode_splits
-from fgpt_hf.workers import BackgroundIterator, process_pool
+from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.data.splits import SPLITS, ValidationRule
+from fgpt_hf.data.stream import TokenizerPool
+from fgpt_hf.workers import BackgroundIterator
 
 POOL = """
 import time
@@ -70,10 +73,11 @@ def test_workers_outlive_signals_to_the_whole_group_and_write_no_traceback() -> 
 
 def test_a_worker_that_reads_sources_and_tokenizes_loads_no_torch() -> None:
     """It would take each worker seconds and hundreds of megabytes."""
-    with process_pool(1) as pool:
-        encoded = pool.submit(encode_splits, ["Once upon a time"], ValidationRule(0.5), SPLITS).result()
-        pool.submit(eval, "__import__('fgpt_hf.data.pydocs') and None").result()
-        loaded = set(pool.submit(eval, "list(__import__('sys').modules)").result())
+    with closing(TokenizerPool(TextSource(), workers=1, in_processes=True)) as pool:
+        texts, rule = ["Once upon a time"], ValidationRule(0.5)
+        encoded = pool.executor.submit(pool._encode, texts, rule, SPLITS, repeats=1.0).result()
+        pool.executor.submit(eval, "__import__('fgpt_hf.data.pydocs') and None").result()
+        loaded = set(pool.executor.submit(eval, "list(__import__('sys').modules)").result())
     assert sum(len(ids) for documents in encoded.values() for ids in documents) > 0
     assert "fgpt_hf.data.pydocs" in loaded and not {"torch", "transformers", "datasets"} & loaded
 

@@ -21,24 +21,27 @@ from huggingface_hub.constants import HF_HOME
 from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data.corpora import Shard, open_corpus
-from fgpt_hf.data.shards import (
-    COLUMN,
-    HOW_TO_MEND,
+from fgpt_hf.data.shard_records import (
     PREPARED,
     RECORD,
     FileRecord,
     Manifest,
-    PreparedData,
     Recipe,
     ShardRecord,
-    buffer_sizes,
     describe_rows,
+    total_size,
+)
+from fgpt_hf.data.shards import (
+    ANY_SHARD,
+    COLUMN,
+    HOW_TO_MEND,
+    PreparedData,
+    buffer_sizes,
     load_prepared,
     push_dataset,
     read_shard,
     shard_name,
     split_path,
-    total_size,
     verify_content,
 )
 from fgpt_hf.data.splits import SPLITS, TRAIN, SplitSize, empty_split_error
@@ -52,7 +55,6 @@ from fgpt_hf.wording import count_of
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 5  # to be raised whenever the same documents would give other rows, or the folder another form
-ANY_SHARD = "shard-*"
 SHARD_TOKENS = 1 << 27  # of training rows: a hundred billion tokens need fewer than a thousand files
 
 

@@ -22,12 +22,10 @@ from fgpt_hf.data.batches import Batches, RowChunk, ShuffledRows, StreamedRows, 
 from fgpt_hf.data.corpora import Shard, open_corpus
 from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.prepare import prepared_once, recipe_of
+from fgpt_hf.data.shard_records import PREPARED, Manifest, Recipe
 from fgpt_hf.data.shards import (
-    PREPARED,
-    Manifest,
     PreparedData,
     PreparedRows,
-    Recipe,
     is_prepared,
     load_prepared,
     require_fitting,

@@ -4,8 +4,7 @@ The hash depends on the text alone: the split is the same on every machine, in a
 fraction holds out all that a smaller one does. Equal documents are always in the same split. Where all documents are
 known, exactly the fraction of them is held out, those of the smallest hashes, and at least one. Of a stream, and of the
 embedded corpus and the sets that are made of it, those are held out whose hash is below the fraction, whatever else
-there is: 1 % on average. This module imports neither torch nor datasets, because each tokenizing process starts with
-it.
+there is: 1 % on average.
 """
 
 import math
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.tokenizer.byte_bpe import Ids
-from fgpt_hf.tokenizer.document_encoder import PROJECT_ENCODER, DocumentEncoder
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")  # as they are called on the Hub
 
@@ -118,18 +115,6 @@ def document_hash(text: str) -> float:
     """
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
-
-
-def encode_splits(
-    texts: Sequence[str],
-    rule: ValidationRule,
-    splits: Sequence[str],
-    repeats: float = 1.0,
-    encoder: DocumentEncoder = PROJECT_ENCODER,
-) -> dict[str, list[Ids]]:
-    """Return the token ids of the documents in each of `splits`, as `split_texts` chooses them."""
-    chosen = split_texts(texts, rule, splits, repeats)
-    return {split: encoder.encode(members, threads=1) for split, members in chosen.items()}
 
 
 def split_texts(

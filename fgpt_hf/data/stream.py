@@ -1,11 +1,11 @@
 """Turn a stream of documents into packed rows: read several shards at once, tokenize on all cores, pack, shuffle.
 
-Documents come in buffers of 8 blocks, from up to 8 shards at once; a block has at most 1,000
-documents or 8 million characters. A buffer of short blocks has more of them, because each buffer is packed on its own,
-and few documents fill rows badly. No token is lost. The rows follow from the seed, not from the workers, the machine or
-the number of processes, and reading can be resumed at any buffer. Shards are
-shuffled within an epoch and rows within a buffer; documents of one shard that are far apart stay so. For a full shuffle
-prepare the rows first (`fgpt prepare`), at the price of disk space, 2 bytes a token or 4.
+Documents come in buffers of 8 blocks, from up to 8 shards at once; a block has at most 1,000 documents or 8 million
+characters. A buffer of short blocks has more of them, because each buffer is packed on its own, and few documents fill
+rows badly. No token is lost. The rows follow from the seed, not from the workers, the machine or the number of
+processes, and reading can be resumed at any buffer. Shards are shuffled within an epoch and rows within a buffer;
+documents of one shard that are far apart stay so. For a full shuffle prepare the rows first (`fgpt prepare`), at the
+price of disk space, 2 bytes a token or 4.
 """
 
 from collections import deque
@@ -21,6 +21,7 @@ from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.data.corpora import Shard, in_order
 from fgpt_hf.data.packing import PackedRows, pack_documents
 from fgpt_hf.data.positions import ShardPosition
+from fgpt_hf.data.split_encoding import encode_splits, encode_with_kept_encoder, keep_encoder
 from fgpt_hf.data.splits import (
     ALL_HELD_OUT,
     SPLITS,
@@ -28,7 +29,6 @@ from fgpt_hf.data.splits import (
     VALIDATION,
     ValidationRule,
     empty_split_error,
-    encode_splits,
 )
 from fgpt_hf.retries import ONCE, READ_ERRORS, STREAM, Attempts, reading
 from fgpt_hf.tokenizer.byte_bpe import Ids
@@ -140,9 +140,9 @@ class TokenizerPool:
         self.rule = ValidationRule(source.validation_fraction) if rule is None else rule
         self.workers, self.encoder = workers, encoder
         self.executor: Executor
-        if in_processes:  # each gets the encoder once, which may hold megabytes
-            self.executor = process_pool(workers, partial(_keep_encoder, encoder))
-            self._encode: Callable[..., dict[str, list[Ids]]] = _encode_with_kept_encoder
+        if in_processes:
+            self.executor = process_pool(workers, partial(keep_encoder, encoder))
+            self._encode: Callable[..., dict[str, list[Ids]]] = encode_with_kept_encoder
         else:
             self.executor = ThreadPoolExecutor(workers)
             self._encode = partial(encode_splits, encoder=encoder)
@@ -192,19 +192,6 @@ class TokenizerPool:
                 for start in range(0, len(block.texts), TEXTS_PER_TASK)
             ]
             yield buffer._replace(blocks=[]), tasks
-
-
-_KEPT_ENCODERS: list[DocumentEncoder] = []  # of a process that tokenizes for another one
-
-
-def _keep_encoder(encoder: DocumentEncoder) -> None:
-    _KEPT_ENCODERS[:] = [encoder]
-
-
-def _encode_with_kept_encoder(
-    texts: Sequence[str], rule: ValidationRule, splits: Sequence[str], repeats: float
-) -> dict[str, list[Ids]]:
-    return encode_splits(texts, rule, splits, repeats, _KEPT_ENCODERS[0])
 
 
 def training_buffers(

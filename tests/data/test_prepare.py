@@ -19,7 +19,8 @@ from fgpt_hf.config.option_groups import TextSource
 from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data import prepare as prepare_module
 from fgpt_hf.data.prepare import packing_report, prepare, prepare_documents
-from fgpt_hf.data.shards import load_prepared, total_size
+from fgpt_hf.data.shard_records import total_size
+from fgpt_hf.data.shards import load_prepared
 from fgpt_hf.data.splits import TRAIN, VALIDATION
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_sealed_json, write_sealed_json

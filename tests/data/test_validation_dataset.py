@@ -15,7 +15,7 @@ from fgpt_hf.data import corpora, prepare
 from fgpt_hf.data.instruct import load_instruct_data
 from fgpt_hf.data.preference import load_preference_data
 from fgpt_hf.data.pretraining import load_pretraining_data
-from fgpt_hf.data.shards import total_size
+from fgpt_hf.data.shard_records import total_size
 from fgpt_hf.data.sources import CORPORA, validation_split
 from fgpt_hf.errors import UserError
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer

@@ -9,7 +9,7 @@ import yaml
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from fgpt_hf.data.shards import PREPARED
+from fgpt_hf.data.shard_records import PREPARED
 from fgpt_hf.files import integrity_error, read_json, read_json_lines, sha256_of
 from fgpt_hf.training import shards
 from fgpt_hf.training.checkpoints import checkpoints

@@ -33,7 +33,7 @@ from fgpt_hf.data.dataset_names import parse_mixture
 from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.preference_pairs import load_pairs
-from fgpt_hf.data.shards import Manifest, Recipe, ShardRecord
+from fgpt_hf.data.shard_records import Manifest, Recipe, ShardRecord
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.tasks import TASKS, load_examples
 from fgpt_hf.files import SEAL, integrity_error, write_manifest, write_sealed_json
