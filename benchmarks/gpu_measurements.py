@@ -33,8 +33,9 @@ from fgpt_hf.runtime.hardware import (
     supports_bf16,
     this_machine,
 )
+from fgpt_hf.runtime.network import network_config
 from fgpt_hf.runtime.transfers import to_device
-from fgpt_hf.runtime.workload import Workload, network_config
+from fgpt_hf.runtime.workload import Workload
 from fgpt_hf.training.optim import build_optimizer
 
 Figures = dict[str, Any]  # of a measurement, by name: numbers and words

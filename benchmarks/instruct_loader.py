@@ -27,7 +27,7 @@ from fgpt_hf.data.instruct import chat_batch, encode_chats, pack_chats
 from fgpt_hf.data.mixtures import RowIssues
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.runtime.hardware import keep_freed_memory, supports_bf16
-from fgpt_hf.runtime.workload import network_config
+from fgpt_hf.runtime.network import network_config
 from fgpt_hf.tokenizer.fast_encoding import EncodedConversation
 from fgpt_hf.tokenizer.tokenizer import PAD_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer

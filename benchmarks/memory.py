@@ -30,7 +30,8 @@ from fgpt_hf.losses.objectives import (
 )
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.runtime.hardware import keep_freed_memory, peak_memory_bytes, supports_bf16, this_machine
-from fgpt_hf.runtime.workload import Workload, network_config
+from fgpt_hf.runtime.network import network_config
+from fgpt_hf.runtime.workload import Workload
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
 

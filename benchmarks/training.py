@@ -26,7 +26,7 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.data.batches import as_batch
 from fgpt_hf.losses.objectives import Batch, LanguageModelObjective
 from fgpt_hf.runtime.hardware import device_name, keep_freed_memory, peak_memory_bytes, supports_bf16
-from fgpt_hf.runtime.workload import flops_per_token
+from fgpt_hf.runtime.network import flops_per_token
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID
 from fgpt_hf.training.optim import JointOptimizer, build_optimizer
 

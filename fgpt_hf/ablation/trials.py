@@ -24,7 +24,7 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import append_json_line, locked, read_json, read_json_lines, write_json
-from fgpt_hf.runtime.workload import count_parameters, network_config
+from fgpt_hf.runtime.network import count_parameters, network_config
 from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.records import read_metrics
 

@@ -24,9 +24,10 @@ from fgpt_hf.report.next_steps import require_start
 from fgpt_hf.report.summary import summarize_run
 from fgpt_hf.runtime.attention import resolve_attn_implementation
 from fgpt_hf.runtime.distributed import shared_machine, start_accelerator
+from fgpt_hf.runtime.network import Network
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training, require_memory
 from fgpt_hf.runtime.signals import exit_on_signals
-from fgpt_hf.runtime.workload import Network, Workload
+from fgpt_hf.runtime.workload import Workload
 from fgpt_hf.training.optim import require_known_optimizer
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.provenance import record_provenance

@@ -16,7 +16,7 @@ from fgpt_hf.evaluation.checks import beginning_of, require_room
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.model.modeling_fgpt import FGPTForCausalLM
 from fgpt_hf.model.run_tokenizer import run_tokenizer
-from fgpt_hf.runtime.workload import network_config
+from fgpt_hf.runtime.network import network_config
 from fgpt_hf.tokenizer.document_encoder import DocumentEncoder
 from fgpt_hf.tokenizer.tokenizer import generation_ids
 from fgpt_hf.training.outlook import Epoch

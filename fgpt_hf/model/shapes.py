@@ -32,7 +32,7 @@ class NetworkShape:
 
     Attributes:
         parameters: the shape of each parameter by its name; a tied head is left out.
-        kinds: what each of them is: one of the names of `runtime.workload.ParameterCounts`.
+        kinds: what each of them is: one of the names of `runtime.network.ParameterCounts`.
         linear_layers: the inputs and outputs of each linear layer within the layers, by its name.
         token_matrices: the modules with a row for each token, by the last part of their names: embeddings, and a head
             that is not tied to them.

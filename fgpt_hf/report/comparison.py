@@ -18,7 +18,7 @@ from fgpt_hf.parsing import as_type
 from fgpt_hf.report.figures import new_axes, save_figure, style_axes
 from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
 from fgpt_hf.runtime.duration import duration
-from fgpt_hf.runtime.workload import count_parameters, network_config
+from fgpt_hf.runtime.network import count_parameters, network_config
 from fgpt_hf.training.records import RECORD, read_record
 
 NOTHING = "–"

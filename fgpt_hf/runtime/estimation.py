@@ -14,8 +14,9 @@ from fgpt_hf.model.io import load_config, model_source
 from fgpt_hf.model.shapes import NetworkShape, shape_of
 from fgpt_hf.runtime.duration import LIKELY_MFU, duration, likely_seconds
 from fgpt_hf.runtime.hardware import GPUS, known_machine, this_machine
+from fgpt_hf.runtime.network import Network, network_config
 from fgpt_hf.runtime.plan import describe_needs, first_plan
-from fgpt_hf.runtime.workload import Network, Workload, network_config
+from fgpt_hf.runtime.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)

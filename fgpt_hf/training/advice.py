@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
-from fgpt_hf.runtime.workload import count_parameters, network_config
+from fgpt_hf.runtime.network import count_parameters, network_config
 from fgpt_hf.training.records import find_run, read_metrics
 
 Line = Mapping[str, float]

@@ -22,7 +22,7 @@ from fgpt_hf.model.license import license_of
 from fgpt_hf.model.own_code import network_code_hash
 from fgpt_hf.parsing import as_type
 from fgpt_hf.runtime.hardware import device_name
-from fgpt_hf.runtime.workload import flops_per_token
+from fgpt_hf.runtime.network import flops_per_token
 from fgpt_hf.training.records import PROVENANCE, RECORD, find_run, read_metrics, read_record
 from fgpt_hf.training.run_folder import RunFolder
 
@@ -105,7 +105,7 @@ def record_provenance(
     """Write `provenance.json` into the run's folder: data, device, processes, versions, and the code's commit and hash.
 
     Args:
-        tokens: how many the training took, for its operations by `workload.flops_per_token`.
+        tokens: how many the training took, for its operations by `network.flops_per_token`.
         added_tokens: tokens that the run gave the model's tokenizer.
     """
     if not folder.is_writer:

@@ -18,7 +18,7 @@ from fgpt_hf.convert.export import export
 from fgpt_hf.convert.stock import STOCK_CLASSES, fitting_class, from_stock, network_with, to_stock
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_fgpt
-from fgpt_hf.runtime.workload import count_parameters, network_config
+from fgpt_hf.runtime.network import count_parameters, network_config
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, END_OF_TURN_ID
 from tests.convert.models import CHATML, CONTEXT, QUESTION, TEXTS, refusal, write_gpt2_with, write_small_model
 from tests.support.tiny import random_model

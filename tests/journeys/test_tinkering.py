@@ -35,7 +35,7 @@ from fgpt_hf.convert.export import export
 from fgpt_hf.errors import UserError
 from fgpt_hf.evaluation.benchmark import Benchmark
 from fgpt_hf.model.io import load_fgpt
-from fgpt_hf.runtime.workload import count_parameters
+from fgpt_hf.runtime.network import count_parameters
 
 model, tokenizer = load_fgpt(sys.argv[1])
 assert count_parameters(model.config).total == sum(each.numel() for each in model.parameters())

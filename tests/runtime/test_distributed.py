@@ -15,8 +15,9 @@ from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.runtime import distributed, hardware
 from fgpt_hf.runtime.distributed import require_shared_disk, shared_machine, start_accelerator, step_timeout
 from fgpt_hf.runtime.hardware import Machine
+from fgpt_hf.runtime.network import network_config
 from fgpt_hf.runtime.plan import plan_training
-from fgpt_hf.runtime.workload import Workload, network_config
+from fgpt_hf.runtime.workload import Workload
 from tests.support.launched import Launched
 
 OPEN = ["--preset=quickstart", "--per_device_train_batch_size=auto", "--gradient_accumulation_steps=8", "--bf16=false"]

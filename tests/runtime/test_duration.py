@@ -12,8 +12,9 @@ from fgpt_hf.errors import UserError
 from fgpt_hf.runtime.duration import MIN_STEPS, CheckTime, Steps, likely_seconds, require_steps
 from fgpt_hf.runtime.estimation import describe_estimation, parse_estimation
 from fgpt_hf.runtime.hardware import container_memory_bytes, known_machine, product_flops, this_machine
+from fgpt_hf.runtime.network import network_config
 from fgpt_hf.runtime.plan import plan_training
-from fgpt_hf.runtime.workload import Workload, network_config
+from fgpt_hf.runtime.workload import Workload
 
 
 @pytest.mark.parametrize("seconds", [3, 10, 59, 1000, 12345])

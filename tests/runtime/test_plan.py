@@ -8,8 +8,9 @@ from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.runtime.estimation import describe_estimation, parse_estimation
 from fgpt_hf.runtime.hardware import GPUS, Machine, known_machine
+from fgpt_hf.runtime.network import network_config
 from fgpt_hf.runtime.plan import TrainingPlan, plan_training
-from fgpt_hf.runtime.workload import Workload, network_config
+from fgpt_hf.runtime.workload import Workload
 
 
 @pytest.fixture(autouse=True)

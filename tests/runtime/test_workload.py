@@ -15,7 +15,8 @@ from fgpt_hf.data.batches import as_batch
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.lora import add_adapter
 from fgpt_hf.runtime.hardware import GPUS, Machine, find_gpu, known_machine, this_machine
-from fgpt_hf.runtime.workload import USABLE_SHARE, Workload, count_parameters, flops_per_token, network_config
+from fgpt_hf.runtime.network import count_parameters, flops_per_token, network_config
+from fgpt_hf.runtime.workload import USABLE_SHARE, Workload
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, build_tokenizer
 from fgpt_hf.training.optim import build_optimizer
 from tests.support.tiny_network import EVERY_NETWORK

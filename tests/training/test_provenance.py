@@ -15,7 +15,7 @@ from fgpt_hf.data.splits import SplitSize
 from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.own_code import network_code_hash
 from fgpt_hf.runtime.hardware import device_name
-from fgpt_hf.runtime.workload import flops_per_token, network_config
+from fgpt_hf.runtime.network import flops_per_token, network_config
 from fgpt_hf.training import provenance
 from fgpt_hf.training.provenance import record_provenance
 from fgpt_hf.training.records import PROVENANCE
