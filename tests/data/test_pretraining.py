@@ -1,6 +1,5 @@
 """FineWeb-Edu into training: streamed and prepared, through faults and kills, on one process and on two."""
 
-import json
 import os
 import signal
 import subprocess
