@@ -25,7 +25,7 @@ import psutil
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.pydocs import load_pydocs
 from fgpt_hf.data.splits import SPLITS

@@ -13,7 +13,7 @@ from contextlib import closing
 import psutil
 import pytest
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data.splits import SPLITS, ValidationRule
 from fgpt_hf.data.stream import TokenizerPool
 from fgpt_hf.workers import BackgroundIterator

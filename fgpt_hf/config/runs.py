@@ -11,12 +11,11 @@ from typing import ClassVar
 
 import yaml
 
+from fgpt_hf.config.data_options import DatasetOptions, Documents, TextSource
 from fgpt_hf.config.option_groups import (
     ATTENTIONS,
     KERNEL_OWNER,
     CheckpointOptions,
-    DatasetOptions,
-    Documents,
     EvaluationOptions,
     HardwareOptions,
     HubOptions,
@@ -25,7 +24,6 @@ from fgpt_hf.config.option_groups import (
     OptimizationOptions,
     RunOptions,
     StartOptions,
-    TextSource,
     is_hub_kernel,
 )
 from fgpt_hf.config.options import check_limits, described_fields, option

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fgpt_hf.data.local_files import CSV, LocalFile
-from fgpt_hf.data.readers import ReadOptions, sample_of, text_columns
+from fgpt_hf.data.readers import ReadOptions, no_header, sample_of, text_columns
 from fgpt_hf.errors import UserError
 
 USUAL = ("text", "content", "document", "body", "article", "story", "passage", "paragraph", "raw_content")
@@ -24,7 +24,7 @@ def choose_column(file: LocalFile, encoding: str, given: str | None) -> str:
         if found := next((column for column in columns if column.lower() == name and column in texts), None):
             return found
     if file.format == CSV and any(not _is_name(column) for column in columns):
-        raise UserError(f"{file.path} has no header: its first line should name the columns, such as text")
+        raise no_header(file)
     texts = [column for column in texts if _is_prose(sample_of(file, encoding, column))]
     if len(texts) == 1:
         return texts[0]

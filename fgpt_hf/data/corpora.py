@@ -8,7 +8,7 @@ is always the same. Equal documents are left out on this machine only: a corpus 
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import fsspec
 import pyarrow
@@ -17,24 +17,20 @@ from datasets.data_files import DataFilesDict
 from datasets.packaged_modules.parquet.parquet import Parquet
 from pyarrow.parquet import ParquetFile
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data.columns import USUAL
 from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture, parse_validation_names
 from fgpt_hf.data.file_hashes import file_identities
+from fgpt_hf.data.file_scans import ScannedFile
 from fgpt_hf.data.local_files import PARQUET, is_local
-from fgpt_hf.data.local_text import LocalShard, ScannedFile, open_local
-from fgpt_hf.data.positions import ShardPosition
+from fgpt_hf.data.local_text import LocalShard, open_local
+from fgpt_hf.data.positions import DOCUMENTS_AT_ONCE, ShardPosition, Texts
 from fgpt_hf.data.readers import is_text
 from fgpt_hf.data.sources import CORPORA, find_builder, reading_with_datasets, validation_split
 from fgpt_hf.data.splits import TRAIN
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 from fgpt_hf.wording import some_of
-
-DOCUMENTS_AT_ONCE = 1000
-
-
-Texts: TypeAlias = tuple[Sequence[str | None], ShardPosition]  # of one part of a shard, and the position after them
 
 
 class Shard(Protocol):

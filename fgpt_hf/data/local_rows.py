@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fgpt_hf.data.encodings import encoding_of
+from fgpt_hf.data.json_rows import Row
 from fgpt_hf.data.local_files import CSV, JSON, TABLES, FoundFiles, LocalFile, find_files, left_out_lines, log_once
-from fgpt_hf.data.readers import ROWS_AT_ONCE, Row, read_rows
+from fgpt_hf.data.readers import ROWS_AT_ONCE, read_rows
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 from fgpt_hf.wording import count_of

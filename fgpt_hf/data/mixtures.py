@@ -13,13 +13,13 @@ from typing import Any, TypeAlias, TypeVar
 
 from datasets import Dataset
 
-from fgpt_hf.config.option_groups import BadRows, LongRows
+from fgpt_hf.config.data_options import BadRows, LongRows
 from fgpt_hf.config.runs import TuningRun
 from fgpt_hf.data.dataset_names import MixtureEntry, chosen_rows, parse_mixture, parse_validation_names
 from fgpt_hf.data.local_files import is_local
 from fgpt_hf.data.local_rows import LocalRows, sample_local_rows
 from fgpt_hf.data.sources import DatasetRegistry, load_rows
-from fgpt_hf.data.splits import times_an_epoch, validation_threshold
+from fgpt_hf.data.splits import HELD_OUT, times_an_epoch, validation_threshold
 from fgpt_hf.errors import UserError
 from fgpt_hf.retries import reading
 
@@ -208,7 +208,7 @@ def _by_dataset(rows: Sequence[tuple[ReadRow, Encoding]], issues: RowIssues) -> 
         if item[0].is_validation:
             continue
         if item[0].hash_fraction in hashes:
-            issues.add(item[0].row_id, "held out by validation_dataset", "skip")
+            issues.add(item[0].row_id, HELD_OUT, "skip")
         else:
             train.append(item)
     return train, validation

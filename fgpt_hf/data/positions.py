@@ -1,6 +1,9 @@
-"""A reading position in a shard of documents."""
+"""The parts in which a shard of documents is read, and a position in it."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+DOCUMENTS_AT_ONCE = 1000  # that a shard gives, at most
 
 
 class ShardPosition(NamedTuple):
@@ -8,3 +11,6 @@ class ShardPosition(NamedTuple):
 
     part: int = 0
     documents: int = 0
+
+
+Texts: TypeAlias = tuple[Sequence[str | None], ShardPosition]  # of one part of a shard, and the position after them

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow
 from huggingface_hub.constants import HF_HOME
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data.corpora import Shard, open_corpus
 from fgpt_hf.data.shard_records import (

@@ -5,26 +5,23 @@ columns that are asked for are looked at: whatever the others hold does not matt
 """
 
 import csv
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, TextIO
 
-import orjson
 import pyarrow
 import pyarrow.ipc
 from pyarrow.parquet import ParquetFile
 
-from fgpt_hf.data.encodings import CHUNK, UTF_8, open_bytes, open_text
+from fgpt_hf.data.encodings import CHUNK, open_text
 from fgpt_hf.data.extracted_text import text_of_html, text_of_pdf
+from fgpt_hf.data.json_rows import Row, json_rows, kind_of
 from fgpt_hf.data.local_files import ARROW, CSV, HTML, JSON, PARQUET, PDF, LocalFile
 from fgpt_hf.errors import UserError
-
-Row = dict[str, Any]
 
 ROWS_AT_ONCE = 1000
 ENDOFTEXT = re.compile(r"(?m)^[ \t]*<\|endoftext\|>[ \t]*$")  # between stories, as TinyStories has it
@@ -59,8 +56,8 @@ def read_documents(file: LocalFile, options: ReadOptions, start: int = 0) -> Ite
         text = row.get(options.column) if row else None
         if text is not None and not isinstance(text, str):
             raise UserError(
-                f"{file.path} holds {_kind(text)} in its column {options.column!r} (row {number:,}), and documents are "
-                "text"
+                f"{file.path} holds {kind_of(text)} in its column {options.column!r} (row {number:,}), and documents "
+                "are text"
             )
         yield text
 
@@ -84,7 +81,7 @@ def read_rows(
         elif file.format == CSV:
             yield from islice(_csv_rows(file, encoding), start, None)
         elif file.format == JSON:
-            yield from _json_rows(file, encoding, start)
+            yield from json_rows(file, encoding, start)
 
 
 def text_columns(file: LocalFile, encoding: str) -> tuple[list[str], list[str]]:
@@ -228,129 +225,20 @@ def _schema(file: LocalFile) -> pyarrow.Schema:
         return reader.schema
 
 
+def no_header(file: LocalFile) -> UserError:
+    """Return the error of a CSV file whose first line names no columns."""
+    return UserError(f"{file.path} has no header: its first line should name the columns, such as text")
+
+
 def _csv_rows(file: LocalFile, encoding: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with open_text(file, encoding, newline="") as text:
         header = text.readline()
         if not header.strip():
-            raise UserError(f"{file.path} has no header: its first line should name the columns, such as text")
+            raise no_header(file)
         delimiter = max("\t,;", key=header.count) if any(mark in header for mark in "\t,;") else ","
         names = next(csv.reader([header], delimiter=delimiter))
         yield from csv.DictReader(text, fieldnames=[name.strip() for name in names], delimiter=delimiter)
-
-
-def _json_rows(file: LocalFile, encoding: str, start: int) -> Iterator[Row | None]:
-    """Yield the rows of JSON lines, or those of a file that is one JSON value."""
-    with _json_lines(file, encoding) as lines:
-        first, second = next(lines, None), next(lines, None)
-        if first is not None and second is not None and _is_row(first):
-            for number, line in enumerate(chain([first, second], lines)):
-                if number >= start:
-                    yield (
-                        _row_of_line(line, f"{file.path} cannot be read: line {number + 1:,}") if line.strip() else None
-                    )
-            return
-    if first is not None:
-        yield from islice(_rows_of_value(file, encoding), start, None)
-
-
-@contextmanager
-def _json_lines(file: LocalFile, encoding: str) -> Iterator[Iterator[bytes] | Iterator[str]]:
-    if encoding in UTF_8:
-        with open_bytes(file) as content:
-            if encoding != "utf-8":
-                content.read(3)  # the byte order mark
-            yield content
-    else:
-        with open_text(file, encoding, newline="\n") as text:
-            yield text
-
-
-def _is_row(line: bytes | str) -> bool:
-    """Return whether the first of several lines is a row, and not the beginning of a value that fills the file."""
-    try:
-        value = parse_line(line)
-    except ValueError:
-        return line.strip()[:1] not in (b"[", b"{", "[", "{")
-    return not isinstance(value, list) or is_messages(value)
-
-
-def _row_of_line(line: bytes | str, where: str) -> Row:
-    try:
-        value = parse_line(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON, it may be cut short: {error}") from error
-    return _row_of(value, where)
-
-
-def _rows_of_value(file: LocalFile, encoding: str) -> Iterator[Row]:
-    with open_text(file, encoding) as text:
-        content = text.read()
-    try:
-        value = parse_line(content)
-    except ValueError as error:
-        raise UserError(f"{file.path} cannot be read, it may be damaged: {error}") from error
-    if isinstance(value, dict):
-        lists = [each for each in value.values() if isinstance(each, list)]
-        is_wrapped = len(lists) == 1 and all(isinstance(each, dict) for each in lists[0]) and not is_messages(lists[0])
-        value = lists[0] if is_wrapped else _rows_of_columns(value)
-    if is_messages(value) or not isinstance(value, list):
-        value = [value]
-    for number, each in enumerate(value, start=1):
-        yield _row_of(each, f"{file.path} cannot be read: item {number:,}")
-
-
-def _rows_of_columns(value: Row) -> list[Row]:
-    """Return the rows of an object of columns, as pandas writes them; any other object is a row."""
-    columns = list(value.values())
-    if columns and all(isinstance(column, dict) for column in columns):
-        keys = list(columns[0])
-        if all(list(column) == keys for column in columns):
-            return [{name: column[key] for name, column in value.items()} for key in keys]
-    if columns and all(isinstance(column, list) and not is_messages(column) for column in columns):
-        return [dict(zip(value, cells, strict=False)) for cells in zip(*columns, strict=False)]
-    return [value]
-
-
-def parse_line(line: bytes | str) -> Any:
-    """Return the value of a JSON text; ValueError if it is none, or is nested without end."""
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:  # it may still be what Python reads: NaN, or half of a surrogate pair
-        try:
-            return json.loads(line)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
-
-
-def is_messages(value: object) -> bool:
-    """Return whether a value is a list of messages, in any usual form.
-
-    Example:
-        >>> is_messages([{"role": "user", "content": "Hi"}]), is_messages([{"text": "Hi"}])
-        (True, False)
-    """
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(each, dict) and ("role" in each or "from" in each) for each in value)
-    )
-
-
-def _row_of(value: object, where: str) -> Row:
-    """Return a row: an object as it is, text as a document, and a list of messages as a conversation."""
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, str):
-        return {"text": value}
-    if is_messages(value):
-        return {"messages": value}
-    raise UserError(f"{where} is {_kind(value)}, and not a row")
-
-
-def _kind(value: object) -> str:
-    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 @contextmanager

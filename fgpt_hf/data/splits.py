@@ -46,6 +46,7 @@ class SplitSize:
 
 Sizes = Mapping[str, SplitSize]  # by the name of the split
 
+HELD_OUT = "held out by validation_dataset"  # why a file or a row is not trained on
 NOTHING_HELD_OUT = (
     "validation_fraction=0 holds nothing out: there will be no validation loss, and nothing will show overfitting"
 )

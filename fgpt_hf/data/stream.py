@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data.corpora import Shard, in_order
 from fgpt_hf.data.packing import PackedRows, pack_documents
 from fgpt_hf.data.positions import ShardPosition

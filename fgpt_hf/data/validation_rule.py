@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fsspec.core import url_to_fs
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data.corpora import Shard
 from fgpt_hf.data.sources import CORPORA
 from fgpt_hf.data.splits import NONE_HELD_OUT, ValidationRule, document_hash, validation_threshold

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.errors import UserError
 from fgpt_hf.model.io import load_tokenizer, model_name
 from fgpt_hf.tokenizer.tokenizer import build_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
-from fgpt_hf.config.option_groups import DatasetOptions, TextSource
+from fgpt_hf.config.data_options import DatasetOptions, TextSource
 from fgpt_hf.config.runs import Run
 from fgpt_hf.data.dataset_names import parse_mixture, parse_validation_names
 from fgpt_hf.data.sources import DataProvenance

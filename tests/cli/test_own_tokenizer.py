@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fgpt_hf.chat import ChatSession, load_for_chat
 from fgpt_hf.cli.main import run
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data.shards import load_prepared
 from fgpt_hf.errors import UserError
 from fgpt_hf.files import read_json_lines

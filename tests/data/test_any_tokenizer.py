@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data.batch_fields import IGNORED
 from fgpt_hf.data.batches import as_batch

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.config.runs import InstructRun
 from fgpt_hf.data import corpora
 from fgpt_hf.data.conversations import load_conversations
@@ -183,7 +183,7 @@ MESSAGES = """
 import json, sys
 from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.positions import ShardPosition
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 
 def message(settings):
     try:

@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data import local_files, local_text
 from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.positions import ShardPosition

@@ -15,7 +15,7 @@ import pytest
 from httpx2 import Request, Response
 from huggingface_hub.errors import HfHubHTTPError
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.config.runs import Preparation
 from fgpt_hf.data import prepare as prepare_module
 from fgpt_hf.data.prepare import packing_report, prepare, prepare_documents

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data import shards
 from fgpt_hf.data.prepare import prepare

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fgpt_hf import retries
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data import stream
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.data.splits import NONE_HELD_OUT

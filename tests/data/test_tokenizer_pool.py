@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.data import stream
 from fgpt_hf.data.corpora import Shard, open_corpus
 from fgpt_hf.data.splits import SPLITS, TRAIN, VALIDATION

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgpt_hf.config.option_groups import TextSource
+from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.data import validation_rule as validation_rules
 from fgpt_hf.data.corpora import ParquetShard, open_corpus
