@@ -59,12 +59,7 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     parser = _Parser(kind, usage=f"{USAGE} [--config FILE.yaml]", description=_first_paragraph(kind))
     parser.add_argument("--config", type=Path, help="YAML file of options, such as a run's run.yaml.", default=SUPPRESS)
     parser.set_defaults(**asdict(presets[preset]))
-    parsed, *_, unknown = parser.parse_args_into_dataclasses(
-        arguments, look_for_args_file=False, return_remaining_strings=True
-    )
-    if unknown:
-        raise UserError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
-    run: SomeRun = parsed
+    run: SomeRun = parser.parse(arguments)
     return run if is_given("eval_tasks", arguments) else _without_foreign_tasks(run, presets[preset])
 
 
@@ -80,11 +75,7 @@ def parse_options(kind: type[SomeOptions], arguments: Sequence[str]) -> SomeOpti
         'runs/prepared'
     """
     positional = [field.name.upper() for field, described in described_fields(kind) if described.positional]
-    options, unknown = _Parser(kind, usage=" ".join([USAGE, *positional])).parse_args_into_dataclasses(
-        arguments, look_for_args_file=False, return_remaining_strings=True
-    )
-    if unknown:
-        raise UserError(_unknown_flag(unknown[0], [field.name for field in fields(kind)]))
+    options: SomeOptions = _Parser(kind, usage=" ".join([USAGE, *positional])).parse(arguments)
     return options
 
 
@@ -114,6 +105,15 @@ class _Parser(HfArgumentParser):
     def __init__(self, kind: Any = None, **settings: Any) -> None:
         super().__init__(kind, allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
 
+    def parse(self, arguments: Sequence[str]) -> Any:
+        """Return what the arguments describe, as the parser's data class; UserError for one that it does not know."""
+        parsed, *_, unknown = self.parse_args_into_dataclasses(
+            arguments, look_for_args_file=False, return_remaining_strings=True
+        )
+        if unknown:
+            raise UserError(_unknown_flag(unknown[0], [field.name for field in fields(parsed)]))
+        return parsed
+
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         """Add the fields that `option` declared, each to its group, of which the command's own is the first."""
         types = get_type_hints(dtype)
@@ -125,17 +125,17 @@ class _Parser(HfArgumentParser):
             group = group_of(dtype, field, described)
             if group not in groups:
                 groups[group] = self.add_argument_group(group_title(group), _first_paragraph(group))
-            if field.name in READ_BY:
-                action, read = READ_BY[field.name]
-                names = (f"--{field.name}", f"--{field.name.replace('_', '-')}")
-                added = groups[group].add_argument(
-                    *names, action=action, type=read, default=field.default, help=described.help
-                )
-                added.unset = described.unset
-            else:
-                self._add_option(groups[group], field, described, types[field.name])
+            add = self._add_special_option if field.name in READ_BY else self._add_option
+            add(groups[group], field, described, types[field.name]).unset = described.unset
 
-    def _add_option(self, group: Any, field: Field[Any], described: Option, type_of_field: Any) -> None:
+    def _add_special_option(self, group: Any, field: Field[Any], described: Option, type_of_field: Any) -> Any:
+        """Add an option of `READ_BY`."""
+        action, read = READ_BY[field.name]
+        names = (f"--{field.name}", f"--{field.name.replace('_', '-')}")
+        return group.add_argument(*names, action=action, type=read, default=field.default, help=described.help)
+
+    def _add_option(self, group: Any, field: Field[Any], described: Option, type_of_field: Any) -> Any:
+        """Add an option as transformers does for a field of this type."""
         plain: Any = SimpleNamespace(
             name=field.name,
             type=type_of_field,
@@ -145,12 +145,12 @@ class _Parser(HfArgumentParser):
         )
         self._parse_dataclass_field(group, plain)
         action: Any = self._option_string_actions[f"--{field.name}"]
-        action.unset = described.unset
         action.choices = action.choices or described.choices or None
         if action.type is string_to_bool:
             action.nargs, action.const = "?", True
         if opposite := self._option_string_actions.get(f"--no_{field.name}"):
             opposite.help = SUPPRESS  # `--flag false` says the same
+        return action
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -237,14 +237,14 @@ def _flags_of(config: Path) -> list[str]:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"--config {config} must hold lines of 'name: value'")
     for name, value in values.items():
-        if isinstance(value, (dict, list, set, bytes, str)) and not _is_plain(value):
+        if not _is_single(value):
             raise UserError(f"--config {config}: {name} must be a single value on one line, not {str(value)[:40]!r}")
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
-def _is_plain(value: object) -> bool:
+def _is_single(value: object) -> bool:
     """Return whether a value could be given on a command line."""
-    return isinstance(value, str) and "\0" not in value
+    return not isinstance(value, (dict, list, set, bytes)) and "\0" not in str(value)
 
 
 def _unknown_flag(flag: str, names: Sequence[str]) -> str:
