@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from fgpt_hf.config.data_options import TextSource
 from fgpt_hf.config.runs import Preparation
-from fgpt_hf.data import prepare as prepare_module
+from fgpt_hf.data import shard_writer
 from fgpt_hf.data.prepare import packing_report, prepare, prepare_documents
 from fgpt_hf.data.shard_records import total_size
 from fgpt_hf.data.shards import load_prepared
@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> TextSource:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "SHARD_TOKENS", 2000)
+    monkeypatch.setattr(shard_writer, "SHARD_TOKENS", 2000)
     monkeypatch.setattr("fgpt_hf.data.stream.BLOCKS_PER_BUFFER", 2)
     monkeypatch.setattr("fgpt_hf.data.stream.BUFFER_CHARACTERS", 0)
 
@@ -82,7 +82,7 @@ def test_a_preparation_goes_on_after_any_shard(
 ) -> None:
     count = len(prepare(source, tmp_path / "undisturbed"))
     expected = contents(tmp_path / "undisturbed")
-    write = prepare_module._write_shard
+    write = shard_writer._write_shard
     for survivors in range(count):
         shutil.rmtree(tmp_path / "rows", ignore_errors=True)
         written = iter(range(survivors))
@@ -93,11 +93,11 @@ def test_a_preparation_goes_on_after_any_shard(
                 raise KeyboardInterrupt
             return record
 
-        monkeypatch.setattr(prepare_module, "_write_shard", write_some)
+        monkeypatch.setattr(shard_writer, "_write_shard", write_some)
         with suppress(KeyboardInterrupt):
             prepare(source, tmp_path / "rows")
         assert len(list((tmp_path / "rows").glob("shard-*"))) == survivors
-        monkeypatch.setattr(prepare_module, "_write_shard", write)
+        monkeypatch.setattr(shard_writer, "_write_shard", write)
         prepare(source, tmp_path / "rows")
         assert contents(tmp_path / "rows") == expected
 
@@ -143,7 +143,7 @@ def test_a_finished_preparation_is_not_done_again(
     source: TextSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare(source, tmp_path / "rows")
-    monkeypatch.delattr(prepare_module, "TokenizerPool")
+    monkeypatch.delattr(shard_writer, "TokenizerPool")
     assert prepare(source, tmp_path / "rows") == first
 
 

@@ -43,7 +43,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> TextSource:
 @pytest.fixture(autouse=True)
 def small_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fgpt_hf.data.prepare.SHARD_TOKENS", 2000)
+        patch.setattr("fgpt_hf.data.shard_writer.SHARD_TOKENS", 2000)
         patch.setattr("fgpt_hf.data.stream.BLOCKS_PER_BUFFER", 2)
         patch.setattr("fgpt_hf.data.stream.BUFFER_CHARACTERS", 0)
         yield
@@ -52,7 +52,7 @@ def small_shards() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def prepared(source: TextSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fgpt_hf.data.prepare.SHARD_TOKENS", 2000)
+        patch.setattr("fgpt_hf.data.shard_writer.SHARD_TOKENS", 2000)
         patch.setattr("fgpt_hf.data.stream.BLOCKS_PER_BUFFER", 2)
         patch.setattr("fgpt_hf.data.stream.BUFFER_CHARACTERS", 0)
         folder = tmp_path_factory.mktemp("prepared") / "rows"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import psutil
 
 from fgpt_hf.cli.entry_point import command_line
-from fgpt_hf.data import prepare, stream
+from fgpt_hf.data import shard_writer, stream
 from tests.support.forked import Forked
 
 LONG = os.environ.get("FGPT_FAULTS") == "long"
@@ -238,7 +238,7 @@ def _train(script: Script, caches: Path, fault: Callable[[], None] | None, argum
     for name in ("huggingface_hub.constants", *import_caches):
         import_module(name).HF_HOME = str(caches)  # type: ignore[attr-defined]
     if script == "prepare":  # small shards, of few documents, so that there are several
-        prepare.SHARD_TOKENS, stream.BLOCKS_PER_BUFFER, stream.BUFFER_CHARACTERS = 2000, 2, 0
+        shard_writer.SHARD_TOKENS, stream.BLOCKS_PER_BUFFER, stream.BUFFER_CHARACTERS = 2000, 2, 0
     sys.argv = [script, *arguments]
     if fault:
         fault()
