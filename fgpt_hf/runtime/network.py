@@ -86,6 +86,7 @@ def flops_per_token(run: Run, config: Network) -> int:
     the tokens of a sampled softmax count.
 
     Example:
+        >>> from fgpt_hf.config.presets import PRESETS
         >>> f"{flops_per_token(PRESETS['fgpt-712m'], network_config(PRESETS['fgpt-712m'])):.3g}"
         '4.77e+09'
     """
