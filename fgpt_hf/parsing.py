@@ -1,4 +1,4 @@
-"""Parse text and check values from outside: whatever is wrong with them is a UserError."""
+"""Parse text and check values from outside: anything wrong with them is a UserError."""
 
 import json
 from collections.abc import Mapping

@@ -89,7 +89,7 @@ class BackgroundCheck:
         self._thread.start()
 
     def wait(self, seconds: float = 0) -> None:
-        """Wait for the check, at most so long, and raise what it raised."""
+        """Wait for the check, for at most `seconds`, and raise what it raised."""
         self._thread.join(seconds)
         if self._error is not None:
             raise self._error

@@ -280,7 +280,7 @@ def _completed(state: dict[str, Tensor], network: PreTrainedModel) -> dict[str, 
 
 @torch.no_grad()
 def _require_same_logits(model: FGPTForCausalLM, network: PreTrainedModel) -> None:
-    """Compare two networks on a few tokens, because whoever changes the code of a block need not add a switch for it.
+    """Compare two networks on a few tokens, because the code of a block can be changed without a switch for it.
 
     Raises:
         UserError: they disagree.

@@ -1,7 +1,7 @@
 """Build an embedded set of short questions and answers: capitals, sums, plurals and numbers in words.
 
 They are the questions that a newcomer asks first. There are few facts, each in many wordings, so that a small model can
-learn them in minutes. Some wordings for capitals are never trained on: whoever is asked in those shows that the fact
+learn them in minutes. Some wordings for capitals are never trained on: an answer to one of those shows that the fact
 was learned, and not the sentence. A model of this size does not know what is not among the facts.
 
 Capitals come from the package `countryinfo` (MIT license).

@@ -9,7 +9,7 @@ FEWEST_DOCUMENTS = 4  # that a row has room for: ends of few shapes keep the gra
 
 
 def document_ends(position_ids: Tensor, is_padding: Tensor) -> Tensor:
-    """Return where the documents of each row end, `(B, K)` int32; what is left of a row's K ends repeats the last.
+    """Return where the documents of each row end, `(B, K)` int32; unused ends of a row repeat its last one.
 
     K is a power of two, so that batches with some more or fewer documents have ends of one shape.
 

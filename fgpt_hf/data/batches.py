@@ -51,7 +51,7 @@ class Rows(Protocol[SomeRows]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: Sequence[int], /) -> SomeRows:
-        """Return the rows at these indices: ids, `(len(indices), T)`, or whatever `collate` makes a batch of."""
+        """Return the rows at these indices: ids, `(len(indices), T)`, or what `collate` makes a batch of."""
 
 
 class TrainingRows(Rows[SomeRows], Protocol[SomeRows]):

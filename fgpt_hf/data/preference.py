@@ -54,7 +54,7 @@ class PairRows:
     """Pairs of replies.
 
     Attributes:
-        pairs: the replies, each as long as it is.
+        pairs: the replies, without padding.
         reference: log-probabilities of chosen and rejected before training, `(N, 2)`; zero if the loss uses none.
     """
 

@@ -1,7 +1,7 @@
 """Read the documents or the rows of a file on this machine.
 
 A file of text, HTML or PDF is one document, unless a separator divides it. Other formats hold rows, of which only the
-columns that are asked for are looked at: whatever the others hold does not matter.
+columns that are asked for are read: the others may hold anything.
 """
 
 import csv

@@ -1,6 +1,6 @@
 """What prepared rows were made from, and what each of their files holds: `prepared.json` and `shard.json`.
 
-Each file ends with a hash of itself, and names the hashes of the rows, so that whatever is changed is noticed.
+Each file ends with a hash of itself and names the hashes of the rows, so that any change is noticed.
 """
 
 import hashlib

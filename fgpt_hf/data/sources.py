@@ -150,7 +150,7 @@ def validation_split(name: str, splits: Sequence[str]) -> str:
     """Return the split of a dataset on the Hub that is held out: `validation`, or `test`, or the only one.
 
     Raises:
-        UserError: there is none of these, so which one to take cannot be known.
+        UserError: it has neither, and several others.
 
     Example:
         >>> validation_split("somebody/lines", ["train", "test"])

@@ -140,7 +140,7 @@ def split_texts(
 
 
 def times_an_epoch(name: str, repeats: float) -> int:
-    """Return how often an epoch has what is repeated so often on average, by a hash of its name.
+    """Return how often one epoch holds a row that epochs hold `repeats` times on average, by a hash of its name.
 
     Of 2.5 repeats, half of the names have three and the others two.
 

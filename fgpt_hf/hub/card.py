@@ -72,7 +72,7 @@ def build_card(record: RunRecord, options: CardOptions) -> str:
 
 
 def card_data(record: RunRecord, options: CardOptions) -> ModelCardData:
-    """Return the front matter, which the Hub reads; whatever is not known is left out."""
+    """Return the front matter, which the Hub reads; what is not known is left out."""
     results = all_results(record)
     hub_ids = [dataset.hub_id for stage in record.stages for dataset in stage.datasets if dataset.hub_id]
     return ModelCardData(

@@ -101,5 +101,5 @@ def _assemble(fields: Mapping[str, Any], before: str, body: str, after: str) -> 
 
 
 def _as_list(value: Any) -> Sequence[Any]:
-    """Return the texts of a field that holds one or several; a card holds no others there, whoever wrote it."""
+    """Return the texts of a field that holds one or several; values of other types are left out."""
     return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)]

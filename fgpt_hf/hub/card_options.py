@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class CardOptions:
-    """What a person can say of a model and no run knows; whatever is not given is left out of the card.
+    """What only a person can say of a model; what is not given is left out of the card.
 
     Attributes:
         repo_id: where the model is published.

@@ -68,6 +68,6 @@ def _cell(number: int, part: str) -> dict[str, Any]:
 
 
 def _digest(cells: list[dict[str, Any]]) -> str:
-    """Return a hash of what the cells say, whichever program saved them and whatever they put out."""
+    """Return a hash of the source of the cells, which running or saving them does not change."""
     sources = ["".join(cell["source"]) for cell in cells]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()

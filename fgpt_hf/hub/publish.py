@@ -37,7 +37,7 @@ def publish(model: Path, destination: Destination, options: CardOptions) -> str:
 
     Raises:
         UserError: not a model's folder, or one whose files are damaged; a card that was edited here and on the Hub;
-            whatever `push_files` refuses.
+            or as `push_files`.
 
     Example:
         >>> options = CardOptions(license="mit", language="en")

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that is known of a model; whatever a run did not record is empty.
+    """All that is known of a model; what a run did not record is empty.
 
     Attributes:
         model: the model's folder.

@@ -206,7 +206,7 @@ class StateBranch:
     Attributes:
         writer: a name that no other start has.
         before: the writer of the state that this start found there, and so may replace; None if there was none.
-        replace: whether the first upload replaces whatever the branch holds.
+        replace: whether the first upload may replace the state of another run.
     """
 
     def __init__(self, repo_id: str, writer: str, before: str | None = None, replace: bool = False) -> None:

@@ -126,8 +126,7 @@ def push_files(
     """Make one commit of files, by their path in the repo; return the commit's URL. The repo is created if need be.
 
     Weights and code that are not among the files are deleted, all other files in the repo stay, and files that are
-    there unchanged make no new commit. Transient errors are retried, a newer commit on the branch
-    among them.
+    there unchanged make no new commit. Transient errors are retried, a newer commit on the branch among them.
 
     Args:
         amend: returns the files to push in view of those that are published, so that it can merge texts. It is called

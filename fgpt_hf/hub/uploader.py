@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint and the run's records as they were when it was written, whatever happens to them afterwards.
+    """A checkpoint and the run's records as they were when it was written: later changes do not reach them.
 
     Attributes:
         checkpoint: a copy of the checkpoint, of hard links where the disk has them.
@@ -56,7 +56,7 @@ class Snapshot:
 
 
 class UploadQueue:
-    """Uploads snapshots in a thread, one after the other; the oldest waiting one makes way where too many wait.
+    """Uploads snapshots in a thread, one after the other; if too many wait, the oldest is dropped.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -73,7 +73,7 @@ class UploadQueue:
         self._is_busy = False
 
     def put(self, snapshot: Snapshot) -> None:
-        """Add a snapshot, which is deleted when it is uploaded, has failed, or has made way; return at once."""
+        """Add a snapshot, which is deleted when it is uploaded, has failed, or is dropped; return at once."""
         with self._lock:
             self._waiting.append(snapshot)
             while len(self._waiting) > self._most_waiting:

@@ -1,8 +1,8 @@
 """The output head of any causal language model: from final states to losses, never with all logits at once.
 
 Most heads are a product with the output embeddings, perhaps with a softcap, and take the fused loss of
-`linear_cross_entropy`. Others have a bias or a scale, or whatever their `forward` does: these compute the logits of
-some rows at a time by their own code, once for the loss and once more for its gradient.
+`linear_cross_entropy`. Others have a bias, a scale or code of their own: these compute the logits of some rows at a
+time by their `forward`, once for the loss and once more for its gradient.
 
 Legend: N rows (tokens to predict), D width, V vocabulary.
 """

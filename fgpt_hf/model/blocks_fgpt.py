@@ -58,7 +58,7 @@ def normalization(config: FGPTConfig, size: int) -> nn.Module:
 
 
 def chosen(known: Mapping[str, Choice], config: FGPTConfig, switch: str) -> Choice:
-    """Return what a switch of the configuration names; raise ValueError naming the known ones if it is none of them."""
+    """Return what a switch of the configuration names; raise ValueError, with the known names, for an unknown one."""
     name = getattr(config, switch)
     if name not in known:
         raise ValueError(f"{switch}={name!r} is unknown; choose from {', '.join(known)}")

@@ -196,7 +196,7 @@ def document_bounds(position_ids: torch.Tensor) -> TransformersKwargs:
 
 
 def kept_states(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Return the states, of `(B, T, C)`, that get logits: the last so many (0 for all), or those that a tensor names.
+    """Return the states, of `(B, T, C)`, that get logits: the last `logits_to_keep` (0 for all), or those of a tensor.
 
     A tensor of one dimension names positions for all rows, and one of two for each row, as indices or as a mask.
     """

@@ -1,6 +1,6 @@
 """The code that goes with a model: its hash, whether it is the installed one, and the class that it defines if not.
 
-transformers runs the classes that `fgpt_hf` registers, and never a model's own, whatever it is told to trust.
+transformers runs the classes that `fgpt_hf` registers, and never a model's own, even with `trust_remote_code`.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Figures of a run: losses, learning rate, gradient norm, speed and whatever else it measured."""
+"""Figures of a run: losses, learning rate, gradient norm, speed and other measurements."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -88,7 +88,7 @@ def plan_training(
 
 
 def require_memory(workload: Workload) -> None:
-    """Raise UserError if the run cannot fit such devices, or `max_minutes` not even ten steps, whatever its data.
+    """Raise UserError if the run does not fit the devices, or ten of its steps `max_minutes`, with any data.
 
     Either weights, gradients and optimizer take more than a device has, or not even one row fits as well where the
     micro-batch is left open, or a given one takes `FAR_ABOVE` times what a device has; or the rows of a step do not

@@ -1,7 +1,7 @@
 """Byte-level BPE by tiktoken: the ids that the `tokenizers` library gives, several times faster.
 
 tiktoken computes the same merges outside Python's lock, so threads share the work. It takes no list of merges: it
-merges whatever two neighbors make a token of the vocabulary, the token of the lowest id first. `tiktoken_rules` proves
+merges any two neighbors that make a token of the vocabulary, the token of the lowest id first. `tiktoken_rules` proves
 that this comes to the same.
 """
 

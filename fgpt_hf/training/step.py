@@ -1,4 +1,4 @@
-"""Take optimizer steps, whatever the number of processes and micro-batches, and whatever memory allows."""
+"""Take optimizer steps on any number of processes and micro-batches, which get smaller where memory runs out."""
 
 import math
 from collections.abc import Mapping, Sequence

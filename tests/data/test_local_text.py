@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from fgpt_hf.config.data_options import TextSource
-from fgpt_hf.data import local_files, local_text
+from fgpt_hf.data import file_scans, local_files, local_text
 from fgpt_hf.data.corpora import open_corpus
 from fgpt_hf.data.positions import ShardPosition
 from fgpt_hf.errors import UserError
@@ -411,9 +411,9 @@ def test_the_identity_is_the_content_and_how_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_scan_of_large_files_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_text, "SMALL_BYTES", 1)
-    monkeypatch.setattr(local_text, "HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_scans, "SMALL_BYTES", 1)
+    monkeypatch.setattr(file_scans, "HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "a.jsonl").write_text(LINES + LINES)
     assert texts_of(tmp_path / "a.jsonl") == POEMS
-    monkeypatch.setattr(local_text, "_scan", None)
+    monkeypatch.setattr(file_scans, "_scan", None)
     assert texts_of(tmp_path / "a.jsonl") == POEMS
