@@ -16,10 +16,10 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.parsing import as_type
 from fgpt_hf.report.figures import new_axes, save_figure, style_axes
-from fgpt_hf.report.measured import Lines, measured_lines, running_mean, series
+from fgpt_hf.report.measured import measured_lines, running_mean, series
 from fgpt_hf.runtime.duration import duration
 from fgpt_hf.runtime.network import count_parameters, network_config
-from fgpt_hf.training.records import RECORD, read_record
+from fgpt_hf.training.records import RECORD, Lines, read_record
 
 NOTHING = "–"
 GAP = "  "
@@ -165,7 +165,7 @@ def _draw_bits(panel: Any, axis: Axis, run: ComparedRun, color: str) -> None:
 
 def _x_of_step(axis: Axis, run: ComparedRun) -> dict[int, float]:
     """Return where on an axis each measured step is."""
-    return {line["step"]: line[axis.key] / axis.divisor for line in run.metrics}
+    return {int(line["step"]): line[axis.key] / axis.divisor for line in run.metrics}
 
 
 def _read_run(name: str, folder: Path) -> ComparedRun:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from fgpt_hf.report.measured import Lines, Series, benchmark_keys, measured_lines, running_mean, series, short_number
+from fgpt_hf.report.measured import Series, benchmark_keys, measured_lines, running_mean, series, short_number
+from fgpt_hf.training.records import Lines
 
 
 class Figure(NamedTuple):

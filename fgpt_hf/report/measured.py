@@ -1,14 +1,12 @@
 """What a run has measured, by name, as reports show it."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.training.records import METRICS, RECORD, read_metrics
-
-Lines = Sequence[Mapping[str, Any]]
+from fgpt_hf.training.records import METRICS, RECORD, Lines, read_metrics
 
 MEASUREMENTS = {  # what the summary lists first, before the benchmarks
     "loss": "training loss",
@@ -28,7 +26,7 @@ class Series(NamedTuple):
     values: Sequence[float]
 
 
-def measured_lines(folder: Path) -> list[dict[str, Any]]:
+def measured_lines(folder: Path) -> list[dict[str, float]]:
     """Return the lines of `metrics.jsonl`, at least one."""
     if not (folder / RECORD).is_file():
         inside = [str(record.parent) for record in sorted(folder.glob(f"*/{RECORD}"))]
@@ -48,7 +46,7 @@ def benchmark_keys(metrics: Lines) -> list[str]:
 
 def series(metrics: Lines, key: str) -> Series:
     """Return the values of one key, at the steps that have it."""
-    measured = [(line["step"], line[key]) for line in metrics if key in line]
+    measured = [(int(line["step"]), line[key]) for line in metrics if key in line]
     return Series([step for step, _ in measured], [value for _, value in measured])
 
 

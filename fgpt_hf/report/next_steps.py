@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from fgpt_hf.config.presets import PRESETS_OF_STAGE
 from fgpt_hf.config.runs import InstructRun, Run, TuningRun, kind_of_run
 from fgpt_hf.errors import UserError
-from fgpt_hf.report.measured import Lines, series
+from fgpt_hf.report.measured import series
 from fgpt_hf.runtime.duration import duration
-from fgpt_hf.training.records import RECORD
+from fgpt_hf.training.records import RECORD, Lines
 
 Record = Mapping[str, Any]  # of `run.yaml`
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from fgpt_hf.report.measured import MEASUREMENTS, Lines, benchmark_keys, measured_lines, series
+from fgpt_hf.report.measured import MEASUREMENTS, benchmark_keys, measured_lines, series
 from fgpt_hf.report.next_steps import describe_next_steps
-from fgpt_hf.training.records import RECORD, read_record, read_samples
+from fgpt_hf.training.records import RECORD, Lines, Samples, read_record, read_samples
 from fgpt_hf.wording import count_of
 
 ANSWER_COLUMNS = {"prompt": 30, "before": 40, "after": 40}  # with their widths
@@ -43,7 +43,8 @@ def summarize_run(folder: Path) -> str:
 def _changes(folder: Path, metrics: Lines) -> Iterator[str]:
     """Yield the first and the last value of each loss and benchmark, and the speed."""
     last = metrics[-1]
-    yield f"{folder}: {count_of(last['step'], 'step')}, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
+    taken = count_of(int(last["step"]), "step")
+    yield f"{folder}: {taken}, {last['tokens']:,} tokens, {last['seconds']:,.0f} s of training"
     candidates = MEASUREMENTS | {key: key for key in benchmark_keys(metrics)}
     names = {key: name for key, name in candidates.items() if series(metrics, key).steps}
     width = max(map(len, (*names.values(), "speed")))
@@ -54,11 +55,11 @@ def _changes(folder: Path, metrics: Lines) -> Iterator[str]:
         yield (f"  {name:<{width}}  {values[0]:.3f} at step {steps[0]} -> {values[-1]:.3f}{error} at step {steps[-1]}")
     if speeds := series(metrics, "tokens_per_second").values:
         yield f"  {'speed':<{width}}  {statistics.median(speeds):,.0f} tokens/s (median)"
-    if last.get("skipped_steps"):
-        yield f"  {count_of(last['skipped_steps'], 'step')} skipped: a non-finite gradient, or a batch without labels"
+    if skipped := int(last.get("skipped_steps", 0)):
+        yield f"  {count_of(skipped, 'step')} skipped: a non-finite gradient, or a batch without labels"
 
 
-def _sample_lines(samples: Lines) -> Iterator[str]:
+def _sample_lines(samples: Samples) -> Iterator[str]:
     """Yield what the model wrote at the first and at the last step that has samples."""
     for step in sorted({samples[0]["step"], samples[-1]["step"]} if samples else ()):
         yield f"samples after {count_of(step, 'step')}:"
@@ -67,7 +68,7 @@ def _sample_lines(samples: Lines) -> Iterator[str]:
                 yield f"  {line['prompt']!r} ... {line['sampled'][:160]!r}"
 
 
-def _answer_table(samples: Lines) -> Iterator[str]:
+def _answer_table(samples: Samples) -> Iterator[str]:
     """Yield a table of the greedy answers at the first and at the last step that has any, prompt by prompt."""
     if not samples:
         return

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fgpt_hf.errors import UserError
-from fgpt_hf.report.measured import MEASUREMENTS, Lines, measured_lines, series
+from fgpt_hf.report.measured import MEASUREMENTS, measured_lines, series
 from fgpt_hf.runtime.duration import duration, time_of_day
-from fgpt_hf.training.records import METRICS, RECORD, read_metrics, read_record, read_samples
+from fgpt_hf.training.records import METRICS, RECORD, Lines, read_metrics, read_record, read_samples
 
 BARS = "▁▂▃▄▅▆▇█"
 CLEAR = "\x1b[H\x1b[J"

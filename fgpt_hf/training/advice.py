@@ -6,7 +6,7 @@ what to change, or None. Thresholds are wide: advice that is wrong once is not r
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,7 @@ from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun, InstructRun, PreferenceRun, Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.runtime.network import count_parameters, network_config
-from fgpt_hf.training.records import find_run, read_metrics
-
-Line = Mapping[str, float]
-Lines = Sequence[Line]
+from fgpt_hf.training.records import Line, Lines, find_run, read_metrics
 
 # A run that sees a text more often than this learns little more from it (Muennighoff et al. 2023, arXiv:2305.16264).
 USEFUL_EPOCHS = 4

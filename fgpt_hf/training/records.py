@@ -1,6 +1,6 @@
 """The files that a run writes into its folder, by name, and how each is read and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from fgpt_hf.tokenizer.surrogates import repair_surrogates
 
 RECORD, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples.jsonl"
 RESULTS, PROVENANCE = "results.json", "provenance.json"
+Line = Mapping[str, float]  # of `metrics.jsonl`, by name
+Lines = Sequence[Line]
+Samples = Sequence[Mapping[str, Any]]  # the lines of `samples.jsonl`: `step`, and texts by name
+
 MANY = 1e18  # more steps, tokens or seconds than any run has
 
 

@@ -147,9 +147,12 @@ def test_greedy_text_is_the_stock_class_s_with_any_cache(name: str, options: dic
     assert torch.equal(model.generate(ids, **greedy, **options), expected)
 
 
-def test_gradient_checkpointing_keeps_the_gradients(name: str) -> None:
-    plain, checkpointed = tiny_model(**MODERN[name]).train(), tiny_model(**MODERN[name]).train()
-    checkpointed.activation_checkpointing_enable({"use_reentrant": False})
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("network", EVERY_NETWORK)
+def test_gradient_checkpointing_keeps_the_gradients(network: str, reentrant: bool) -> None:
+    plain, checkpointed = (tiny_model(**EVERY_NETWORK[network]).train() for _ in range(2))
+    checkpointed.activation_checkpointing_enable({"use_reentrant": reentrant})
+    assert checkpointed.is_activation_checkpointing
     ids, positions = random_ids(2, 16), packed(9, 7)
     for model in (plain, checkpointed):
         model(ids, position_ids=positions, labels=ids).loss.backward()

@@ -11,7 +11,8 @@ import pytest
 
 from fgpt_hf.config.presets import INSTRUCT_PRESETS, PREFERENCE_PRESETS, PRESETS
 from fgpt_hf.config.runs import Run
-from fgpt_hf.training.advice import Adviser, Line, RunFacts, bits_of_base
+from fgpt_hf.training.advice import Adviser, RunFacts, bits_of_base
+from fgpt_hf.training.records import Line
 from tests.support.forked import run_command
 from tests.support.run_folders import write_run
 
