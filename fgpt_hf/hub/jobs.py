@@ -175,5 +175,6 @@ def _flags(run: Estimation) -> Iterator[str]:
     for field, _ in described_fields(BaseRun):
         value = getattr(run, field.name)
         if field.name not in own and value is not None and value != getattr(PRESETS[run.preset], field.name):
-            yield f"--{field.name} {shlex.quote(str(value).removesuffix('.0'))}"
+            given = str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
+            yield f"--{field.name} {shlex.quote(given)}"
     yield f"--hub_model_id {run.hub_model_id or 'USER/NAME'}"

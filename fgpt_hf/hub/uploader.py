@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from fgpt_hf.hub.card_options import CardOptions
 from fgpt_hf.hub.publish import publish
 from fgpt_hf.hub.state import OtherWriterError, StateBranch
 from fgpt_hf.hub.upload import Destination, check_access, push_folder, require_write_access
+from fgpt_hf.report.next_steps import fgpt_command
 from fgpt_hf.training.checkpoints import step_of
 from fgpt_hf.training.records import METRICS, RECORD, RESULTS, SAMPLES
 from fgpt_hf.training.run_folder import RunFolder
@@ -153,14 +155,19 @@ class CheckpointUploader:
         A run that was stopped before its last step has no model yet, or an earlier one, which stays unchanged.
 
         Raises:
-            UserError: as `publish`; the model is on the disk all the same.
+            UserError: as `publish`, with the command that publishes the model later.
         """
         self._queue.join()
         if not self.folder.is_writer or not is_complete:
             return
         write_card(self.folder.model)
         if self.run.push_to_hub and not self._goes_on_elsewhere:
-            logger.info("published: %s", publish(self.folder.model, self.destination, CardOptions()))
+            try:
+                logger.info("published: %s", publish(self.folder.model, self.destination, CardOptions()))
+            except UserError as error:
+                options = [shlex.quote(str(self.folder.path)), self.destination.repo_id]
+                command = fgpt_command("publish", *options, *["--private"] * self.destination.private)
+                raise UserError(f"{error}; the run is finished, and this publishes its model: {command}") from error
 
     def _upload(self, snapshot: Snapshot) -> None:
         """Upload a snapshot; an error of any kind is logged, because the run continues, and so do later uploads."""

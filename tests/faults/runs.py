@@ -159,7 +159,7 @@ class Disturbed:
 
     def succeed(self) -> None:
         """Wait for its end, which must be a good one."""
-        self.forked.wait()
+        self.forked.wait(2000 if LONG else 500)
         assert self.forked.returncode == 0, self.forked.stdout[-2000:] + self.forked.stderr[-6000:]
 
 

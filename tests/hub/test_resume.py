@@ -18,6 +18,7 @@ from fgpt_hf.hub.uploader import CheckpointUploader
 from fgpt_hf.training.checkpoints import checkpoint_name
 from fgpt_hf.training.run_folder import RunFolder
 from tests.support.loopback_hub import READ_TOKEN, LoopbackHub
+from tests.support.run_folders import write_run
 
 REPO = "tester/tiny"
 RUN = replace(
@@ -187,6 +188,19 @@ def test_a_new_run_replaces_another_ones_state_when_it_is_told_to(
     uploader.finish(is_complete=False)
     found = find_state(REPO, BRANCH)
     assert found and found.state.step == 1 and b"seed: 5" in found.records["run.yaml"]
+
+
+def test_a_finished_run_that_the_hub_refuses_is_told_how_to_publish_its_model(
+    server: LoopbackHub, tmp_path: Path, run: BaseRun
+) -> None:
+    run = replace(run, output_dir=str(write_run(tmp_path / "a run")), hub_private_repo=True, hub_strategy="end")
+    uploader = CheckpointUploader(run, RunFolder(run))
+    uploader.begin(None)
+    server.fail("POST", "/commit/", status=403)
+    with pytest.raises(
+        UserError, match=r"may not write there.*finished.*: \S*fgpt publish '.*/a run' tester/tiny --private"
+    ):
+        uploader.finish(is_complete=True)
 
 
 def test_a_run_that_goes_on_elsewhere_is_told_and_uploads_no_more(

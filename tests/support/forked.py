@@ -74,7 +74,7 @@ class Forked:
     def stderr(self) -> str:
         return self._errors.read_text("utf-8")
 
-    def wait(self, timeout: float = 240) -> "Forked":
+    def wait(self, timeout: float = 500) -> "Forked":
         """Wait for its end, and kill it after `timeout` seconds."""
         self.process.join(timeout=timeout)
         if self.process.is_alive():
