@@ -1,7 +1,7 @@
 """The training scripts on a network and data so small that a whole run takes seconds, and ways to disturb them.
 
 A script runs in a process that is forked from one with torch imported. Two processes are started by torchrun's own
-agent, which here forks its workers, and talk through gloo.
+agent, and talk through gloo.
 """
 
 import os
@@ -15,7 +15,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
 from typing import Any, Literal
 
 import psutil
@@ -23,6 +22,7 @@ import psutil
 from fgpt_hf.cli.entry_point import command_line
 from fgpt_hf.data import shard_writer, stream
 from tests.support.forked import Forked
+from tests.support.launched import torchrun
 
 LONG = os.environ.get("FGPT_FAULTS") == "long"
 SEED = int(os.environ.get("FGPT_FAULTS_SEED", "0"))
@@ -246,19 +246,5 @@ def _train(script: Script, caches: Path, fault: Callable[[], None] | None, argum
 
 
 def _launch(processes: int, script: Script, caches: Path, *arguments: Any) -> None:
-    """Call `_train` in several processes that torchrun's agent starts and watches."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        run_id="faults",
-        max_restarts=0,
-        start_method="fork",
-        logs_specs=DefaultLogsSpecs(log_dir=mkdtemp(dir=caches.parent)),
-    )
-    elastic_launch(config, _train)(script, caches, *arguments)
+    """Call `_train` in several processes under torchrun."""
+    torchrun(processes, caches.parent, _train, script, caches, *arguments)

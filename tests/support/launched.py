@@ -29,7 +29,7 @@ class Launched:
         arguments = [f"--output_dir={folder}", *map(str, flags)]
         self._forked = [
             Forked(
-                partial(_call_as_script, main),
+                partial(call_as_script, main),
                 arguments,
                 self.logs,
                 name=str(rank),
@@ -76,6 +76,25 @@ class Launched:
         return [forked.stderr for forked in self._forked]
 
 
-def _call_as_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+def torchrun(processes: int, folder: Path, main: Callable[..., object], *arguments: Any) -> None:
+    """Call `main` in several processes that torchrun's own agent forks and watches, with its logs in a folder."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        run_id="tests",
+        max_restarts=0,
+        start_method="fork",
+        logs_specs=DefaultLogsSpecs(log_dir=tempfile.mkdtemp(dir=folder)),
+    )
+    elastic_launch(config, main)(*arguments)
+
+
+def call_as_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
     sys.argv = [main.__module__, *arguments]
     command_line(main)

@@ -4,10 +4,9 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from fgpt_hf.runtime.distributed import evaluating
 from fgpt_hf.runtime.hardware import supports_bf16
 from fgpt_hf.training.checkpoints import checkpoints
 from tests.support import loop_run
-from tests.support.launched import Launched
-
-ROOT = Path(__file__).parents[2]
+from tests.support.forked import Forked
+from tests.support.launched import Launched, call_as_script, torchrun
 
 
 def succeed(
@@ -212,18 +210,21 @@ def test_a_signal_lets_the_step_end_saves_and_leaves_with_a_code_that_ends_a_cha
 def test_under_torchrun_a_signal_to_all_processes_saves_once(tmp_path: Path, number: signal.Signals) -> None:
     """A scheduler and a terminal signal the workers too, and torchrun passes the signal on to them a second time."""
     folder = tmp_path / "run"
-    script = [str(ROOT / "tests" / "support" / "loop_run.py"), f"--output_dir={folder}", *ENDLESS]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launched = subprocess.Popen(
-        [*launcher, *script], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
-    )
-    wait_for_step(folder, 2)
-    os.killpg(launched.pid, number)
-    errors = launched.communicate(timeout=120)[1]
-    assert launched.returncode != 0 and "loop_run.py" not in errors
+    launcher, workers = under_torchrun(folder, *ENDLESS)
+    for process in (*workers, psutil.Process(launcher.process.pid)):
+        process.send_signal(number)
+    assert launcher.wait().returncode not in (0, -number) and "loop_run.py" not in launcher.stderr
+    assert not psutil.wait_procs(workers, timeout=120)[1]
     (checkpoint,) = checkpoints(folder / "checkpoints")
     assert integrity_error(checkpoint) is None
+
+
+def under_torchrun(folder: Path, *flags: str) -> tuple[Forked, list[psutil.Process]]:
+    """Return torchrun and its two workers, which have taken the first steps of a run."""
+    action = partial(torchrun, 2, folder.parent, call_as_script, loop_run.main)
+    launcher = Forked(action, [f"--output_dir={folder}", *flags], folder.parent)
+    wait_for_step(folder, 2)
+    return launcher, psutil.Process(launcher.process.pid).children()
 
 
 def wait_for_step(folder: Path, step: int) -> None:
@@ -424,14 +425,10 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_when_a_process_dies_torchrun_ends_the_others(tmp_path: Path) -> None:
-    script = [str(ROOT / "tests" / "support" / "loop_run.py"), f"--output_dir={tmp_path / 'run'}", "--max_steps=100000"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*launcher, *script], env=environment, stderr=subprocess.DEVNULL)
-    wait_for_step(tmp_path / "run", 2)
-    workers = psutil.Process(process.pid).children()
+    launcher, workers = under_torchrun(tmp_path / "run", *ENDLESS)
+    assert len(workers) == 2
     workers[1].kill()
-    assert process.wait(timeout=120) != 0
+    assert launcher.wait().returncode == 1
     assert not psutil.wait_procs(workers, timeout=120)[1]
 
 
