@@ -123,7 +123,7 @@ def test_transformers_js_writes_the_same_text_and_stops_where_the_model_stops(
     export(str(ending), tmp_path / "exported", "onnx")
     assert (tmp_path / "exported" / "onnx" / "model.onnx_data").is_file() == (max_graph_bytes == 0)
     command = ["node", "-e", CHAT, str(tmp_path / "exported"), TEXTS[1], json.dumps(QUESTION)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["prompt"] == tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)

@@ -214,7 +214,7 @@ class Journey:
 
     def go(self, *command: str) -> str:
         process = self.start(*command)
-        output, errors = process.communicate(timeout=150)
+        output, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors
         return output
 

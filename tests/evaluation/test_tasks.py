@@ -195,6 +195,6 @@ def test_rows_come_from_the_hub(hub_server: LoopbackHub, tmp_path: Path) -> None
         hub_server.add_repo("dataset", source.path, files)
     environment = hub_environment(hub_server, tmp_path) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", FROM_HUB, *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(f"{ROWS[name][1][0]}\n" for name in names)

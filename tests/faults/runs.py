@@ -133,14 +133,17 @@ class Disturbed:
 
     def kill(self, chance: Random) -> bool:
         """Kill it as the machine's end would, or only one of several processes; return whether it was still running."""
-        try:
-            workers = psutil.Process(self.forked.process.pid).children()
-        except psutil.NoSuchProcess:
-            workers = []
+        workers: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(self.forked.process.pid)
+            launcher.suspend()  # so that it starts no more workers
+            workers = launcher.children()
         self.forked.process.join(timeout=0)
         was_running = self.forked.returncode is None
         one_of_several = len(workers) > 1 and chance.random() < 0.5
-        if not one_of_several:
+        if one_of_several:
+            launcher.resume()
+        else:
             self.forked.process.kill()
         for worker in [chance.choice(workers)] if one_of_several else workers:
             with suppress(psutil.NoSuchProcess):

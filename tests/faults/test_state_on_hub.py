@@ -160,9 +160,11 @@ def repeat_on_disk(case: Case, corpus: Path, folder: Path, begun: list[tuple[int
         if end == STEPS:
             run.succeed()
             continue
+        is_running = True
         while not (saved / checkpoint_name(end)).exists():
-            assert run.forked.returncode is None, run.forked.stderr[-6000:]
+            assert is_running, run.forked.stderr[-6000:]
             time.sleep(0.01)
+            is_running = run.forked.returncode is None
         run.kill(Random(SEED))
 
 

@@ -30,7 +30,7 @@ def test_a_stranger_runs_the_notebooks_of_published_models(server: LoopbackHub, 
         cells += nbformat.reads(content, as_version=4).cells
     notebook = nbformat.v4.new_notebook(cells=cells)
     environment = {**os.environ, **hub_environment(server, tmp_path), "OMP_NUM_THREADS": "1"}
-    NotebookClient(notebook, timeout=120).execute(cwd=str(tmp_path), env=environment)
+    NotebookClient(notebook, timeout=300).execute(cwd=str(tmp_path), env=environment)
     base, reply = (printed(cell) for cell in cells if cell.source.startswith(("def complete", "messages")))
     assert base.startswith("Once upon a time") and len(base) > 20 and reply.strip()
 

@@ -180,7 +180,7 @@ def test_a_job_that_is_stopped_saves_returns_to_the_queue_and_finishes(cluster: 
         time.sleep(0.1)
     for task in (cluster / "tasks").read_text().split():
         os.kill(int(task), signal.SIGTERM)
-    _, errors = job.communicate(timeout=100)
+    _, errors = job.communicate(timeout=300)
     assert job.returncode == 143, errors.decode()
     assert (cluster / "requeued").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
 

@@ -185,7 +185,7 @@ def test_a_stranger_loads_and_runs_a_saved_folder_by_its_own_code(blocks: dict[s
     (tmp_path / "stranger.py").write_text(STRANGER)
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", "stranger.py", str(tmp_path / "model"), str(tmp_path / "again")]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["types"] == ["FGPTConfig", "FGPTModel", "FGPTForCausalLM", "FGPTForCausalLM"]

@@ -46,7 +46,7 @@ class Client:
         """What the script left in `result`. It has an `api`, and `error(call)`: the exception's name and status."""
         command = [sys.executable, "-c", BEFORE + dedent(script) + AFTER]
         environment = {**hub_environment(self.server, self.folder, token), **environment}
-        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
