@@ -1,7 +1,7 @@
 """What the three training commands share, from the start of the processes to the finished model."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -135,8 +135,13 @@ class TrainingStage:
         batches: Batches,
         checks: Sequence[Check],
         epoch: Epoch | None,
+        files: Mapping[str, bytes] | None = None,
     ) -> Trainer:
-        """Return a trainer for this run that also uploads its checkpoints, if the run asks for that."""
+        """Return a trainer for this run that also uploads its checkpoints, if the run asks for that.
+
+        Args:
+            files: by name, further ones of each checkpoint.
+        """
         return Trainer(
             accelerator=self.accelerator,
             run=self.run,
@@ -147,6 +152,7 @@ class TrainingStage:
             batches=batches,
             checks=checks,
             epoch=epoch,
+            files=files or {},
             on_checkpoint=self._uploader.push_checkpoint,
         )
 

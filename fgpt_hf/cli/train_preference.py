@@ -12,7 +12,7 @@ from fgpt_hf.data.preference_pairs import describe_pair_columns
 from fgpt_hf.evaluation.benchmark import load_benchmarks
 from fgpt_hf.evaluation.checks import ValidationMeans, fixed_prompts_that_fit, prompts_that_fit
 from fgpt_hf.losses.objectives import PreferenceLossConfig, PreferenceObjective
-from fgpt_hf.training.finetuning import merge_adapter, reference_log_probabilities
+from fgpt_hf.training.finetuning import merge_adapter, reference_files, reference_log_probabilities
 from fgpt_hf.training.outlook import Epoch
 from fgpt_hf.training.start_model import open_model
 from fgpt_hf.training.step_loop import Check
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         plan = stage.plan(model.config, epoch_rows=len(data.epoch))
         loss_config = PreferenceLossConfig(run.loss_type, run.beta, run.label_smoothing, run.simpo_gamma)
         if loss_config.has_reference:
-            data = data.with_reference(reference_log_probabilities(accelerator, model, data.all_pairs))
+            data = data.with_reference(*reference_log_probabilities(accelerator, model, data.parts, stage.folder))
         batches = data.batches(run.seed, stage.rank, stage.processes)
 
         # Checks
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str]) -> None:
 
         # Train
         epoch = Epoch(len(data.epoch), count_of(len(data.epoch), "pair"))
-        trainer = stage.trainer(plan, objective, tokenizer, batches, checks, epoch)
+        files = reference_files(data.parts) if loss_config.has_reference else {}
+        trainer = stage.trainer(plan, objective, tokenizer, batches, checks, epoch, files)
         outcome = trainer.fit()
         merge_adapter(run, stage.folder, tokenizer)
 

@@ -101,13 +101,12 @@ class PreferenceData:
     provenance: DataProvenance
 
     @property
-    def all_pairs(self) -> Sequence[TokenizedPair]:
-        """The pairs to train on, then the held-out ones."""
-        return [*self.rows.pairs, *self.validation.pairs]
+    def parts(self) -> tuple[PairRows, PairRows]:
+        """The pairs to train on, and the held-out ones."""
+        return self.rows, self.validation
 
-    def with_reference(self, reference: npt.NDArray[np.float32]) -> "PreferenceData":
-        """Return the same data with the log-probabilities of `all_pairs`, `(N, 2)`."""
-        rows, validation = np.split(reference, [len(self.rows)])
+    def with_reference(self, rows: npt.NDArray[np.float32], validation: npt.NDArray[np.float32]) -> "PreferenceData":
+        """Return the same data with the log-probabilities of the pairs to train on and of the held-out ones."""
         return replace(
             self, rows=replace(self.rows, reference=rows), validation=replace(self.validation, reference=validation)
         )

@@ -2,16 +2,17 @@
 
 A checkpoint is a model folder, which `from_pretrained` loads, with two more files: `training.pt`, which holds the
 optimizers' state, the random number generators, the position in the data and the counters; and a manifest with the
-hashes of all files. Several processes write their own parts: of the weights, which become one file, and of the
-optimizers' state, which stays a folder of shards. Any number of processes can resume from it.
+hashes of all files. Preference runs add their reference log-probabilities. Several processes write their own parts: of
+the weights, which become one file, and of the optimizers' state, which stays a folder of shards. Any number of
+processes can resume from it.
 """
 
 import errno
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,11 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """The contents of a checkpoint, as the training loop holds them."""
+    """The contents of a checkpoint, as the training loop holds them.
+
+    Attributes:
+        files: by name, further ones of each checkpoint, which stay the same.
+    """
 
     accelerator: Accelerator
     objective: Objective
@@ -79,6 +84,7 @@ class TrainingState:
     optimizer: JointOptimizer
     batches: Batches
     progress: Progress
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Here, and not at the first save, because all processes must be there to connect.
@@ -108,6 +114,8 @@ class TrainingState:
             with atomic_directory(checkpoint) as partial:
                 save_model(self.model, self.tokenizer, partial, weights)
                 _save(training, partial / "training.pt")
+                for name, content in self.files.items():
+                    (partial / name).write_bytes(content)
                 write_part(partial)
                 write_manifest(partial)
             rotate(folder, keep, checkpoint)

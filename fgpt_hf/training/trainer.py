@@ -1,8 +1,8 @@
 """Train: one loop for every stage, which knows an objective, batches and checks, but no corpus and no metric."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,7 @@ class Trainer:
         batches: the training data of this process.
         checks: measurements to take along the way.
         epoch: the size of the training data, if it is known.
+        files: by name, further ones of each checkpoint.
         on_checkpoint: called with the path of every checkpoint that was written.
 
     Example:
@@ -91,6 +92,7 @@ class Trainer:
     batches: Batches
     checks: Sequence[Check] = ()
     epoch: Epoch | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
     on_checkpoint: Callable[[Path], None] = lambda checkpoint: None
 
     def fit(self) -> Outcome:
@@ -138,7 +140,9 @@ class Trainer:
         if run.print_groups:
             logger.info("parameters by optimizer and weight decay:\n%s", describe_groups(model, run.optim))
         optimizer = build_optimizer(model, run)
-        state = TrainingState(accelerator, self.objective, self.tokenizer, optimizer, self.batches, Progress())
+        state = TrainingState(
+            accelerator, self.objective, self.tokenizer, optimizer, self.batches, Progress(), self.files
+        )
         if checkpoint := self._checkpoint():
             assert self.plan.minutes is None, "a resumed run has decided its steps: RunFolder.decided"
             if self.plan.max_steps < step_of(checkpoint):

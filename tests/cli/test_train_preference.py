@@ -86,7 +86,12 @@ def test_the_chosen_replies_become_the_likelier_ones_validation_too(trained: Pat
     assert all(name in line for line in lines for name in REWARDS if "loss" in line)
 
 
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(home: Path, trained: Path) -> None:
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    home: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint holds the reference, which another machine would have to compute again, and would round anew."""
+    monkeypatch.setattr("fgpt_hf.training.finetuning.HF_HOME", str(home / "empty"))
+    monkeypatch.setattr("fgpt_hf.training.finetuning.Scorer", lambda *given: pytest.fail("computed again"))
     again = home / "again"
     shutil.copytree(trained, again)
     shutil.rmtree(again / "checkpoints" / "step_00000012")

@@ -151,7 +151,6 @@ def repeat_on_disk(case: Case, corpus: Path, folder: Path, begun: list[tuple[int
     """Train on one machine, with these numbers of processes from these steps on."""
     ends, saved = [step for step, _ in begun[1:]] + [STEPS], folder / "checkpoints"
     for (begin, processes), end in zip(begun, ends, strict=True):
-        shutil.rmtree(caches_of(folder), ignore_errors=True)  # as each machine scored its reference replies itself
         for checkpoint in checkpoints(saved):
             if step_of(checkpoint) > begin:
                 shutil.rmtree(checkpoint)
