@@ -85,16 +85,16 @@ class Served:
 @contextmanager
 def serving(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Served]:
     """Run a Space from the start of its process until the block ends; its log is `space.log` in the folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     began = time.perf_counter()
-    with (folder / "space.log").open("wb") as log:
+    with socket.socket() as held, (folder / "space.log").open("wb") as log:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does, which may then listen there
+        held.bind(("127.0.0.1", 0))  # until it does, nobody else gets the port
+        port = held.getsockname()[1]
         own = {**environment, "GRADIO_SERVER_PORT": str(port)}
         process = subprocess.Popen(command, cwd=folder, env=own, stdout=log, stderr=subprocess.STDOUT)
         try:
             while not _answers(f"http://127.0.0.1:{port}/config"):
-                if process.poll() is not None or time.perf_counter() - began > 120:
+                if process.poll() is not None or time.perf_counter() - began > 300:
                     raise OSError(f"the Space did not start:\n{(folder / 'space.log').read_text('utf-8', 'replace')}")
                 time.sleep(0.05)
             yield Served(f"http://127.0.0.1:{port}", process, time.perf_counter() - began)
