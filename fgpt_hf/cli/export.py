@@ -17,13 +17,18 @@ def export(
         str,
         Option(
             "--format",
+            metavar="FORMAT",
             help="auto (the class of transformers that computes the same, without remote code), or that class by name "
             "(gpt2, llama, qwen3, arcee, nanochat); gguf (llama.cpp, Ollama); onnx.",
         ),
     ] = "auto",
     outtype: Annotated[
         str | None,
-        Option("--outtype", help="For gguf, type of the weights: F32, F16, BF16, Q8_0 or Q4_0 (default: F32)."),
+        Option(
+            "--outtype",
+            metavar="TYPE",
+            help="For gguf, type of the weights: F32, F16, BF16, Q8_0 or Q4_0 (default: F32).",
+        ),
     ] = None,
 ) -> None:
     """Write a model in the format of another program.

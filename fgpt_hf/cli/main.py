@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Annotated, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperArgument
 from typer.main import get_command
 
 import fgpt_hf
@@ -72,6 +74,7 @@ COMMANDS: Mapping[str, RunCommand | Callable[..., None]] = {
     "export": export,
     "publish": publish,
 }
+METAVARS: Mapping[type, str] = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # options of a run
 
 
@@ -119,7 +122,19 @@ def _parser() -> Callable[..., int | None]:
             app.command(name, help=command.help, context_settings={**PASSED_ON, "help_option_names": []})(pass_on)
         else:
             app.command(name, context_settings=PASSED_ON if command is ablate else None)(command)
-    return get_command(app)
+    parser = get_command(app)
+    for command in getattr(parser, "commands", {}).values():
+        for parameter in command.params:
+            _name_kind_of_value(parameter)
+    return parser
+
+
+def _name_kind_of_value(parameter: Any) -> None:
+    """Let `--help` say what kind of value a parameter takes as it does for the options of a run, not as Python does."""
+    if isinstance(parameter, TyperArgument):
+        parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # its name says that
+    elif parameter.metavar is None:
+        parameter.metavar = METAVARS.get(parameter.type_descriptor.annotation)
 
 
 def _without_command(

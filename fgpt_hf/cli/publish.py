@@ -33,6 +33,7 @@ Gguf = Annotated[
     list[str] | None,
     Option(
         "--gguf",
+        metavar="TYPE",
         help="Also publish a GGUF file, for llama.cpp and Ollama, with weights of this type: F32, F16, "
         "BF16, Q8_0 or Q4_0; may be repeated.",
     ),
@@ -82,8 +83,11 @@ def publish(
     Limits().check("dollars_per_hour", dollars_per_hour)
     Limits().check("watts", watts)
     from fgpt_hf.hub.card_options import CardOptions
-    from fgpt_hf.hub.upload import Destination
+    from fgpt_hf.hub.upload import Destination, check_name
 
+    for name in (repo_id, space, static_space):
+        if name is not None:
+            check_name(name)
     destination = Destination(repo_id=repo_id, private=private, revision=revision, tag=tag)
     card = CardOptions(
         architecture=architecture,

@@ -19,6 +19,10 @@ def report(runs: Runs, html: Page = None, watch: Watch = False) -> None:
     """
     if watch and html is not None:
         raise UserError("--watch and --html exclude each other: write the page once the run is finished")
+    if html is not None:
+        from fgpt_hf.report.page import check_page_path
+
+        check_page_path(html)
     if watch:
         from fgpt_hf.report.watch import only_run, watch_run
 

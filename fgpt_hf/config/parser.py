@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
@@ -31,6 +31,7 @@ SomeRun = TypeVar("SomeRun", bound=Run)
 SomeOptions = TypeVar("SomeOptions", bound="DataclassInstance")
 
 USAGE = "%(prog)s [--OPTION VALUE ...]"
+UNSETTING = "The value none unsets an option that the preset or the file sets."
 
 
 def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Sequence[str]) -> SomeRun:
@@ -51,12 +52,12 @@ def parse_run(kind: type[SomeRun], presets: Mapping[str, SomeRun], arguments: Se
     first.add_argument("--preset", default=kind.preset)
     first.add_argument("--config", type=Path)
     config = first.parse_known_args(arguments)[0].config
-    arguments = [*(_flags_of(config) if config else ()), *arguments]  # the later one of two equal flags counts
+    arguments = [*(_flags_of(config, kind) if config else ()), *arguments]  # the later one of two equal flags counts
     preset = first.parse_known_args(arguments)[0].preset
     if preset not in presets:
         raise UserError(f"unknown preset {preset!r}: the presets are {', '.join(presets)}")
 
-    parser = _Parser(kind, usage=f"{USAGE} [--config FILE.yaml]", description=_first_paragraph(kind))
+    parser = _Parser(kind, usage=f"{USAGE} [--config FILE.yaml]", description=f"{_first_paragraph(kind)} {UNSETTING}")
     parser.add_argument("--config", type=Path, help="YAML file of options, such as a run's run.yaml.", default=SUPPRESS)
     parser.set_defaults(**asdict(presets[preset]))
     run: SomeRun = parser.parse(arguments)
@@ -83,6 +84,8 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
     """Show each option once, without the spelling with hyphens, with the kind of its value and its default in words."""
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
+        if isinstance(action.type, _OrNone):
+            return f"{METAVARS.get(action.type.read, 'TEXT')}|none"
         return METAVARS.get(action.type, "TEXT")
 
     def _format_action_invocation(self, action: Action) -> str:
@@ -126,7 +129,10 @@ class _Parser(HfArgumentParser):
             if group not in groups:
                 groups[group] = self.add_argument_group(group_title(group), _first_paragraph(group))
             add = self._add_special_option if field.name in READ_BY else self._add_option
-            add(groups[group], field, described, types[field.name]).unset = described.unset
+            added = add(groups[group], field, described, types[field.name])
+            added.unset = described.unset
+            if issubclass(dtype, Run) and _is_optional(types[field.name]):
+                added.type = _OrNone(added.type or str)
 
     def _add_special_option(self, group: Any, field: Field[Any], described: Option, type_of_field: Any) -> Any:
         """Add an option of `READ_BY`."""
@@ -154,6 +160,21 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+class _OrNone:
+    """Reads `none`, which unsets an option that a preset or a file has set, or what its option reads otherwise."""
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self.read = read
+        self.__name__ = getattr(read, "__name__", "option")  # in argparse's messages
+
+    def __call__(self, text: str) -> Any:
+        return None if text == "none" else self.read(text)
+
+
+def _is_optional(kind: Any) -> bool:
+    return type(None) in get_args(kind)
 
 
 def _first_paragraph(kind: type[Any]) -> str:
@@ -227,7 +248,7 @@ def _data_sets(run: Run) -> set[str]:
     return {re.split("[:*]", entry)[0] for entry in getattr(run, "dataset_name", "").split(",")}
 
 
-def _flags_of(config: Path) -> list[str]:
+def _flags_of(config: Path, kind: type[Run]) -> list[str]:
     if not config.is_file():
         raise UserError(f"--config {config}: there is no such file")
     try:
@@ -236,10 +257,13 @@ def _flags_of(config: Path) -> list[str]:
         raise UserError(f"--config {config} cannot be read: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"--config {config} must hold lines of 'name: value'")
+    types = get_type_hints(kind)
     for name, value in values.items():
+        if value is None and name in types and not _is_optional(types[name]):
+            raise UserError(f"--config {config}: {name} has no value, and cannot be unset")
         if not _is_single(value):
             raise UserError(f"--config {config}: {name} must be a single value on one line, not {str(value)[:40]!r}")
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+    return [f"--{name}={'none' if value is None else value}" for name, value in values.items()]
 
 
 def _is_single(value: object) -> bool:

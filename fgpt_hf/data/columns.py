@@ -30,9 +30,9 @@ def choose_column(file: LocalFile, encoding: str, given: str | None) -> str:
         return texts[0]
     if not columns:
         return USUAL[0]
-    if CHATS & set(columns) and not texts:
-        raise UserError(f"{file.path} holds conversations, which are for train_instruct.py; documents are text")
     there = f"{file.path} has the columns {', '.join(columns)}"
+    if CHATS & set(columns) and not texts:
+        raise UserError(f"{there}: conversations are for train_instruct.py; documents are a column of text")
     if texts:
         raise UserError(f"{there}: give the one of the documents as --text_column_name, one of {', '.join(texts)}")
     raise UserError(f"{there}, and none of them holds text: give another file, or --text_column_name")

@@ -22,9 +22,9 @@ from fgpt_hf.errors import UserError
 Message: TypeAlias = dict[str, Any]  # role and content
 Layout: TypeAlias = tuple[str, ...]  # the columns that make a conversation
 
-ROLES = {  # ShareGPT's, by this project's
+ROLES = {  # as other datasets call them
     **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "assistant", "bot", "model"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "bot", "model", "ai"), "assistant"),
 }
 
 
@@ -114,11 +114,11 @@ def messages_in(row: DatasetRow, column: str, role: str) -> list[Message]:
 
 
 def _usual_message(message: Message) -> Message:
-    """Return a message with role and content; ShareGPT has `from` and `value`, and names of its own for the roles."""
-    if "from" not in message or "role" in message:
-        return message
-    role = str(message["from"])
-    return {"role": ROLES.get(role.lower(), role), "content": message.get("value")}
+    """Return a message with role and content; ShareGPT has `from` and `value`, and many have names for the roles."""
+    if "from" in message and "role" not in message:
+        message = {"role": message["from"], "content": message.get("value")}
+    role = message.get("role")
+    return message | {"role": ROLES.get(role.lower(), role)} if isinstance(role, str) else message
 
 
 def hash_fraction_of(row: DatasetRow, messages: Sequence[Message]) -> float:
@@ -189,11 +189,15 @@ LAYOUTS: Mapping[Layout, Callable[..., list[Message]]] = {
 def _checked(messages: list[Message]) -> list[Message]:
     """Return the messages; UserError if one is empty or none is the assistant's."""
     for number, message in enumerate(messages, start=1):
-        content = message.get("content")
+        if "content" not in message:
+            raise UserError(f"message {number} has {', '.join(message)} instead of role and content")
+        content = message["content"]
         if not (content.strip() if isinstance(content, str) else content):
             raise UserError(f"message {number} is missing or empty")
-    if not any(message.get("role") == "assistant" for message in messages):
-        raise UserError("no message is the assistant's")
+    roles = dict.fromkeys(str(message.get("role")) for message in messages)
+    if "assistant" not in roles:
+        names = ", ".join(roles)
+        raise UserError(f"no message is the assistant's{f', only of {names}' if roles else ''}")
     return messages
 
 

@@ -31,10 +31,12 @@ FORMATS: Mapping[str, str] = {
 ONE_DOCUMENT_A_FILE = {TEXT, HTML, PDF}
 TABLES = set(FORMATS.values()) - ONE_DOCUMENT_A_FILE
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
 METADATA = {"dataset_info.json", "state.json", "dataset_dict.json"}  # next to the rows that `datasets` saved
 
 # Why a file is left out
 HIDDEN = "hidden"
+ARCHIVE = "an archive, which must be unpacked first"
 UNKNOWN = "an ending of no known format"
 NO_TARGET = "a link to nothing"
 NO_ROWS = "documents, not rows"
@@ -77,7 +79,7 @@ def is_local(name: str) -> bool:
     return (
         format_of(Path(name)) is not None
         or name[:1] in tuple("./~\\")
-        or Path(name).suffix.lower() in COMPRESSIONS
+        or Path(name).suffix.lower() in (*COMPRESSIONS, *ARCHIVES)
         or glob.has_magic(name)
         or os.path.exists(name)
     )
@@ -155,7 +157,8 @@ def _reason_to_leave_out(path: Path, wanted: Collection[str], in_folder: bool) -
         return NO_TARGET
     format = format_of(path)
     if format is None or not path.is_file():
-        return UNKNOWN
+        is_archive = path.suffix.lower() in ARCHIVES or Path(path.stem).suffix.lower() == ".tar"
+        return ARCHIVE if is_archive else UNKNOWN
     return None if format[0] in wanted else NO_ROWS
 
 

@@ -186,15 +186,18 @@ def split_rows(
         kind: what a row is in the message, "conversations".
 
     Raises:
-        UserError: one of the two would be empty, though some rows should be held out.
+        UserError: no row can be used, or one of the two would be empty, though some rows should be held out.
     """
+    because = f": {'; '.join(str(issues).splitlines())}" if len(issues) else ""
+    if not rows:
+        raise UserError(f"{run.dataset_name} holds no {kind} that can be used{because}")
     given, fraction = run.validation_dataset, run.validation_fraction
     train, validation = _by_dataset(rows, issues) if given else _by_hash(rows, fraction)
     if not train or ((given or fraction) and not validation):
         raise UserError(
             f"{run.dataset_name} with {f'validation_dataset={given}' if given else f'validation_fraction={fraction}'} "
             f"gives {len(train)} {kind} to train on and {len(validation)} to hold out, and both are needed; "
-            f"--validation_fraction 0 holds none out{f' ({issues})' if len(issues) else ''}"
+            f"--validation_fraction 0 holds none out{because}"
         )
     return train, validation
 

@@ -7,6 +7,7 @@ the corpus before the first step; a run with `--streaming` needs neither.
 """
 
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -59,7 +60,7 @@ def prepare_documents(preparation: Preparation) -> str:
     if preparation.hub_dataset_id:
         push_dataset(folder, preparation.hub_dataset_id)
         lines.append(f"train on them with --dataset_name {preparation.hub_dataset_id}")
-    return "\n".join([*lines, f"train on them with --dataset_name {folder}"])
+    return "\n".join([*lines, f"train on them with --dataset_name {shlex.quote(str(folder))}"])
 
 
 def prepare(

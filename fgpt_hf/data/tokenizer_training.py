@@ -7,6 +7,7 @@ per byte can. The result follows from the documents and the size alone, on any m
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def train_tokenizer(training: TokenizerTraining) -> str:
     lines = [
         f"{folder}: {len(tokenizer):,} tokens, from {documents.characters:,} characters",
         *([compression_report(tokenizer, documents.held_out)] if documents.held_out else []),
-        f"train with it: fgpt train-base --tokenizer {folder} --dataset_name {training.dataset_name}",
+        f"train with --tokenizer {shlex.quote(str(folder))}",
     ]
     return "\n".join(lines)
 

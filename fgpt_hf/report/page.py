@@ -28,16 +28,16 @@ class RunSection(NamedTuple):
 
 
 def write_page(runs: Sequence[ComparedRun], path: Path) -> None:
-    """Write the page of one run or several.
+    """Write the page of one run or several to a path that `check_page_path` accepts."""
+    write_atomically(path, render_page(runs))
 
-    Raises:
-        UserError: the file's name does not end in `.html`, or its folder does not exist.
-    """
+
+def check_page_path(path: Path) -> None:
+    """Raise UserError if a file's name does not end in `.html`, or its folder does not exist."""
     if path.suffix not in (".html", ".htm"):
         raise UserError(f"--html {path}: the name of the file should end in .html")
     if not path.parent.is_dir():
         raise UserError(f"--html {path}: there is no folder {path.parent}")
-    write_atomically(path, render_page(runs))
 
 
 def render_page(runs: Sequence[ComparedRun]) -> str:

@@ -67,6 +67,6 @@ def test_names_of_many_settings_leave_the_curves_their_width(tmp_path: Path) -> 
         summarize([replace(result, variant=f"{result.variant},{long}") for result in RESULTS]), tmp_path / "a.png"
     )
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
-    first_curve = np.abs(picture - (31, 119, 180)).sum(2) < 30  # matplotlib's first colour
+    first_curve = np.abs(picture - (31, 119, 180)).sum(2) < 30  # matplotlib's first color
     columns = np.flatnonzero(first_curve.any(0))
     assert columns[-1] - columns[0] > picture.shape[1] / 2

@@ -43,6 +43,7 @@ def test_the_help_comes_within_a_second() -> None:
 def test_the_help_of_a_command_has_an_example_and_needs_no_torch(command: str) -> None:
     text = without_torch(f"from fgpt_hf.cli.main import run; run(['{command}', '--help'])")
     assert f"Example: fgpt {command} " in text
+    assert not re.search(r"<(int|float|str|path)>|list\[", text)  # but N, X, TEXT or FILE, as a run's help says
     for help in re.findall(r"^  --\w+.*?(?=^  --|\Z)", text, flags=re.MULTILINE | re.DOTALL):
         sentence = re.sub(r"\s+\[(default|required).*", "", help, flags=re.DOTALL)
         assert sentence.rstrip().endswith((".", "exit.")), help

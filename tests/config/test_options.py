@@ -57,8 +57,10 @@ def test_the_help_states_the_presets_defaults_in_words_where_there_is_no_value(
 
 def test_the_help_shows_what_kind_of_value_an_option_takes(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(BaseRun, PRESETS, capsys)
-    for shown in ("--seed N ", "--learning_rate X ", "--fsdp [true|false] ", "--max_minutes TIME ", "--config FILE "):
+    kinds = ("--seed N ", "--learning_rate X ", "--fsdp [true|false] ", "--max_minutes TIME|none ", "--config FILE ")
+    for shown in kinds:
         assert shown in text
+    assert "--sampled_softmax N|none " in text and "none unsets an option" in text
     assert "--per_device_train_batch_size N|auto " in text and "--optim TEXT " in text
 
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -64,6 +64,21 @@ def test_a_flag_may_stand_alone_or_with_a_value() -> None:
     assert parse().bf16 is None
 
 
+OPTIONAL = {name for name, kind in get_type_hints(BaseRun).items() if type(None) in get_args(kind)}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONAL - {"hub_model_id"}))  # which push_to_hub needs
+def test_what_a_preset_or_a_file_sets_can_be_unset(name: str, tmp_path: Path) -> None:
+    kind = next(kind for kind in get_args(get_type_hints(BaseRun)[name]) if kind is not type(None))
+    preset = replace(BaseRun(), **{name: kind(8)})
+    unset = replace(preset, **{name: None})
+    (tmp_path / "run.yaml").write_text(f"{name}: {getattr(preset, name)}\n")
+    for flags in ([f"--{name}=none"], ["--config", str(tmp_path / "run.yaml"), f"--{name}", "none"]):
+        assert parse_run(BaseRun, {preset.preset: preset}, flags) == unset
+    (tmp_path / "run.yaml").write_text(f"{name}: null\n")
+    assert parse_run(BaseRun, {preset.preset: preset}, ["--config", str(tmp_path / "run.yaml")]) == unset
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
@@ -94,7 +109,7 @@ def test_bad_input_is_answered_with_what_would_work(arguments: list[str], answer
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "max_steps: [", "max_stepz: 3"])
+@pytest.mark.parametrize("content", ["[1, 2]", "max_steps: [", "max_stepz: 3", "max_steps:"])
 def test_a_bad_file_is_answered_too(content: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(ValueError, match="bad.yaml|did you mean --max_steps"):

@@ -82,7 +82,8 @@ BAD: dict[str, Row] = {
     "'instruction' is missing or empty": {"instruction": None, "input": "a", "output": "b"},
     "'completion' is missing or empty": {"prompt": "a", "completion": ""},
     "message 2 is missing or empty": {"messages": turns("a", None)},
-    "no message is the assistant's": {"messages": turns("a")},
+    "message 1 has speaker, text instead of role and content": {"messages": [{"speaker": "Ann", "text": "a"}]},
+    "no message is the assistant's, only of user": {"messages": turns("a")},
 }
 
 
@@ -96,6 +97,12 @@ def test_a_row_that_is_no_conversation_is_counted_and_named_or_refused(tmp_path:
     assert str(issues) == f"2 left out, {reason}: row 1 of {path}, row 3 of {path}"
     with pytest.raises(ValueError, match=f"row 1 of .*: {reason}"):
         load(path, bad_rows="refuse")
+
+
+def test_roles_may_have_the_names_that_other_datasets_give_them(tmp_path: Path) -> None:
+    messages = [{"role": "Human", "content": "a"}, {"role": "AI", "content": "b"}]
+    (found,), _ = load(write(tmp_path, [{"messages": messages}]))
+    assert found.messages == turns("a", "b")
 
 
 def test_columns_without_conversations_are_named(tmp_path: Path) -> None:

@@ -215,3 +215,5 @@ def test_data_that_does_not_fit_is_said(tmp_path: Path) -> None:
         opened(tmp_path, fine, max_length=CONTEXT + 1)
     with pytest.raises(ValueError, match=r"gives 1 conversations to train on and 0 to hold out.*39 left out"):
         opened(tmp_path, [fine[0], *[turns("ask")] * 39], validation_fraction=1e-9)
+    with pytest.raises(ValueError, match="holds no conversations that can be used: 9 left out, no message is the"):
+        opened(tmp_path, [turns("ask")] * 9)

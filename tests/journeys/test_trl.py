@@ -35,10 +35,10 @@ def test_sft_trainer_learns_the_replies_of_the_same_folder_and_rows(tmp_path: Pa
         logging_steps=1,
     )
     trainer = trl.SFTTrainer(str(folder), args=options, train_dataset=rows)
-    learnt = [token for row in trainer.train_dataset for token in row["labels"] if token != IGNORED]
+    learned = [token for row in trainer.train_dataset for token in row["labels"] if token != IGNORED]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoded = [encode_conversation(tokenizer, row["messages"]) for row in rows]
-    assert sorted(learnt) == sorted(token for pair in encoded for token, mask in zip(*pair, strict=True) if mask)
+    assert sorted(learned) == sorted(token for pair in encoded for token, mask in zip(*pair, strict=True) if mask)
     before = trainer.model.model.embed_tokens.weight.detach().clone()
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

@@ -119,7 +119,7 @@ def test_a_reply_needs_a_question(tokenizer: Any, messages: Any) -> None:
 @pytest.mark.parametrize("trim", [False, True])
 @pytest.mark.parametrize("messages", [*CONVERSATIONS, say(parts("a<|en", "d|>"), "<|pad|>", system="<|user|>")])
 def test_an_engine_without_generation_blocks_writes_the_same(tokenizer: Any, messages: Any, trim: Any) -> None:
-    """Servers with another Jinja drop the two tags, spelt exactly so, and may not trim blocks."""
+    """Servers with another Jinja drop the two tags, spelled exactly so, and may not trim blocks."""
     template = tokenizer.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     engine = ImmutableSandboxedEnvironment(trim_blocks=trim, lstrip_blocks=trim).from_string(template)
     assert engine.render(messages=messages) == tokenizer.apply_chat_template(messages, tokenize=False)
