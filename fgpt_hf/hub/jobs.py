@@ -99,7 +99,7 @@ def gpu_flavors() -> list[Flavor]:
     Raises:
         UserError: the Hub cannot be reached, or its answer is not what this version of huggingface_hub reads.
     """
-    with plain_errors("the prices of the Hub's Jobs", "try again later"):
+    with plain_errors("the prices of the Hub's Jobs", "try again later, or give --device and --price_per_hour"):
         try:
             machines = retry("the prices of the Hub's Jobs", HfApi().list_jobs_hardware)
             return [_flavor(machine) for machine in machines if machine.accelerator]
