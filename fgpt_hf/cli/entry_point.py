@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,6 +25,9 @@ def command_line(main: Callable[[Sequence[str]], None]) -> None:
     Such a mistake is a UserError, or an OSError that carries the operating system's number: `FGPT_TRACEBACK=1` shows
     where it came from. Any other exception is a bug, and keeps its traceback, followed by where to report it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # which None, without a console, is not
+            stream.reconfigure(errors="replace")  # a question mark for what the locale's encoding has no character for
     try:
         with messages_on_stdout():
             main(sys.argv[1:])

@@ -120,6 +120,16 @@ def described_fields(kind: "type[DataclassInstance] | DataclassInstance") -> Ite
             yield each, each.metadata[Option]
 
 
+def flag_value(value: object) -> str:
+    """Return the value of an option as its flag takes it.
+
+    Example:
+        >>> flag_value(None), flag_value(True), flag_value(3)
+        ('none', 'true', '3')
+    """
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def check_limits(options: "DataclassInstance") -> None:
     """Raise UserError for the first field whose value is outside its limits."""
     for each, described in described_fields(options):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hin
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
-from fgpt_hf.config.options import Option, described_fields, group_of, group_title
+from fgpt_hf.config.options import Option, described_fields, flag_value, group_of, group_title
 from fgpt_hf.config.runs import Run
 from fgpt_hf.errors import UserError
 from fgpt_hf.parsing import parse_yaml
@@ -263,7 +263,7 @@ def _flags_of(config: Path, kind: type[Run]) -> list[str]:
             raise UserError(f"--config {config}: {name} has no value, and cannot be unset")
         if not _is_single(value):
             raise UserError(f"--config {config}: {name} must be a single value on one line, not {str(value)[:40]!r}")
-    return [f"--{name}={'none' if value is None else value}" for name, value in values.items()]
+    return [f"--{name}={flag_value(value)}" for name, value in values.items()]
 
 
 def _is_single(value: object) -> bool:

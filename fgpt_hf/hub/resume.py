@@ -16,7 +16,7 @@ from fgpt_hf.files import MANIFEST, integrity_error, sha256_of, write_atomically
 from fgpt_hf.hub.state import BRANCH, RECORDS, FoundState, find_state
 from fgpt_hf.runtime.distributed import from_main_process
 from fgpt_hf.training.checkpoints import latest_valid_checkpoint, step_of
-from fgpt_hf.training.continuation import changed_option, require_resumable
+from fgpt_hf.training.continuation import changed_option, describe_change, require_resumable
 from fgpt_hf.training.records import RECORD, parse_record, read_record
 from fgpt_hf.training.run_folder import RunFolder
 
@@ -72,11 +72,10 @@ class HubResume:
         if self.run.resume_from_checkpoint is not None:
             require_resumable(self.run, _record(own), own.name, "choose another hub_model_id")
         elif name := changed_option(self.run, _record(own)):
-            found, given = _record(own).get(name), getattr(self.run, name)
             resume = "" if name in self.run.fixed_on_resume() else "continue it with --resume_from_checkpoint hub, "
             raise UserError(
-                f"{own.name} already holds a run, with {name}={found} instead of {given}: {resume}replace it with "
-                "--overwrite_output_dir, or choose another --hub_model_id"
+                f"{own.name} already holds a run, with {describe_change(name, self.run, _record(own))}: {resume}"
+                "replace it with --overwrite_output_dir, or choose another --hub_model_id"
             )
         return own
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fgpt_hf.config.options import described_fields
+from fgpt_hf.config.options import described_fields, flag_value
 from fgpt_hf.config.runs import Run, TuningRun
 from fgpt_hf.errors import UserError
 from fgpt_hf.runtime.plan import TrainingPlan
@@ -27,8 +27,8 @@ def require_resumable(
     for name in run.fixed_on_resume():
         if recorded.get(name) != getattr(run, name):
             raise UserError(
-                f"{place} holds a run with {name}={recorded.get(name)}, which cannot continue with "
-                f"{name}={getattr(run, name)}: resume with the recorded value, or {instead}"
+                f"{place} holds a run with {name}={flag_value(recorded.get(name))}, which cannot continue with "
+                f"{name}={flag_value(getattr(run, name))}: resume with the recorded value, or {instead}"
             )
     if isinstance(run, TuningRun) and run.max_steps > 0 and recorded.get("num_train_epochs") != run.num_train_epochs:
         raise UserError(
@@ -57,6 +57,17 @@ def changed_option(run: Run, recorded: Record) -> str | None:
         if not described.one_time and field.name not in skipped and given[field.name] != recorded.get(field.name):
             return field.name
     return None if run.auto_find_batch_size or _rows_per_step(recorded) == _rows_per_step(given) else BATCH[0]
+
+
+def describe_change(name: str, run: Run, recorded: Record) -> str:
+    """Return what an option was in a recorded run and is in another one, in words.
+
+    Example:
+        >>> from fgpt_hf.config.runs import BaseRun
+        >>> describe_change("tokenizer", BaseRun(tokenizer="mine"), {"tokenizer": None})
+        'tokenizer=none instead of mine'
+    """
+    return f"{name}={flag_value(recorded.get(name))} instead of {flag_value(getattr(run, name))}"
 
 
 def decided(plan: TrainingPlan, run: Run, recorded: Record) -> TrainingPlan:

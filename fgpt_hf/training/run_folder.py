@@ -28,7 +28,7 @@ from fgpt_hf.training.checkpoints import (
     set_aside_after,
     step_of,
 )
-from fgpt_hf.training.continuation import changed_option, decided, require_resumable
+from fgpt_hf.training.continuation import changed_option, decided, describe_change, require_resumable
 from fgpt_hf.training.records import METRICS, RECORD, RESULTS, SAMPLES, read_record
 
 logger = logging.getLogger(__name__)
@@ -161,6 +161,8 @@ class RunFolder:
 
     def _check(self) -> None:
         """Raise UserError unless the folder is free for the run, or holds what it continues."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir={self.path} is a file: give a folder")
         holds_run = self.record.is_file()
         if holds_run and self.run.resume_from_checkpoint is None and not self.run.overwrite_output_dir:
             self._require_unfinished(read_record(self.record))
@@ -175,8 +177,8 @@ class RunFolder:
         if name := changed_option(self.run, recorded):
             is_fixed = name in self.run.fixed_on_resume()
             resume = "" if is_fixed else "continue it with --resume_from_checkpoint latest, "
-            found, given = recorded.get(name), getattr(self.run, name)
-            raise UserError(f"{self.path} already holds a run, with {name}={found} instead of {given}: {resume}{ways}")
+            change = describe_change(name, self.run, recorded)
+            raise UserError(f"{self.path} already holds a run, with {change}: {resume}{ways}")
         last = recorded.get("max_steps")
         if self.model.exists() and isinstance(last, int) and self._last_step() >= last:
             raise UserError(

@@ -58,6 +58,13 @@ def test_a_bug_keeps_its_traceback_and_asks_for_a_report(error: Exception) -> No
     assert raised.value.__notes__ == [BUG]
 
 
+def test_what_the_encoding_of_the_terminal_lacks_is_a_question_mark() -> None:
+    program = "from fgpt_hf.cli.entry_point import command_line; command_line(lambda _: print('1 … 2 日'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert done.stdout.split() == [b"1", b"?", b"2", b"?"]
+
+
 def test_an_interrupted_command_ends_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

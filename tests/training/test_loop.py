@@ -355,7 +355,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
         "--max_steps=8": "already holds this run, finished: train on with --resume_from_checkpoint latest",
         "--learning_rate=0.5": "with learning_rate=0.01 instead of 0.5: continue it with --resume_from_checkpoint",
         "--seed=5": "with seed=1337 instead of 5: replace it with --overwrite_output_dir",
-        "--max_minutes=5": "with max_minutes=None instead of 5.0",
+        "--max_minutes=5": "with max_minutes=none instead of 5.0",
     }
     for flag, said in answers.items():
         answer = refusal(whole, flag)

@@ -205,3 +205,10 @@ def test_a_folder_that_cannot_be_written_to_is_not_said_to_be_in_use() -> None:
     run = replace(PRESETS["quickstart"], output_dir="/proc/run")
     with pytest.raises(OSError, match="no file can be created there.*'/proc'"), RunFolder(run).opened():
         pass
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("notes")
+    with pytest.raises(UserError, match="run is a file: give a folder"), resumed(tmp_path / "run").opened():
+        pass
+    assert (tmp_path / "run").read_text() == "notes"
