@@ -133,6 +133,8 @@ def load_for_chat(
     text: list[int] = tokenizer(TEXT)["input_ids"][: context_length(model, tokenizer)] if len(formats) > 1 else []
     model.to(loaded_dtype(formats[0]))
     if not prepare(model, formats[0], text):
+        if len(formats) == 1:
+            raise UserError(f"number_format={number_format} is not available for a {type(model).__name__}: choose auto")
         model = load_model(name, loaded_dtype(formats[1]), trust_remote_code)[0]
         prepare(model, formats[1])
     return model, tokenizer

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -188,7 +189,8 @@ def prepare(model: PreTrainedModel, number_format: str, text: Sequence[int] = ()
     """Give a model on the CPU the layers of a format, in place; return False if its loss would rise too much.
 
     Its weights are replaced one after the other, so that no more than one of them is there twice. Afterwards the model
-    can write, and can be neither trained nor saved.
+    can write, and can be neither trained nor saved. A model whose own code reads the weights of its layers, such as a
+    Mamba, keeps torch's layers, and returns False for int8.
 
     Args:
         model: a model loaded in `loaded_dtype(number_format)`, in evaluation mode.
@@ -205,6 +207,8 @@ def prepare(model: PreTrainedModel, number_format: str, text: Sequence[int] = ()
         'OneDnnLinear'
     """
     make, _ = _LAYERS[number_format]
+    if _reads_weights(model):
+        return number_format != "int8"
     if number_format != "int8":
         _replace_linears(model, make)
         return True
@@ -212,6 +216,25 @@ def prepare(model: PreTrainedModel, number_format: str, text: Sequence[int] = ()
     _replace_linears(model, make)
     _compute_in_float32(model)
     return not text or text_loss(model, text) <= before * (1 + MAX_LOSS_RISE)
+
+
+@torch.inference_mode()
+def _reads_weights(model: PreTrainedModel) -> bool:
+    """Return whether the model's own code reads the weights of its linear layers, and does not only call them."""
+    linears = [
+        (parent, *child) for parent in model.modules() for child in parent.named_children() if type(child[1]) in LINEAR
+    ]
+    try:
+        for parent, name, layer in linears:
+            size: Any = layer.nf if isinstance(layer, Conv1D) else layer.out_features
+            setattr(parent, name, JointPart(JointLinear(layer, [size]), 0))  # which has no weight
+        model(torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
+    except AttributeError:
+        return True
+    finally:
+        for parent, name, layer in linears:
+            setattr(parent, name, layer)
+    return False
 
 
 def _replace_linears(model: nn.Module, make: Callable[..., nn.Module]) -> None:
@@ -366,7 +389,8 @@ def cache_options(model: PreTrainedModel) -> dict[str, Any]:
     are. A model that brings a cache of its own gets no argument.
     """
     wants_another = getattr(model.generation_config, "cache_implementation", None) is not None
-    if wants_another or not model._supports_default_dynamic_cache():  # type: ignore[operator]  # torch types it
+    takes_it = "past_key_values" in signature(model.forward).parameters  # Mamba takes a cache by another name
+    if wants_another or not takes_it or not model._supports_default_dynamic_cache():  # type: ignore[operator]
         return {}
     cache: Any = DynamicCache(config=model.config)
     if cache.layer_class_to_replicate is DynamicLayer:

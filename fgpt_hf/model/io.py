@@ -72,7 +72,14 @@ def load_model(
     with _user_errors(_label(base, name), "code"):
         kind = causal_model_class(base, config, trust_remote_code)
     model: PreTrainedModel = load_weights(kind, name, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    if asks_for_router_loss(model.config):  # with which transformers cannot generate
+        model.config.output_router_logits = False
     return model.eval(), tokenizer
+
+
+def asks_for_router_loss(config: PreTrainedConfig) -> bool:
+    """Return whether a mixture of experts is to add a loss for the balance of its experts, by its configuration."""
+    return bool(getattr(config, "output_router_logits", False))
 
 
 def load_fgpt(name: str, dtype: torch.dtype | str = "auto") -> tuple[FGPTForCausalLM, PreTrainedTokenizerBase]:

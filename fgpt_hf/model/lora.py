@@ -27,7 +27,7 @@ def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTok
     The model keeps its class, and saves the adapter alone.
 
     Raises:
-        UserError: PEFT is not installed, or the model has no layers of the given names.
+        UserError: PEFT is not installed or refuses the layers, or the model has none of the given names.
     """
     require_peft("use_peft=true")
     from peft import LoraConfig  # takes seconds, which most runs do without
@@ -35,11 +35,12 @@ def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTok
     targets = _targets(run)
     shape = shape_of(model.config)
     layers = shape.linear_layers
+    names = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
     # Neither the embeddings nor the head can have an adapter as well as the role tokens' rows.
     if targets != "all-linear" and not all(any(_ends_in(layer, target) for layer in layers) for target in targets):
         raise UserError(
             f"lora_target_modules={run.lora_target_modules} names a layer that this model lacks: give all-linear, or "
-            f"some of {', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}"
+            f"some of {names}"
         )
     vocabulary = tokenizer.get_vocab()
     role_ids = [vocabulary[token] for token in ROLE_TOKENS] if has_role_tokens(tokenizer) else []
@@ -52,7 +53,13 @@ def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTok
         task_type="CAUSAL_LM",
     )
     with _without_advice_to_programmers():
-        model.add_adapter(config)
+        try:
+            model.add_adapter(config)
+        except ValueError as error:  # such as for layers whose weights the model's own code reads
+            problem = one_line(error).rstrip(".")
+            raise UserError(
+                f"lora_target_modules={run.lora_target_modules}: {problem}; the layers of this model are {names}"
+            ) from error
 
 
 def adapter_parameters(run: Run, config: PreTrainedConfig | NetworkShape) -> int:

@@ -21,6 +21,7 @@ from fgpt_hf.model.configuration_fgpt import FGPTConfig
 from fgpt_hf.model.document_isolation import keeps_documents_apart, require_causal
 from fgpt_hf.model.embeddings import output_embeddings, token_embeddings
 from fgpt_hf.model.io import (
+    asks_for_router_loss,
     context_length,
     load_config,
     load_fgpt,
@@ -145,6 +146,12 @@ def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTo
         keep_differentiable(model)
         require_causal(name, model)
         require_finite_weights(name, model)
+    if asks_for_router_loss(config):
+        logger.warning(
+            "%s asks for a loss that balances its experts (output_router_logits), which depends on how a batch is "
+            "divided: it is left out, and the result asks for none",
+            name,
+        )
     if config.dtype not in (None, torch.float32):
         stored = str(config.dtype).removeprefix("torch.")
         logger.info("%s is stored in %s: it is trained and saved in float32", name, stored)

@@ -10,7 +10,6 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     GraniteConfig,
-    OPTConfig,
     PhiConfig,
     PreTrainedModel,
 )
@@ -22,6 +21,7 @@ from fgpt_hf.losses.objectives import LanguageModelObjective, PreferenceLossConf
 from fgpt_hf.losses.output_head import OwnHead, ProductHead, output_head
 from fgpt_hf.model.document_isolation import keeps_documents_apart, require_causal
 from tests.support.any_models import NAMES, any_model
+from tests.support.families import FAMILIES, MIX_DOCUMENTS, family_model
 
 LENGTHS = (9, 5, 10)
 ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -33,27 +33,19 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     **ENDS,
 }
-OPT = OPTConfig(
-    **ENDS,
-    vocab_size=96,
-    hidden_size=32,
-    ffn_dim=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    word_embed_proj_dim=32,
-)
 HEADS = {  # beside those of the five classes
     "a bias": (PhiConfig(**SHAPE), OwnHead),
     "a scale": (CohereConfig(**SHAPE, logit_scale=0.25), OwnHead),
     "a divisor": (GraniteConfig(**SHAPE, logits_scaling=3.0), OwnHead),
     "a softcap": (Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0), ProductHead),
-    "no position_ids": (OPT, ProductHead),
 }
 
 
 def model_of(name: str) -> PreTrainedModel:
     if name in NAMES:
         return any_model(name)
+    if name in FAMILIES:
+        return family_model(name)
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(HEADS[name][0])
     with torch.no_grad():
@@ -103,13 +95,13 @@ def assert_equal(model: PreTrainedModel, batch: dict[str, torch.Tensor], own: di
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *HEADS])
+@pytest.mark.parametrize("name", [*NAMES, *HEADS, *FAMILIES])
 def test_losses_and_gradients_of_a_padded_batch_equal_transformers_own(name: str) -> None:
     model, batch = model_of(name), padded_batch()
     assert_equal(model, batch, {**batch, "attention_mask": (batch["labels"] != IGNORED).long()})
 
 
-@pytest.mark.parametrize("name", [*NAMES, "a bias", "a softcap"])
+@pytest.mark.parametrize("name", [*NAMES, "a bias", "a softcap", *sorted(FAMILIES.keys() - MIX_DOCUMENTS)])
 def test_losses_and_gradients_of_a_packed_batch_equal_transformers_own(name: str) -> None:
     """Of each document by itself: the row holds nothing that another one could see."""
     model, batch = model_of(name), packed_batch()
@@ -156,8 +148,9 @@ def test_preferences_are_learned_through_any_head(name: str) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_models_that_mix_documents_are_told() -> None:
-    assert not keeps_documents_apart(model_of("no position_ids"))
+@pytest.mark.parametrize("name", MIX_DOCUMENTS)
+def test_models_that_mix_documents_are_told(name: str) -> None:
+    assert not keeps_documents_apart(model_of(name))
 
 
 def test_where_attention_is_still_zero_documents_are_not_taken_to_be_apart() -> None:

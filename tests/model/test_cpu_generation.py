@@ -25,6 +25,7 @@ from fgpt_hf.model.cpu_generation import (
     text_loss,
     time_formats,
 )
+from tests.support.families import family_model
 from tests.support.tiny_network import CONTEXT, PAD, random_ids, tiny_model
 
 SETTINGS: list[dict[str, Any]] = [
@@ -45,6 +46,16 @@ def written(model: Any, prompt: torch.Tensor, grows: bool = True, **options: Any
     room = {"max_new_tokens": CONTEXT - prompt.shape[1], "pad_token_id": PAD}
     output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **cache, **room, **options)
     return output[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
+def test_a_model_that_reads_the_weights_of_its_layers_keeps_them(number_format: str) -> None:
+    plain = family_model("mamba").to(loaded_dtype(number_format))
+    model, prompt = deepcopy(plain), random_ids(1, 9)
+    assert not prepare(deepcopy(plain), "int8")
+    assert prepare(model, number_format)
+    texts = [each.generate(prompt, max_new_tokens=9, do_sample=False) for each in (model, plain)]
+    assert torch.equal(*texts)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
