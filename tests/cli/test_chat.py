@@ -178,7 +178,7 @@ class Terminal:
             COMMAND[0],
             [*COMMAND[1:], str(folder), *flags],
             encoding="utf-8",
-            timeout=120,
+            timeout=300,
             dimensions=(40, 200),
             env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
         )
@@ -289,5 +289,5 @@ def test_a_terminated_conversation_and_a_reader_that_leaves_end_cleanly(folder: 
     os.close(writing)
     assert os.read(reading, 1)
     os.close(reading)
-    assert child.communicate(timeout=120)[1] == ""
+    assert child.communicate(timeout=300)[1] == ""
     assert child.returncode == 0
