@@ -190,7 +190,8 @@ def _keys() -> "KeyBindings":
 
     keys = KeyBindings()
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
-    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    for enter in ("enter", "c-j"):  # the latter when it was typed while a reply was written
+        keys.add("escape", enter)(lambda event: event.current_buffer.insert_text("\n"))
     return keys
 
 
