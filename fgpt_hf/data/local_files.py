@@ -114,7 +114,7 @@ def find_files(name: str, wanted: Collection[str] = frozenset(FORMATS.values()))
     paths = [given] if os.path.exists(given) else sorted(found)
     if not paths:
         kind = "no file matches this glob" if glob.has_magic(name) else "there is no such file"
-        raise UserError(f"dataset_name={name}: {kind} (looked in {_existing_parent(given)})")
+        raise UserError(f"{name}: {kind} (looked in {_existing_parent(given)})")
     files = {}
     for path in paths:
         for each in _walk(path, left_out) if path.is_dir() else [path]:
@@ -169,7 +169,7 @@ def _nothing_to_read(
     there = "; ".join(f"{reason}: {some_of(names)}" for reason, names in left_out.items())
     what = "the folder is empty" if path.is_dir() else "nothing to read"
     return UserError(
-        f"dataset_name={name}: {f'no readable file ({there})' if there else what}; files may end in {endings}"
+        f"{name}: {f'no readable file ({there})' if there else what}; files may end in {endings}"
     )
 
 

@@ -74,7 +74,7 @@ def load_local_rows(name: str, encoding: str | None = None) -> LocalRows:
         file.require_unchanged()
     if not rows:
         raise UserError(
-            f"dataset_name={name}: {'the file is empty' if len(found.files) == 1 else 'its files are empty'}"
+            f"{name}: {'the file is empty' if len(found.files) == 1 else 'its files are empty'}"
         )
     log_once(_report(name, found, len(rows)))
     return LocalRows(list(columns), rows, row_ids)
