@@ -16,7 +16,7 @@ class Documents:
     dataset_name: str = option(
         "fineweb-edu",
         "Documents to train on: a known corpus, a dataset on the Hub, a prepared folder, a file, a folder, or a glob "
-        "of files; or a mixture NAME:MAX*REPEATS,… that takes at most MAX documents of each, REPEATS times an epoch.",
+        "of files; or a mixture NAME:MAX_ROWS*REPEATS,… that takes at most MAX_ROWS of each, REPEATS times an epoch.",
         fixed_on_resume=True,
     )
     dataset_config_name: str | None = option(
@@ -84,7 +84,7 @@ class DatasetOptions:
     dataset_name: str = option(
         "smol-smoltalk",
         "Conversations to train on: a known dataset, one on the Hub, or a file, a folder or a glob of files; or a "
-        "mixture NAME:MAX*REPEATS,… that takes at most MAX rows of each, REPEATS times per epoch.",
+        "mixture NAME:MAX_ROWS*REPEATS,… that takes at most MAX_ROWS of each, REPEATS times an epoch.",
         fixed_on_resume=True,
     )
     encoding: str | None = option(

@@ -256,7 +256,7 @@ class PreferenceRun(PreferenceLossOptions, TuningRun):
     dataset_name: str = option(
         "HuggingFaceH4/ultrafeedback_binarized",
         "Preference pairs to train on: a known dataset, one on the Hub, or a file, a folder or a glob of files; or a "
-        "mixture NAME:MAX*REPEATS,… that takes at most MAX rows of each, REPEATS times per epoch.",
+        "mixture NAME:MAX_ROWS*REPEATS,… that takes at most MAX_ROWS of each, REPEATS times an epoch.",
         fixed_on_resume=True,
     )
 

@@ -83,7 +83,7 @@ def _parse_entry(entry: str, where: str) -> MixtureEntry:
     elif glob.glob(os.path.expanduser(entry)):
         return MixtureEntry(entry)
     raise UserError(
-        f"{where}: {entry!r} is not NAME, NAME:ROWS, NAME*TIMES or NAME:ROWS*TIMES with numbers above "
+        f"{where}: {entry!r} is not NAME, NAME:MAX_ROWS, NAME*REPEATS or NAME:MAX_ROWS*REPEATS with numbers above "
         "zero, such as pydocs-chat:2000 or rasbt-instruct*3"
     )
 
