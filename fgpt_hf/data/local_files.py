@@ -168,9 +168,7 @@ def _nothing_to_read(
     endings = ", ".join(ending for ending, kind in FORMATS.items() if kind in wanted)
     there = "; ".join(f"{reason}: {some_of(names)}" for reason, names in left_out.items())
     what = "the folder is empty" if path.is_dir() else "nothing to read"
-    return UserError(
-        f"{name}: {f'no readable file ({there})' if there else what}; files may end in {endings}"
-    )
+    return UserError(f"{name}: {f'no readable file ({there})' if there else what}; files may end in {endings}")
 
 
 def left_out_lines(left_out: Mapping[str, Sequence[str]]) -> list[str]:

@@ -73,9 +73,7 @@ def load_local_rows(name: str, encoding: str | None = None) -> LocalRows:
                 row_ids.append(f"row {number} of {file.path}")
         file.require_unchanged()
     if not rows:
-        raise UserError(
-            f"{name}: {'the file is empty' if len(found.files) == 1 else 'its files are empty'}"
-        )
+        raise UserError(f"{name}: {'the file is empty' if len(found.files) == 1 else 'its files are empty'}")
     log_once(_report(name, found, len(rows)))
     return LocalRows(list(columns), rows, row_ids)
 
