@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from fgpt_hf.errors import UserError
+from fgpt_hf.errors import UserError, one_line
 from fgpt_hf.model.lora import require_peft
 
 _REARRANGES = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' layers
@@ -40,6 +41,18 @@ def four_bit_options(device: torch.device, compute_dtype: torch.dtype) -> dict[s
         bnb_4bit_compute_dtype=compute_dtype,
     )
     return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def require_four_bit_layers(name: str, model: PreTrainedModel) -> None:
+    """Raise UserError if a model's own code reads the weights of its layers, as Mamba's does, which are in 4 bits."""
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device), use_cache=False)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"load_in_4bit: a {type(model).__name__} cannot compute with layers in 4 bits ({one_line(error)}): leave "
+            f"it out for {name}"
+        ) from error
 
 
 def keep_differentiable(model: nn.Module) -> None:

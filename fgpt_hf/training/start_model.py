@@ -30,7 +30,7 @@ from fgpt_hf.model.io import (
     require_finite_weights,
 )
 from fgpt_hf.model.lora import add_adapter
-from fgpt_hf.model.quantization import four_bit_options, keep_differentiable
+from fgpt_hf.model.quantization import four_bit_options, keep_differentiable, require_four_bit_layers
 from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.runtime.distributed import PRECISIONS, mixed_precision
 from fgpt_hf.tokenizer.chat_encoding import end_of_turn
@@ -143,7 +143,9 @@ def load_start_model(run: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTo
         model, tokenizer = load_fgpt(name, torch.float32)
     else:
         model, tokenizer = load_model(source, torch.float32, trusted, **quantized)
-        keep_differentiable(model)
+        if quantized:
+            keep_differentiable(model)
+            require_four_bit_layers(name, model)
         require_causal(name, model)
         require_finite_weights(name, model)
     if asks_for_router_loss(config):

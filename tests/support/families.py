@@ -3,6 +3,7 @@
 model = family_model("gemma3")
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from transformers import (
     PreTrainedModel,
     Qwen3MoeConfig,
 )
+
+from tests.support.any_models import any_tokenizer
 
 NARROW: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2}
 SHAPE: dict[str, Any] = {**NARROW, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 512}
@@ -58,3 +61,11 @@ def family_model(name: str, vocab_size: int = 96, **changes: Any) -> PreTrainedM
         for parameter in model.parameters():
             parameter += 0.15 * torch.randn_like(parameter)
     return model
+
+
+def save_family(name: str, folder: Path, **changes: Any) -> Path:
+    """Write a complete model folder, with Llama's tokenizer of `any_models`."""
+    tokenizer = any_tokenizer("llama")
+    family_model(name, len(tokenizer), **changes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,7 +1,6 @@
 """Models of further families are tuned with adapters, scored and chatted with; what cannot be is refused by name."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,15 +13,7 @@ from fgpt_hf.evaluation.prefix_tree import Row
 from fgpt_hf.evaluation.scoring import Scorer
 from fgpt_hf.losses.objectives import LanguageModelObjective
 from fgpt_hf.training.start_model import open_model
-from tests.support.any_models import any_tokenizer
-from tests.support.families import FAMILIES, family_model
-
-
-def save_family(name: str, folder: Path, **changes: Any) -> Path:
-    tokenizer = any_tokenizer("llama")
-    family_model(name, len(tokenizer), **changes).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+from tests.support.families import FAMILIES, family_model, save_family
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -18,6 +18,7 @@ from fgpt_hf.files import read_json_lines
 from fgpt_hf.model.shapes import shape_of
 from fgpt_hf.training.start_model import open_model
 from tests.support.any_models import save_any, write_chats
+from tests.support.families import save_family
 from tests.support.forked import run_command
 from tests.support.tiny import random_model, save
 
@@ -137,5 +138,8 @@ def test_what_cannot_be_is_refused_with_what_would_work(tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr("fgpt_hf.model.quantization.find_spec", lambda name: None)
         assert refusal() == "load_in_4bit needs bitsandbytes: pip install 'fgpt-hf[qlora]'"
+    mamba = save_family("mamba", tmp_path / "mamba")
+    with pytest.raises(UserError, match="a MambaForCausalLM cannot compute with layers in 4 bits .*: leave it out for"):
+        open_model(four_bit_run(mamba, lora_target_modules="in_proj"))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10_000))
     assert "and this machine has 0 GB: give --merge_adapter false" in refusal()
