@@ -249,6 +249,8 @@ def _data_sets(run: Run) -> set[str]:
 
 
 def _flags_of(config: Path, kind: type[Run]) -> list[str]:
+    if config.is_dir():
+        raise UserError(f"--config {config} is a folder: give a file, such as {config / 'run.yaml'}")
     if not config.is_file():
         raise UserError(f"--config {config}: there is no such file")
     try:

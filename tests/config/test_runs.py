@@ -100,6 +100,7 @@ def test_what_a_preset_or_a_file_sets_can_be_unset(name: str, tmp_path: Path) ->
         (["--bf16", "--fp16"], "bf16 and fp16 exclude each other"),
         (["--overwrite_output_dir", "--resume_from_checkpoint=latest"], "exclude each other: give one of them"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
+        (["--config", "."], "--config . is a folder: give a file, such as run.yaml"),
     ],
 )
 def test_bad_input_is_answered_with_what_would_work(arguments: list[str], answer: str) -> None:
