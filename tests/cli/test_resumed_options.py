@@ -193,7 +193,7 @@ def resumed(request: pytest.FixtureRequest, home: Path) -> Resumed:
     """A run that was resumed with all options changed that may be."""
     kind = request.param
     _, main = KINDS[kind]
-    main(flags(kind, home))
+    main(flags(kind, home, overwrite_output_dir=True))  # made again after tests of other kinds
     names = {field.name for field, _ in described_fields(kind)}
     changes = {name: value for name, (value, *_) in EFFECTS.items() if name in names}
     seen = []

@@ -68,6 +68,8 @@ def runs(request: pytest.FixtureRequest, place: Path) -> Any:
     start = save_any(name, place / name)
     (start / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A start")
     done = {stage: place / f"{name}-{stage}" for stage in ("base", "instruct", "preference")}
+    for folder in done.values():  # made again where a worker took tests of other models in between
+        shutil.rmtree(folder, ignore_errors=True)
     command = [f"--model_name_or_path={start}", f"--dataset_name={place / 'documents.jsonl'}"]
     base = [*EVERY, *DOCUMENTS, *command, "--max_steps=4", "--save_steps=2"]
     said = train(train_base, *base, "--print_groups", f"--output_dir={done['base']}")
