@@ -1,6 +1,7 @@
 """The conversation of `fgpt chat` in a terminal: messages that are answered, and commands that begin with a slash."""
 
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fgpt_hf.errors import UserError
 
 if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings
 
     from fgpt_hf.chat import ChatSession
@@ -181,7 +183,31 @@ def _message_reader() -> Callable[[], str]:
     session: PromptSession[str] = PromptSession(
         multiline=True, prompt_continuation="  ", key_bindings=_keys(), output=output, enable_suspend=True
     )
-    return lambda: session.prompt("> ")
+    return lambda: _read_message(session)
+
+
+def _read_message(session: "PromptSession[str]") -> str:
+    """Wait for a message. SIGTERM first ends the wait: prompt_toolkit would show what its handler raised in a task."""
+    import asyncio  # which `fgpt --help` does without
+
+    handler, received = signal.getsignal(signal.SIGTERM), False
+
+    def end_wait() -> None:
+        nonlocal received
+        received = True
+        if session.app.future and not session.app.future.done():
+            session.app.exit(result="")
+
+    def before_wait() -> None:
+        if sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end_wait)
+
+    try:
+        return session.prompt("> ", pre_run=before_wait)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        if received:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _keys() -> "KeyBindings":

@@ -1,5 +1,6 @@
 """`fgpt chat` in a terminal, from the command line and in a pipe."""
 
+import asyncio
 import io
 import json
 import os
@@ -7,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pexpect
 import pytest
 from transformers import GenerationConfig
 
+from fgpt_hf.cli import conversation
 from fgpt_hf.cli.chat import answer_once
 from fgpt_hf.cli.main import run
 from fgpt_hf.tokenizer.tokenizer import END_OF_TEXT_ID, PAD_ID, build_tokenizer
@@ -291,3 +293,31 @@ def test_a_terminated_conversation_and_a_reader_that_leaves_end_cleanly(folder: 
     os.close(reading)
     assert child.communicate(timeout=300)[1] == ""
     assert child.returncode == 0
+
+
+def test_a_termination_within_a_task_of_the_prompt_ends_it_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompt_toolkit = pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.input import create_pipe_input
+
+    async def load(history: object) -> AsyncIterator[str]:
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0)
+        yield "an earlier message"
+
+    monkeypatch.setattr("prompt_toolkit.history.History.load", load)
+    monkeypatch.setattr(conversation, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("TERM", "xterm")
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        with (
+            create_pipe_input() as keyboard,
+            prompt_toolkit.application.create_app_session(input=keyboard),
+            pytest.raises(SystemExit, match="143"),
+        ):
+            conversation._message_reader()()
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caplog.records == []
