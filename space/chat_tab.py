@@ -124,12 +124,13 @@ class ChatTab:
         accepted["send"].failure(None, js="() => chatPage.takeBack()", **DIRECT)
         accepted["edit"].failure(_as_words, chat, chat, **DIRECT)
         written = [self._write_after(event) for event in accepted.values()]
-        ended = [box, chat]
-        stopped = box.stop(_without_reply, [box, chat], ended, cancels=written, **DIRECT)
+        # Stop cancels the event, which Gradio takes for its failure.
+        ended = [event.failure(_without_reply, [box, chat], [box, chat], **DIRECT) for event in written]
+        box.stop(None, cancels=written, **DIRECT)
         # Cancel first: otherwise a reply in progress would reappear.
         undone = chat.undo(None, cancels=written).then(_undo, chat, self._outputs, **DIRECT)
         cleared = chat.clear(None, cancels=written).then(self._cleared, None, self._outputs, **DIRECT)
-        for event in (*written, stopped, undone, cleared):
+        for event in (*written, *ended, undone, cleared):
             event.then(None, chat, self.saved, js="history => [history]", **DIRECT)
         for event in (undone, cleared):
             event.then(None, js="() => chatPage.focus()", **DIRECT)
@@ -142,8 +143,8 @@ class ChatTab:
         return [self.message, self.chatbot, self.base, self.note]
 
     def _write_after(self, accepted: Any) -> Any:
-        """Let a reply follow an accepted message, and if it cannot be written, give the message back."""
-        written = accepted.success(
+        """Let a reply follow an accepted message."""
+        return accepted.success(
             self._write,
             [self.chatbot, self.compare, *self.settings],
             self._outputs,
@@ -152,8 +153,6 @@ class ChatTab:
             show_progress_on=[self.chatbot, self.note],
             **MODEL_QUEUE,
         )
-        written.failure(_without_reply, [self.message, self.chatbot], [self.message, self.chatbot], **DIRECT)
-        return written
 
     def _send(self, request: gr.Request, message: str, history: History, *values: Any) -> Shown:
         return self._accepted(request, message, history, values)

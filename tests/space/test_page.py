@@ -235,6 +235,7 @@ def test_the_reply_to_an_edited_message_can_be_stopped(page: Page) -> None:
     page.page.get_by_role("button", name="Edit", exact=True).click()
     page.page.locator("#chat textarea").fill("on and on")
     page.page.get_by_role("button", name="Submit", exact=True).click()
+    page.page.locator("#chat [data-testid=bot]", has_text="on and on").wait_for()
     page.stop.click()
     page.page.get_by_role("button", name="Send", exact=True).wait_for()
     assert page.written() < 400
