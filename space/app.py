@@ -131,7 +131,7 @@ def chat_page(demo: Demo) -> gr.Blocks:
         with gr.Tab("How it was trained"):
             training_tab(lineage(model.card, demo.base.model.card if demo.base else None))
         add_api(demo)
-        tab.open_with(page)
+        tab.restore_on_load(page)
     return page
 
 

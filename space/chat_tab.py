@@ -124,13 +124,13 @@ class ChatTab:
         accepted["send"].failure(None, js="() => chatPage.takeBack()", **DIRECT)
         accepted["edit"].failure(_as_words, chat, chat, **DIRECT)
         written = [self._write_after(event) for event in accepted.values()]
-        # Stop cancels the event, which Gradio takes for its failure.
-        ended = [event.failure(_without_reply, [box, chat], [box, chat], **DIRECT) for event in written]
+        # Gradio counts a canceled event as a failed one, so these serve Stop too.
+        given_back = [event.failure(_without_reply, [box, chat], [box, chat], **DIRECT) for event in written]
         box.stop(None, cancels=written, **DIRECT)
         # Cancel first: otherwise a reply in progress would reappear.
         undone = chat.undo(None, cancels=written).then(_undo, chat, self._outputs, **DIRECT)
         cleared = chat.clear(None, cancels=written).then(self._cleared, None, self._outputs, **DIRECT)
-        for event in (*written, *ended, undone, cleared):
+        for event in (*written, *given_back, undone, cleared):
             event.then(None, chat, self.saved, js="history => [history]", **DIRECT)
         for event in (undone, cleared):
             event.then(None, js="() => chatPage.focus()", **DIRECT)
@@ -202,8 +202,8 @@ class ChatTab:
     def _cleared(self) -> Shown:
         return _may_send(), [], [], expected(self.demo.chat.model)
 
-    def open_with(self, page: gr.Blocks) -> None:
-        """When a browser opens the page, restore its conversation or follow a link; only then may a message be sent."""
+    def restore_on_load(self, page: gr.Blocks) -> None:
+        """Restore a browser's conversation, or follow its link, when it opens the page; no message is sent before."""
         outputs = [self.message, self.chatbot, self.compare, *self.settings]
         opened = page.load(self._open, self.saved, outputs, **TOLD)
         for end in (opened.success, opened.failure):

@@ -187,23 +187,23 @@ def _message_reader() -> Callable[[], str]:
 
 
 def _read_message(session: "PromptSession[str]") -> str:
-    """Wait for a message. SIGTERM first ends the wait: prompt_toolkit would show what its handler raised in a task."""
+    """Read a message. SIGTERM is handled after it: prompt_toolkit would log what a handler raises in its tasks."""
     import asyncio  # which `fgpt --help` does without
 
     handler, received = signal.getsignal(signal.SIGTERM), False
 
-    def end_wait() -> None:
+    def end_prompt() -> None:
         nonlocal received
         received = True
         if session.app.future and not session.app.future.done():
             session.app.exit(result="")
 
-    def before_wait() -> None:
+    def watch_for_sigterm() -> None:
         if sys.platform != "win32":
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end_wait)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end_prompt)
 
     try:
-        return session.prompt("> ", pre_run=before_wait)
+        return session.prompt("> ", pre_run=watch_for_sigterm)
     finally:
         signal.signal(signal.SIGTERM, handler)
         if received:

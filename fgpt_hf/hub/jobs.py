@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from huggingface_hub import HfApi, JobHardwareInfo
 
-from fgpt_hf.config.options import described_fields
+from fgpt_hf.config.options import described_fields, flag_value
 from fgpt_hf.config.presets import PRESETS
 from fgpt_hf.config.runs import BaseRun
 from fgpt_hf.errors import UserError
@@ -174,7 +174,6 @@ def _flags(run: Estimation) -> Iterator[str]:
     own = {"preset", "hub_model_id", "push_to_hub", "auto_find_batch_size"}  # the script sets the last two itself
     for field, _ in described_fields(BaseRun):
         value = getattr(run, field.name)
-        if field.name not in own and value is not None and value != getattr(PRESETS[run.preset], field.name):
-            given = str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
-            yield f"--{field.name} {shlex.quote(given)}"
+        if field.name not in own and value != getattr(PRESETS[run.preset], field.name):
+            yield f"--{field.name} {shlex.quote(flag_value(value))}"
     yield f"--hub_model_id {run.hub_model_id or 'USER/NAME'}"

@@ -229,7 +229,7 @@ def _reads_weights(model: PreTrainedModel) -> bool:
             size: Any = layer.nf if isinstance(layer, Conv1D) else layer.out_features
             setattr(parent, name, JointPart(JointLinear(layer, [size]), 0))  # which has no weight
         model(torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
-    except Exception as error:  # any other error is one of the reply too, where it is told
+    except Exception as error:  # any other one would meet the reply too, which reports it
         return isinstance(error, AttributeError)
     finally:
         for parent, name, layer in linears:

@@ -52,7 +52,7 @@ def add_adapter(model: PreTrainedModel, run: TuningRun, tokenizer: PreTrainedTok
         trainable_token_indices=dict.fromkeys(shape.token_matrices, role_ids) if role_ids else None,
         task_type="CAUSAL_LM",
     )
-    with _without_advice_to_programmers():
+    with _without_peft_warnings():
         try:
             model.add_adapter(config)
         except ValueError as error:  # such as for layers whose weights the model's own code reads
@@ -120,7 +120,7 @@ def merge_adapter_into(base: PreTrainedModel, adapter: str | Path) -> PreTrained
     require_peft(f"{adapter} is an adapter, which")
     from peft import PeftModel
 
-    with _without_advice_to_programmers():
+    with _without_peft_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")  # of weights that would stay random
         try:
             merged: PreTrainedModel = PeftModel.from_pretrained(base, adapter).merge_and_unload()
@@ -137,13 +137,13 @@ def require_peft(what: str) -> None:
     """Raise UserError, which begins with `what` needs it, unless PEFT is installed."""
     if find_spec("peft") is None:
         raise UserError(f"{what} needs PEFT: pip install 'fgpt-hf[peft]'")
-    # PEFT imports it where it is installed, and then it warns of a kernel for inference that is not.
+    # PEFT imports bitsandbytes where it is installed, which then warns that a kernel for inference is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
-def _without_advice_to_programmers() -> Iterator[None]:
-    """Keep warnings to oneself that a user of PEFT's callers can do nothing about."""
+def _without_peft_warnings() -> Iterator[None]:
+    """Silence the warnings of PEFT that a user can do nothing about."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out")  # which PEFT then sets itself
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)

@@ -61,7 +61,14 @@ def test_each_machine_has_a_time_a_cost_and_a_timeout(server: LoopbackHub, capsy
 def test_the_commands_repeat_all_options_of_the_run(server: LoopbackHub, capsys: pytest.CaptureFixture[str]) -> None:
     server.endpoints.hardware = MACHINES
     given = ["--preset=fgpt-124m", "--max_minutes=2h", "--learning_rate=1.234567e-4", "--dataset_name=a/b:7, c/d"]
-    given += ["--bf16=true", "--push_to_hub", "--hub_model_id=tester/tiny", "--gradient_accumulation_steps=8"]
+    given += [
+        "--dataset_revision=v1.0",
+        "--eval_tasks=none",
+        "--bf16=true",
+        "--push_to_hub",
+        "--hub_model_id=tester/tiny",
+        "--gradient_accumulation_steps=8",
+    ]
     run_fgpt(["estimate", "--jobs", *given])
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "hf_job.py" in line]
     assert len(commands) == 2

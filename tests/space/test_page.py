@@ -124,6 +124,26 @@ def test_stop_works_while_waiting_and_gives_the_message_back(page: Page, other: 
     assert other.stop.is_visible()
 
 
+def test_what_is_sent_while_a_reply_is_being_stopped_stays_in_the_box_until_then(page: Page) -> None:
+    page.set_longest(512)
+    page.send("on and on")
+    page.page.locator("#chat [data-testid=bot]", has_text="on and on").wait_for()
+    held: list[Any] = []
+    page.page.route("**/cancel", lambda route: held.append(route), times=1)
+    page.page.keyboard.press("Escape")
+    while not held:
+        page.page.wait_for_timeout(50)
+    page.page.wait_for_timeout(500)  # for a Send that comes too early
+    page.send("Next")
+    assert page.words() == ["on and on"] and page.box.input_value() == "Next"
+    held[0].continue_()
+    page.wait_until_written()
+    page.box.press("Enter")
+    page.page.locator("#chat [data-testid=bot]", has_text="Next").wait_for()
+    page.wait_until_written()
+    assert page.words() == ["on and on", "Next"] and page.box.input_value() == ""
+
+
 def test_escape_and_stop_end_the_writing_and_what_is_written_stays(page: Page) -> None:
     page.set_longest(512)
     for end in (lambda: page.page.keyboard.press("Escape"), lambda: page.stop.click()):
